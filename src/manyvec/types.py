@@ -1,0 +1,116 @@
+"""The records users hold: `Document` goes in, `Hit` comes out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from manyvec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with an id and metadata.
+
+    Args:
+        id: not empty; adding an id again replaces the document.
+        text: not blank; shown in hits and encoded whole, however long.
+        metadata: anything JSON can hold, and it comes back exactly as it went in: `None`, bool, int, float, str,
+            lists and dicts with text keys.
+
+    Raises:
+        InputError: one of them cannot be stored; the message names the id and, for metadata, the key.
+    """
+
+    id: str
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise InputError(f"a document's id must be a text of at least one character, got {self.id!r}")
+        _check_unicode(self.id, f"the id {self.id!r}")
+        if not isinstance(self.text, str):
+            raise InputError(f"document {self.id!r}: text must be a str, got {type(self.text).__name__}")
+        if not self.text.strip():
+            raise InputError(f"document {self.id!r} has no text: leave it out, or put its title or description there")
+        _check_unicode(self.text, f"document {self.id!r}: its text")
+        if not isinstance(self.metadata, Mapping):
+            raise InputError(f"document {self.id!r}: metadata must be a dict, got {type(self.metadata).__name__}")
+        for path, problem in _json_problems(self.metadata):
+            raise InputError(f"document {self.id!r}: metadata[{path!r}] {problem}")
+
+    @classmethod
+    def of(cls, value: Document | Mapping[str, Any]) -> Document:
+        """Make a document of a dict with the keys `id`, `text` and, if wanted, `metadata`."""
+        if isinstance(value, Document):
+            return value
+        if not isinstance(value, Mapping):
+            raise InputError(f"a document is a dict or a Document, got {type(value).__name__}")
+        if unknown := set(value) - {"id", "text", "metadata"}:
+            raise InputError(
+                f"document {value.get('id')!r}: unknown key {sorted(map(str, unknown))[0]!r}. "
+                "A document has id, text and metadata; everything else belongs into metadata."
+            )
+        if missing := {"id", "text"} - set(value):
+            raise InputError(f"document {value.get('id')!r}: {sorted(missing)[0]!r} is missing")
+        metadata = value.get("metadata")
+        return cls(value["id"], value["text"], {} if metadata is None else metadata)
+
+    def metadata_json(self) -> str:
+        """The metadata as JSON text, keys in the order they came."""
+        return json.dumps(self.metadata, ensure_ascii=False, allow_nan=False, default=dict)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document found, and how well it matched.
+
+    Attributes:
+        score: ColBERT's MaxSim, the best match of every query token, summed; at most the number of query tokens.
+        similarity: the mean instead of the sum (FILIP), in [-1, 1]: comparable between queries of unlike length.
+        rank: 1 is best. Equal scores are ordered by id.
+    """
+
+    id: str
+    text: str
+    metadata: dict[str, Any]
+    score: float
+    similarity: float
+    rank: int
+
+
+def _check_unicode(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} holds a lone surrogate at character {error.start}, which is not valid text") from None
+
+
+def _json_problems(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Each place that JSON would refuse, or would give back as something else, with what is wrong there."""
+    if value is None or isinstance(value, (bool, int)):
+        return
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            yield path, "holds a lone surrogate, which is not valid text"
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield path, f"is {value}, which JSON cannot hold: use None"
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _json_problems(item, f"{path}[{i}]")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield path or str(key), f"has the key {key!r}: keys must be text"
+            else:
+                yield from _json_problems(key, path or "a key")
+                yield from _json_problems(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, f"is a {type(value).__name__}, which JSON cannot hold: store a text, number, list or dict"
