@@ -6,7 +6,7 @@ https://arxiv.org/abs/2004.12832) or averaged (FILIP, https://arxiv.org/abs/2111
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,7 +91,7 @@ class MaxSimScorer:
         query_vectors = torch.from_numpy(np.ascontiguousarray(queries.vectors, np.float32))
         buffer = torch.empty(0)
         for first, lengths, rows in self._blocks(documents, subset):
-            block = torch.from_numpy(rows)
+            block = torch.from_dlpack(rows)  # takes the read-only arrays that Arrow gives
             if block.dtype != torch.float32:
                 if len(buffer) < len(block):
                     buffer = torch.empty(len(block), documents.dim)
@@ -125,12 +125,12 @@ class MaxSimScorer:
             first = last
 
 
-def top_k(scores: Scores, ids: NDArray[np.object_], k: int) -> NDArray[np.int64]:
+def top_k(scores: Scores, ids: Sequence[str] | NDArray[np.object_], k: int) -> list[int]:
     """Places of the k best scores, best first; equal scores in the order of their ids. -inf is never among them."""
     k = min(k, int(np.count_nonzero(scores > -np.inf)))
     if k <= 0:
-        return np.empty(0, np.int64)
+        return []
     threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
     # Everything that ties with the last one takes part, or the order of storage would decide.
-    best = np.flatnonzero(scores >= threshold)
-    return best[np.lexsort((ids[best].astype(str), -scores[best]))][:k]
+    tied: list[int] = np.flatnonzero(scores >= threshold).tolist()
+    return sorted(tied, key=lambda i: (-scores[i], ids[i]))[:k]

@@ -1,0 +1,460 @@
+"""`Index`: documents in, exact late-interaction search out, kept in one LanceDB database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from importlib.metadata import version as package_version
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.candidates import Candidates, Exhaustive, Query
+from manyvec.encoders import Encoder, load_encoder
+from manyvec.errors import EncoderError, FilterError, InputError, ManifestError, ManyvecError, StoreError
+from manyvec.filters import ColumnType, Filter, from_dict, to_sql
+from manyvec.resident import Resident
+from manyvec.scoring import MaxSimScorer, Scores, top_k
+from manyvec.store import FILTER_PREFIX, Manifest, Row, Store, Stored, disk_bytes, where_ids
+from manyvec.tokens import TokenBatch
+from manyvec.types import Document, Hit
+
+DEFAULT_CACHE_BYTES = 2 * 2**30
+# One commit holds this many documents, or this many characters: what a killed run loses at most.
+_BATCH_DOCUMENTS = 256
+_BATCH_CHARACTERS = 1_000_000
+# Scores of so many query-document pairs are held at a time.
+_MAX_SCORES = 16 * 2**20
+
+Where = Filter | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What `Index.add` did: documents new to the index, replaced, and left alone because they were there as they are."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+
+    def __add__(self, other: AddReport) -> AddReport:
+        return AddReport(
+            self.added + other.added, self.updated + other.updated, self.unchanged + other.unchanged
+        )
+
+    @property
+    def total(self) -> int:
+        return self.added + self.updated + self.unchanged
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index holds. Bytes on disk count every version still kept; they are None for a bucket."""
+
+    uri: str
+    documents: int
+    tokens: int
+    model: str
+    dim: int
+    storage: str
+    filters: dict[str, str]
+    version: int
+    bytes_on_disk: int | None
+    bytes_in_memory: int
+    cache_bytes: int
+
+
+class Index:
+    """A late-interaction index. May be shared by threads; other processes' commits are seen by the next call.
+
+    Make one with `Index.create` or `Index.open`.
+    """
+
+    def __init__(self, store: Store, encoder: Encoder | None, *, cache_bytes: int) -> None:
+        self.cache_bytes = cache_bytes
+        self.candidates: Candidates = Exhaustive()
+        self.depth = 300
+        self._store = store
+        self._encoder = encoder
+        self._scorer = MaxSimScorer()
+        self._resident: Resident | None = None
+        self._writing = threading.RLock()
+        self._loading = threading.Lock()
+
+    @classmethod
+    def create(
+        cls,
+        uri: str | PathLike[str],
+        encoder: str | Encoder = "minilm",
+        *,
+        filters: Mapping[str, Any] | None = None,
+        exist_ok: bool = False,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> Index:
+        """Make an empty index.
+
+        Args:
+            uri: a folder, or `s3://`, `gs://`, `az://`.
+            encoder: a name for `load_encoder`, or an encoder.
+            filters: metadata keys that searches can filter on, with their types: `str`, `int`, `float`, `bool`,
+                `datetime`, or `list[...]` of one. Other metadata is stored and returned all the same.
+            exist_ok: open the index if there is one already; it must have this encoder and these filters.
+            cache_bytes: memory for token vectors; what is beyond it is read from disk at every search.
+
+        Raises:
+            InputError: there is an index already, or a filter is declared with an unknown type.
+            ManifestError: with `exist_ok`, the index there has another encoder or other filters.
+            StoreError: the place cannot be written.
+        """
+        encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+        manifest = Manifest(
+            model=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+            filters={name: str(ColumnType.of(name, kind)) for name, kind in (filters or {}).items()},
+            library=package_version("manyvec"),
+        )
+        try:
+            store = Store.create(_uri(uri), manifest)
+        except InputError:
+            if not exist_ok:
+                raise
+            index = cls.open(uri, encoder, cache_bytes=cache_bytes)
+            if index.filters != manifest.filters:
+                raise ManifestError(
+                    f"the index {index.uri} has the filters {index.filters}, not {manifest.filters}: "
+                    "open it with its own, or build a new index"
+                ) from None
+            return index
+        return cls(store, encoder, cache_bytes=cache_bytes)
+
+    @classmethod
+    def open(
+        cls,
+        uri: str | PathLike[str],
+        encoder: str | Encoder | None = None,
+        *,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> Index:
+        """Open an index.
+
+        Args:
+            encoder: by default the one the index was built with, loaded when it is first needed; nothing is
+                downloaded unasked, so a hub model that this machine does not have yet must be named here.
+            cache_bytes: see `create`.
+
+        Raises:
+            IndexNotFoundError: there is none.
+            ManifestError: its description is missing or damaged, or the encoder is not the one it was built with.
+        """
+        index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes)
+        if encoder is not None:
+            index._encoder = index._fitting(load_encoder(encoder) if isinstance(encoder, str) else encoder)
+        return index
+
+    def __repr__(self) -> str:
+        return f"Index({self.uri!r}, {self.count()} documents, {self._store.manifest.model})"
+
+    @property
+    def uri(self) -> str:
+        return self._store.uri
+
+    @property
+    def model(self) -> str:
+        """Name of the encoder the index was built with."""
+        return self._store.manifest.model
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """The declared filter columns and their types."""
+        return dict(self._store.manifest.filters)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder the index was built with, loaded at the first use."""
+        if self._encoder is None:
+            try:
+                self._encoder = self._fitting(load_encoder(self.model, local_files_only=True))
+            except EncoderError as error:
+                raise EncoderError(
+                    f"the index {self.uri} was built with {self.model!r}, which cannot be loaded here. "
+                    f"Pass it: Index.open({self.uri!r}, encoder=...). {error}"
+                ) from error
+        return self._encoder
+
+    def add(
+        self, documents: Iterable[Document | Mapping[str, Any]], *, show_progress: bool = False
+    ) -> AddReport:
+        """Add documents; one whose id is there already replaces the old one.
+
+        Documents are encoded and committed in batches of 256. One that is stored with the same text is not encoded
+        again, so a run that was killed is completed by running it once more. Of equal ids in one call the last wins.
+
+        Args:
+            documents: `Document`s, or dicts with `id`, `text` and, if wanted, `metadata`; any number of them.
+            show_progress: draw a bar with documents per second.
+
+        Raises:
+            InputError: a document cannot be stored; those before its batch are.
+            StoreError: the database could not be written; the batches before are stored.
+        """
+        from tqdm.auto import tqdm
+
+        total = len(documents) if isinstance(documents, Sequence) else None
+        report = AddReport()
+        with self._writing, tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
+            try:
+                for batch in _batches(documents):
+                    report += self._add_batch(batch)
+                    bar.update(len(batch))
+            except (InputError, EncoderError, StoreError) as error:
+                if not report.total:
+                    raise
+                note = f"{error} (The {report.total} documents before are stored; add them all again to go on.)"
+                raise type(error)(note) from error
+        return report
+
+    def get(self, ids: str | Sequence[str]) -> list[Document]:
+        """The documents with these ids, in this order; unknown ids are left out."""
+        ids = _ids(ids)
+        snapshot = self._store.snapshot()
+        known = snapshot.find(ids)
+        wanted = [known[id].row_id for id in ids if id in known]
+        return [Document(row["id"], row["text"], json.loads(row["metadata"])) for row in snapshot.texts(wanted)]
+
+    def delete(self, ids: str | Sequence[str] | None = None, *, filter: Where | None = None) -> int:
+        """Delete documents by id, or all that pass a filter; answers how many there were. Unknown ids do no harm.
+
+        Raises:
+            InputError: neither or both are given.
+        """
+        if (ids is None) == (filter is None):
+            raise InputError("delete takes ids or a filter, one of the two")
+        with self._writing:
+            if ids is None:
+                return self._store.delete(self._where(filter) or "true")
+            return sum(self._store.delete(where) for where in where_ids(_ids(ids)))
+
+    def count(self, filter: Where | None = None) -> int:
+        """How many documents there are, or pass a filter."""
+        return self._store.snapshot().count(self._where(filter))
+
+    def search(self, query: str, k: int = 10, *, filter: Where | None = None) -> list[Hit]:
+        """Find the documents that match a query best.
+
+        Args:
+            query: a text; one without any token finds nothing.
+            k: how many hits, at most; 0 gives none.
+            filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
+
+        Returns:
+            Hits, best first; equal scores in the order of ids.
+
+        Raises:
+            InputError: `query` is no text, or `k` is negative.
+            FilterError: the filter names an undeclared column, or a value has another type.
+        """
+        if not isinstance(query, str):
+            raise InputError(f"a query is a text, got {type(query).__name__}")
+        return self.search_many([query], k, filter=filter)[0]
+
+    def search_many(self, queries: Sequence[str], k: int = 10, *, filter: Where | None = None) -> list[list[Hit]]:
+        """`search` for several queries, encoded in one pass and scored in one: a list of hits for each."""
+        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
+            raise InputError("search_many takes a list of texts; for one text use search")
+        if isinstance(k, bool) or not isinstance(k, int) or k < 0:
+            raise InputError(f"k must be a whole number, 0 or more, got {k!r}")
+        where = self._where(filter)
+        if not queries or k == 0:
+            return [[] for _ in queries]
+        tokens = self._encode_queries(queries)
+        hits: list[list[Hit]] = []
+        for part in _parts(len(queries), len(self._documents())):
+            hits += self._search_part(queries[part], tokens.select(np.arange(part.start, part.stop)), k, where)
+        return hits
+
+    def optimize(self, *, keep: timedelta = timedelta(days=7)) -> None:
+        """Merge small files, bring the indexes on text and filter columns up to date, and free disk space.
+
+        Args:
+            keep: how long replaced and deleted data stays on disk. `timedelta(0)` frees all of it, and fails searches
+                that other processes are in the middle of.
+        """
+        with self._writing:
+            self._store.optimize(keep)
+
+    def info(self) -> IndexInfo:
+        manifest = self._store.manifest
+        states = self._store.snapshot().states()
+        return IndexInfo(
+            uri=self.uri,
+            documents=len(states.row_ids),
+            tokens=int(states.n_tokens.sum()),
+            model=manifest.model,
+            dim=manifest.dim,
+            storage=manifest.storage,
+            filters=dict(manifest.filters),
+            version=self._store.version,
+            bytes_on_disk=disk_bytes(self.uri),
+            bytes_in_memory=self._resident.bytes_held if self._resident else 0,
+            cache_bytes=self.cache_bytes,
+        )
+
+    def _fitting(self, encoder: Encoder) -> Encoder:
+        """The encoder, if it is the one the index was built with."""
+        manifest = self._store.manifest
+        if encoder.dim != manifest.dim or encoder.fingerprint != manifest.fingerprint:
+            same_name = " (other weights or settings under the same name)" if encoder.name == manifest.model else ""
+            raise ManifestError(
+                f"the index {self.uri} holds {manifest.dim}-dim vectors of {manifest.model}; the encoder is "
+                f"{encoder.name} ({encoder.dim}-dim){same_name}. Open it with {manifest.model}, or build a new index."
+            )
+        return encoder
+
+    def _documents(self) -> Resident:
+        """The newest version of the table, its token vectors in memory as far as the budget goes."""
+        resident = self._resident
+        if resident is not None and resident.snapshot.version == self._store.version:
+            return resident
+        with self._loading:
+            snapshot = self._store.snapshot()
+            if self._resident is None:
+                self._resident = Resident.load(snapshot, self._store.manifest.dim, self.cache_bytes)
+            elif self._resident.snapshot.version != snapshot.version:
+                self._resident = self._resident.refreshed(snapshot)
+            return self._resident
+
+    def _where(self, condition: Where | None) -> str | None:
+        if condition is None:
+            return None
+        return to_sql(from_dict(condition), self._store.manifest.columns, FILTER_PREFIX)
+
+    def _encode_queries(self, queries: Sequence[str]) -> TokenBatch:
+        tokens = self.encoder.encode_queries(queries)
+        if len(tokens) != len(queries) or tokens.dim != self._store.manifest.dim:
+            raise EncoderError(f"{self.model} gave {tokens!r} for {len(queries)} queries of dim {self._store.manifest.dim}")
+        return tokens
+
+    def _search_part(
+        self, queries: Sequence[str], tokens: TokenBatch, k: int, where: str | None
+    ) -> list[list[Hit]]:
+        resident = self._documents()
+        try:
+            return self._search_version(resident, queries, tokens, k, where)
+        except StoreError:
+            # Another process may have removed this version from under us; a newer one is as good an answer.
+            if self._store.version == resident.snapshot.version:
+                raise
+            return self._search_version(self._documents(), queries, tokens, k, where)
+
+    def _search_version(
+        self, resident: Resident, queries: Sequence[str], tokens: TokenBatch, k: int, where: str | None
+    ) -> list[list[Hit]]:
+        if isinstance(self.candidates, Exhaustive):
+            # The same documents for all queries, so all are scored in one pass over them.
+            documents = np.arange(len(resident)) if where is None else resident.passing(where)
+            chosen = [documents] * len(queries)
+            scored = list(resident.score(self._scorer, tokens, None if where is None else documents))
+        else:
+            found = [
+                self.candidates.find(Query(text, tokens[i]), resident.snapshot, depth=max(self.depth, k), where=where)
+                for i, text in enumerate(queries)
+            ]
+            chosen = [np.sort(resident.places(row_ids)) for row_ids in found]
+            scored = [resident.score(self._scorer, tokens.select([i]), chosen[i])[0] for i in range(len(queries))]
+        return [
+            self._hits(resident, documents[best], scores[best], n_tokens)
+            for documents, scores, n_tokens in zip(chosen, scored, tokens.lengths.tolist(), strict=True)
+            for best in [top_k(scores, resident.states.ids[documents], k)]
+        ]
+
+    def _hits(self, resident: Resident, documents: NDArray[np.int64], scores: Scores, n_tokens: int) -> list[Hit]:
+        rows = resident.snapshot.texts(resident.states.row_ids[documents])
+        return [
+            Hit(row["id"], row["text"], json.loads(row["metadata"]), score, score / n_tokens, rank)
+            for rank, (row, score) in enumerate(zip(rows, scores.tolist(), strict=True), start=1)
+        ]
+
+    def _add_batch(self, documents: Sequence[Document]) -> AddReport:
+        latest = {document.id: document for document in documents}
+        rows = [self._row(document) for document in latest.values()]
+        stored = self._store.find(list(latest))
+        changed = [row for row in rows if not _same(stored.get(row.id), row, with_metadata=True)]
+        kept = [row for row in changed if _same(stored.get(row.id), row, with_metadata=False)]
+        new = [row for row in changed if not _same(stored.get(row.id), row, with_metadata=False)]
+        if new:
+            self._store.upsert(new, self._encode_documents(new))
+        if kept:
+            # The text is as it was, only its metadata changed: the vectors are moved, not made again.
+            snapshot = self._store.snapshot()
+            now = snapshot.find([row.id for row in kept])
+            if still := [row for row in kept if _same(now.get(row.id), row, with_metadata=False)]:
+                self._store.upsert(still, snapshot.tokens([now[row.id].row_id for row in still], spans=True))
+        updated = sum(row.id in stored for row in changed)
+        return AddReport(len(changed) - updated, updated, len(documents) - len(changed))
+
+    def _row(self, document: Document) -> Row:
+        columns = self._store.manifest.columns
+        filters = {
+            name: kind.convert(document.metadata.get(name), f"document {document.id!r}: metadata[{name!r}]")
+            for name, kind in columns.items()
+        }
+        content_hash = hashlib.blake2b(document.text.encode(), digest_size=16).hexdigest()
+        return Row(document.id, document.text, document.metadata_json(), content_hash, filters)
+
+    def _encode_documents(self, rows: Sequence[Row]) -> TokenBatch:
+        tokens = self.encoder.encode_documents([row.text for row in rows])
+        if len(tokens) != len(rows) or tokens.dim != self._store.manifest.dim:
+            raise EncoderError(f"{self.model} gave {tokens!r} for {len(rows)} documents of dim {self._store.manifest.dim}")
+        if len(empty := np.flatnonzero(tokens.lengths == 0)):
+            raise InputError(f"document {rows[empty[0]].id!r}: {self.model} finds no token in its text")
+        return tokens
+
+
+def _same(stored: Stored | None, row: Row, *, with_metadata: bool) -> bool:
+    if stored is None or stored.content_hash != row.content_hash:
+        return False
+    return not with_metadata or stored.metadata == row.metadata
+
+
+def _uri(uri: str | PathLike[str]) -> str:
+    text = fspath(uri)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"an index needs a folder or a bucket's URI, got {uri!r}")
+    return text if "://" in text else str(Path(text).expanduser())
+
+
+def _ids(ids: str | Sequence[str]) -> list[str]:
+    found = [ids] if isinstance(ids, str) else list(ids)
+    for id in found:
+        if not isinstance(id, str):
+            raise InputError(f"an id is a text, got {id!r}")
+    return list(dict.fromkeys(found))
+
+
+def _parts(n_queries: int, n_documents: int) -> Iterator[slice]:
+    """Runs of queries whose scores fit into memory together."""
+    size = max(1, _MAX_SCORES // max(1, n_documents))
+    for start in range(0, n_queries, size):
+        yield slice(start, min(start + size, n_queries))
+
+
+def _batches(documents: Iterable[Document | Mapping[str, Any]]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    n_characters = 0
+    for value in documents:
+        document = Document.of(value)
+        if batch and (len(batch) == _BATCH_DOCUMENTS or n_characters + len(document.text) > _BATCH_CHARACTERS):
+            yield batch
+            batch, n_characters = [], 0
+        batch.append(document)
+        n_characters += len(document.text)
+    if batch:
+        yield batch

@@ -1,0 +1,157 @@
+"""Token vectors held in memory for one version of the table, as many as a budget allows, and the rest from disk.
+
+A `Resident` never changes. When the table does, `refreshed` makes a new one that shares the vectors of all documents
+that stayed as they were, so that one added document costs one document's reading, and a search that runs meanwhile
+goes on with the version it started with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.scoring import MaxSimScorer, Scores
+from manyvec.store import RowStates, Snapshot
+from manyvec.tokens import TokenBatch, offsets_of
+
+# Bytes of token vectors read from disk at a time.
+_WINDOW_BYTES = 64 * 2**20
+# Segments are merged up to this size: larger copies would cost more than scoring a few segments more.
+_MERGE_BYTES = 256 * 2**20
+_ON_DISK = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """The documents of one table version. Document i is row `states.row_ids[i]`.
+
+    Attributes:
+        segments: token vectors in memory.
+        segment_of: (n_documents,) which segment holds a document, -1 for none.
+        place_of: (n_documents,) where in its segment; rising within each segment.
+    """
+
+    snapshot: Snapshot
+    states: RowStates
+    dim: int
+    budget: int
+    segments: tuple[TokenBatch, ...]
+    segment_of: NDArray[np.int64]
+    place_of: NDArray[np.int64]
+
+    @classmethod
+    def load(cls, snapshot: Snapshot, dim: int, budget: int) -> Resident:
+        """Read a version's token vectors, in row order, until `budget` bytes are full."""
+        nothing = np.empty(0, np.int64)
+        states = RowStates(nothing, nothing, nothing, np.empty(0, object))
+        return cls(snapshot, states, dim, budget, (), nothing, nothing).refreshed(snapshot)
+
+    def __len__(self) -> int:
+        return len(self.states.row_ids)
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(segment.vectors.nbytes for segment in self.segments)
+
+    def refreshed(self, snapshot: Snapshot) -> Resident:
+        """The same for another version: unchanged documents keep their vectors, new and changed ones are read."""
+        states = snapshot.states()
+        segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
+        place_of = np.zeros(len(states.row_ids), np.int64)
+        if len(self):
+            before = np.searchsorted(self.states.row_ids, states.row_ids).clip(max=len(self) - 1)
+            same = (self.states.row_ids[before] == states.row_ids) & (self.states.updated[before] == states.updated)
+            segment_of[same], place_of[same] = self.segment_of[before[same]], self.place_of[before[same]]
+        segments = _without_dead(self.segments, segment_of, place_of)
+
+        free = self.budget - sum(segment.vectors.nbytes for segment in segments)
+        missing = np.flatnonzero(segment_of == _ON_DISK)
+        fitting = missing[np.cumsum(states.n_tokens[missing]) * 2 * self.dim <= free]
+        if len(fitting):
+            segment_of[fitting], place_of[fitting] = len(segments), np.arange(len(fitting))
+            segments.append(_read(snapshot, states, fitting, self.dim))
+        _merge_newest(segments, segment_of, place_of)
+        return Resident(snapshot, states, self.dim, self.budget, tuple(segments), segment_of, place_of)
+
+    def places(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) which documents these rows are; they must be rows of this version."""
+        return np.searchsorted(self.states.row_ids, row_ids)
+
+    def passing(self, where: str) -> NDArray[np.int64]:
+        """(n,) the documents for which the condition holds, in rising order."""
+        return self.places(self.snapshot.row_ids(where))
+
+    def score(
+        self, scorer: MaxSimScorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None
+    ) -> Scores:
+        """(n_queries, n_documents) scores of these documents, given in rising order, or of all."""
+        chosen = np.arange(len(self)) if documents is None else documents
+        scores = np.full((len(queries), len(chosen)), -np.inf, np.float32)
+        segment_of = self.segment_of[chosen]
+        for number, segment in enumerate(self.segments):
+            here = np.flatnonzero(segment_of == number)
+            if len(here) == len(segment):
+                scores[:, here] = scorer.score_many(queries, segment)
+            elif len(here):
+                scores[:, here] = scorer.score_many(queries, segment, self.place_of[chosen[here]])
+        on_disk = np.flatnonzero(segment_of == _ON_DISK)
+        for window in _windows(self.states.n_tokens[chosen[on_disk]], self.dim):
+            here = on_disk[window]
+            scores[:, here] = scorer.score_many(queries, self.snapshot.tokens(self.states.row_ids[chosen[here]]))
+        return scores
+
+
+def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64], dim: int) -> TokenBatch:
+    """One segment of these documents, filled window by window, so that memory never holds it twice."""
+    offsets = offsets_of(states.n_tokens[documents])
+    vectors = np.empty((offsets[-1], dim), np.float16)
+    for window in _windows(states.n_tokens[documents], dim):
+        rows = snapshot.tokens(states.row_ids[documents[window]]).vectors
+        vectors[offsets[window.start] : offsets[window.stop]] = rows
+    return TokenBatch.unchecked(vectors, offsets)
+
+
+def _windows(n_tokens: NDArray[np.int64], dim: int) -> Iterator[slice]:
+    """Runs of documents whose float16 vectors fill one window; a larger document makes a run of its own."""
+    ends = np.cumsum(n_tokens) * 2 * dim
+    start = 0
+    while start < len(n_tokens):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _WINDOW_BYTES, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
+def _without_dead(
+    segments: tuple[TokenBatch, ...], segment_of: NDArray[np.int64], place_of: NDArray[np.int64]
+) -> list[TokenBatch]:
+    """The segments, those of which less than half is still alive cut down to that; places are mended in place."""
+    kept: list[TokenBatch] = []
+    for number, segment in enumerate(segments):
+        alive = np.flatnonzero(segment_of == number)
+        if not len(alive):
+            continue
+        if 2 * segment.lengths[place_of[alive]].sum() < segment.n_tokens:
+            segment = segment.select(place_of[alive])
+            place_of[alive] = np.arange(len(alive))
+        segment_of[alive] = len(kept)
+        kept.append(segment)
+    return kept
+
+
+def _merge_newest(segments: list[TokenBatch], segment_of: NDArray[np.int64], place_of: NDArray[np.int64]) -> None:
+    """Join the last two segments while the newer is at least half the older: n additions leave log n segments."""
+    while len(segments) > 1:
+        older, newer = segments[-2:]
+        size = older.vectors.nbytes + newer.vectors.nbytes
+        if 2 * newer.vectors.nbytes < older.vectors.nbytes or size > _MERGE_BYTES:
+            return
+        last = len(segments) - 1
+        # In row order, and without the dead.
+        merged = np.flatnonzero(segment_of >= last - 1)
+        places = place_of[merged] + np.where(segment_of[merged] == last, len(older), 0)
+        segments[-2:] = [TokenBatch.concatenate([older, newer]).select(places)]
+        segment_of[merged], place_of[merged] = last - 1, np.arange(len(merged))
