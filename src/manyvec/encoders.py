@@ -362,7 +362,7 @@ def _read_model(name: str, device: str, local_files_only: bool) -> MultiVectorEn
 
 
 def _has_token_head(name: str, local_files_only: bool) -> bool:
-    """Whether a checkpoint brings the projection of its token vectors; MultiVectorEncoder would invent one otherwise."""
+    """Whether a checkpoint brings its token projection; MultiVectorEncoder would invent one otherwise."""
     import json
 
     from sentence_transformers.util import load_file_path

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree; and `require`, which imports optional packages or says how to get them.
+"""What can go wrong, as one tree; and two checks that many modules share.
 
     ManyvecError
     ├── InputError (ValueError)          a document, query or argument cannot be used
@@ -53,6 +53,14 @@ class StoreError(ManyvecError, OSError):
 
 class MissingPackageError(ManyvecError, ImportError):
     """An optional package is not installed."""
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Refuse text that cannot be written as UTF-8, and so neither be stored nor searched for."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} holds a lone surrogate at character {error.start}, which is not valid text") from None
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -13,9 +13,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
-from typing import Any, Literal, TypeAlias, cast, get_args, get_origin
+from typing import Any, Literal, TypeAlias, get_args, get_origin
 
-from manyvec.errors import FilterError, InputError
+from manyvec.errors import FilterError, InputError, check_unicode
 
 Op = Literal["==", "<", "<=", ">", ">=", "in", "contains", "is null"]
 Scalar: TypeAlias = "type[str] | type[int] | type[float] | type[bool] | type[datetime]"
@@ -33,7 +33,9 @@ class ColumnType:
 
     @classmethod
     def of(cls, name: str, declared: Any) -> ColumnType:
-        """Read a declaration as users write it: `int`, `str`, `datetime`, `list[str]`, …"""
+        """Read a declaration as users write it: `int`, `str`, `datetime`, `list[str]`, …, or the same as text."""
+        if isinstance(declared, str):
+            return cls.parse(declared)
         is_list = get_origin(declared) is list
         scalar = get_args(declared)[0] if is_list else declared
         scalar = datetime if scalar is date else scalar
@@ -205,8 +207,8 @@ def _flat(node: AllOf | AnyOf) -> list[Filter]:
     stack: list[Filter] = list(reversed(node.parts))
     while stack:
         part = stack.pop()
-        if type(part) is type(node) and (parts := cast("AllOf | AnyOf", part).parts):
-            stack.extend(reversed(parts))
+        if isinstance(part, type(node)) and part.parts:
+            stack.extend(reversed(part.parts))
         else:
             flat.append(part)
     return flat
@@ -257,16 +259,13 @@ def _convert(value: Any, scalar: Scalar, what: str) -> Any:
         if math.isfinite(value):
             return float(value)
         raise InputError(f"{what} must be a finite number, got {value!r}")
-    if isinstance(value, scalar) and (isinstance(value, bool) is (scalar is bool)):
-        if scalar is int and not -(2**63) <= value < 2**63:
-            raise InputError(f"{what} must fit into 64 bits, got {value!r}")
-        if scalar is str:
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"{what} holds a lone surrogate, which is not valid text") from None
-        return value
-    raise InputError(f"{what} must be a {scalar.__name__}, got {value!r}")
+    if not isinstance(value, scalar) or isinstance(value, bool) is not (scalar is bool):
+        raise InputError(f"{what} must be a {scalar.__name__}, got {value!r}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(f"{what} must fit into 64 bits, got {value!r}")
+    if isinstance(value, str):
+        check_unicode(value, what)
+    return value
 
 
 def _convert_datetime(value: Any, what: str) -> datetime:

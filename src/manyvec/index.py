@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version as package_version
 from os import PathLike, fspath
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from manyvec.candidates import Candidates, Exhaustive, Query
 from manyvec.encoders import Encoder, load_encoder
-from manyvec.errors import EncoderError, FilterError, InputError, ManifestError, ManyvecError, StoreError
+from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
 from manyvec.resident import Resident
 from manyvec.scoring import MaxSimScorer, Scores, top_k
@@ -38,16 +38,14 @@ Where = Filter | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class AddReport:
-    """What `Index.add` did: documents new to the index, replaced, and left alone because they were there as they are."""
+    """What `Index.add` did: documents new, replaced, and left alone because they were there as they are."""
 
     added: int = 0
     updated: int = 0
     unchanged: int = 0
 
     def __add__(self, other: AddReport) -> AddReport:
-        return AddReport(
-            self.added + other.added, self.updated + other.updated, self.unchanged + other.unchanged
-        )
+        return AddReport(self.added + other.added, self.updated + other.updated, self.unchanged + other.unchanged)
 
     @property
     def total(self) -> int:
@@ -189,9 +187,7 @@ class Index:
                 ) from error
         return self._encoder
 
-    def add(
-        self, documents: Iterable[Document | Mapping[str, Any]], *, show_progress: bool = False
-    ) -> AddReport:
+    def add(self, documents: Iterable[Document | Mapping[str, Any]], *, show_progress: bool = False) -> AddReport:
         """Add documents; one whose id is there already replaces the old one.
 
         Documents are encoded and committed in batches of 256. One that is stored with the same text is not encoded
@@ -207,7 +203,7 @@ class Index:
         """
         from tqdm.auto import tqdm
 
-        total = len(documents) if isinstance(documents, Sequence) else None
+        total = len(documents) if isinstance(documents, Sized) else None
         report = AddReport()
         with self._writing, tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
             try:
@@ -280,6 +276,19 @@ class Index:
             hits += self._search_part(queries[part], tokens.select(np.arange(part.start, part.stop)), k, where)
         return hits
 
+    def rank(
+        self, queries: Sequence[str], candidates: Candidates, depth: int = 100, *, filter: Where | None = None
+    ) -> list[list[str]]:
+        """Ids that a candidate generator finds by itself, best first: for comparing first stages with `search`."""
+        where = self._where(filter)
+        tokens = self._encode_queries(queries)
+        documents = self._documents()
+        found = [
+            candidates.find(Query(text, tokens[i]), documents.snapshot, depth=depth, where=where)
+            for i, text in enumerate(queries)
+        ]
+        return [documents.states.ids[documents.places(row_ids)].tolist() for row_ids in found]
+
     def optimize(self, *, keep: timedelta = timedelta(days=7)) -> None:
         """Merge small files, bring the indexes on text and filter columns up to date, and free disk space.
 
@@ -339,12 +348,12 @@ class Index:
     def _encode_queries(self, queries: Sequence[str]) -> TokenBatch:
         tokens = self.encoder.encode_queries(queries)
         if len(tokens) != len(queries) or tokens.dim != self._store.manifest.dim:
-            raise EncoderError(f"{self.model} gave {tokens!r} for {len(queries)} queries of dim {self._store.manifest.dim}")
+            raise EncoderError(
+                f"{self.model} gave {tokens!r} for {len(queries)} queries of dim {self._store.manifest.dim}"
+            )
         return tokens
 
-    def _search_part(
-        self, queries: Sequence[str], tokens: TokenBatch, k: int, where: str | None
-    ) -> list[list[Hit]]:
+    def _search_part(self, queries: Sequence[str], tokens: TokenBatch, k: int, where: str | None) -> list[list[Hit]]:
         resident = self._documents()
         try:
             return self._search_version(resident, queries, tokens, k, where)
@@ -412,7 +421,9 @@ class Index:
     def _encode_documents(self, rows: Sequence[Row]) -> TokenBatch:
         tokens = self.encoder.encode_documents([row.text for row in rows])
         if len(tokens) != len(rows) or tokens.dim != self._store.manifest.dim:
-            raise EncoderError(f"{self.model} gave {tokens!r} for {len(rows)} documents of dim {self._store.manifest.dim}")
+            raise EncoderError(
+                f"{self.model} gave {tokens!r} for {len(rows)} documents of dim {self._store.manifest.dim}"
+            )
         if len(empty := np.flatnonzero(tokens.lengths == 0)):
             raise InputError(f"document {rows[empty[0]].id!r}: {self.model} finds no token in its text")
         return tokens

@@ -84,9 +84,7 @@ class Resident:
         """(n,) the documents for which the condition holds, in rising order."""
         return self.places(self.snapshot.row_ids(where))
 
-    def score(
-        self, scorer: MaxSimScorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None
-    ) -> Scores:
+    def score(self, scorer: MaxSimScorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
         """(n_queries, n_documents) scores of these documents, given in rising order, or of all."""
         chosen = np.arange(len(self)) if documents is None else documents
         scores = np.full((len(queries), len(chosen)), -np.inf, np.float32)

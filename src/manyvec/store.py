@@ -50,7 +50,9 @@ class Manifest:
         for name in self.filters:
             # LanceDB reads a dot as a path into a struct, and a backtick breaks every update.
             if not name or any(c in name for c in ".`") or not name.isprintable():
-                raise InputError(f"a filter column cannot be called {name!r}: leave out dots, backticks and line breaks")
+                raise InputError(
+                    f"a filter column cannot be called {name!r}: leave out dots, backticks and line breaks"
+                )
 
     @property
     def columns(self) -> dict[str, ColumnType]:
@@ -195,7 +197,7 @@ class Store:
         return self.snapshot().find(ids)
 
     def optimize(self, keep: timedelta) -> None:
-        """Merge small files, build or extend the indexes on text and filter columns, drop versions older than `keep`."""
+        """Merge small files, index text and filter columns, drop versions older than `keep`."""
         with _translated(f"optimize the index {self.uri}"):
             # A handle that missed another writer's delete fails here on every call.
             self._table.checkout_latest()
@@ -278,7 +280,8 @@ class Snapshot:
         from lancedb.query import MatchQuery
 
         with _translated(f"search the index {self.uri}"):
-            query = self._table.search(MatchQuery(text, "text"), query_type="fts").select(["id", "_score"]).with_row_id(True)
+            words = MatchQuery(text, "text")  # type: ignore[call-arg]  # its defaults are pydantic's
+            query = self._table.search(words, query_type="fts").select(["id", "_score"]).with_row_id(True)
             found = (query.where(where) if where else query).limit(limit).to_arrow()
         ranked = zip(found["_rowid"].to_pylist(), found["_score"].to_pylist(), found["id"].to_pylist(), strict=True)
         return [(row_id, score) for row_id, score, _ in sorted(ranked, key=lambda row: (-row[1], row[2]))]

@@ -72,22 +72,18 @@ class TokenBatch:
     def from_list(cls, texts: Sequence[ArrayLike], *, dim: int | None = None, allow_empty: bool = False) -> TokenBatch:
         """Join arrays of (n_tokens, dim), one a text; `dim` is needed only where there is no text at all."""
         arrays = [np.asarray(text) for text in texts]
-        arrays = [a if a.dtype == np.float16 else a.astype(np.float32, copy=False) for a in arrays]
+        dims = {array.shape[1] for array in arrays if array.ndim == 2} | ({dim} if dim else set())
+        if len(dims) != 1:
+            raise ShapeError(f"the texts of a batch must share one dim, got {sorted(dims) or 'none: say dim=...'}")
+        width = dims.pop()
+        # [] for a text without tokens has lost its second axis.
+        arrays = [array.reshape(0, width) if array.size == 0 else array for array in arrays]
         for i, array in enumerate(arrays):
-            if array.size == 0 and array.ndim < 2:
-                arrays[i] = array = np.empty((0, dim or max((a.shape[-1] for a in arrays if a.ndim == 2), default=1)))
             if array.ndim != 2:
                 raise ShapeError(f"text {i}: token vectors must be (n_tokens, dim), got {array.shape}")
-        dims = {array.shape[1] for array in arrays} | ({dim} if dim is not None else set())
-        if len(dims) > 1:
-            raise ShapeError(f"texts of one batch must share one dim, got {sorted(dims)}")
-        if not arrays:
-            if dim is None:
-                raise ShapeError("a batch of no texts needs its dim: from_list([], dim=...)")
-            arrays = [np.empty((0, dim), np.float32)]
-            return cls(arrays[0], np.zeros(1, np.int64))
-        dtype = np.float16 if all(array.dtype == np.float16 for array in arrays) else np.float32
-        vectors = np.concatenate(arrays).astype(dtype, copy=False)
+        is_half = bool(arrays) and all(array.dtype == np.float16 for array in arrays)
+        vectors = np.concatenate([np.empty((0, width), np.float16), *arrays])
+        vectors = vectors.astype(np.float16 if is_half else np.float32, copy=False)
         return cls(vectors, offsets_of([len(array) for array in arrays]), allow_empty=allow_empty)
 
     @classmethod

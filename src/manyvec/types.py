@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from manyvec.errors import InputError
+from manyvec.errors import InputError, check_unicode
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Document:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
             raise InputError(f"a document's id must be a text of at least one character, got {self.id!r}")
-        _check_unicode(self.id, f"the id {self.id!r}")
+        check_unicode(self.id, f"the id {self.id!r}")
         if not isinstance(self.text, str):
             raise InputError(f"document {self.id!r}: text must be a str, got {type(self.text).__name__}")
         if not self.text.strip():
             raise InputError(f"document {self.id!r} has no text: leave it out, or put its title or description there")
-        _check_unicode(self.text, f"document {self.id!r}: its text")
+        check_unicode(self.text, f"document {self.id!r}: its text")
         if not isinstance(self.metadata, Mapping):
             raise InputError(f"document {self.id!r}: metadata must be a dict, got {type(self.metadata).__name__}")
         for path, problem in _json_problems(self.metadata):
@@ -83,22 +83,12 @@ class Hit:
     rank: int
 
 
-def _check_unicode(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{what} holds a lone surrogate at character {error.start}, which is not valid text") from None
-
-
 def _json_problems(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Each place that JSON would refuse, or would give back as something else, with what is wrong there."""
     if value is None or isinstance(value, (bool, int)):
         return
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            yield path, "holds a lone surrogate, which is not valid text"
+        check_unicode(value, f"metadata[{path!r}]")
     elif isinstance(value, float):
         if not math.isfinite(value):
             yield path, f"is {value}, which JSON cannot hold: use None"

@@ -1,0 +1,34 @@
+"""Between LangChain's documents and manyvec's: new objects both ways, the caller's stay as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import manyvec
+from langchain_core.documents import Document
+
+
+def to_langchain(hit: manyvec.Hit) -> Document:
+    """A hit as a document with its scores in the metadata; a key of that name that was stored there stays."""
+    scores = {"score": hit.score, "relevance_score": min(max(hit.similarity, 0.0), 1.0)}
+    return Document(page_content=hit.text, id=hit.id, metadata={**scores, **hit.metadata})
+
+
+def to_manyvec(document: Document) -> manyvec.Document:
+    """A document to store, under its own id or, for want of one, under an id made from its content.
+
+    Raises:
+        InputError: it cannot be stored; a document without an id is called `(no id)`.
+    """
+    if document.id is not None:
+        return manyvec.Document(document.id, document.page_content, document.metadata)
+    # Checked under a stand-in first: what passes is JSON, so the id can be made from it.
+    unnamed = manyvec.Document("(no id)", document.page_content, document.metadata)
+    return replace(unnamed, id=_content_id(unnamed))
+
+
+def _content_id(document: manyvec.Document) -> str:
+    content = json.dumps([document.text, document.metadata], sort_keys=True, default=dict)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,306 @@
+"""The `manyvec` command: index files, search them, measure on a judged data set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from manyvec.errors import FilterError, InputError, ManyvecError
+from manyvec.filters import AllOf, ColumnType, F, Filter
+from manyvec.types import Document, Hit
+
+_MEASURES = ("nDCG@10", "Recall@10", "Recall@100", "MRR@10", "Success@5")
+# Documents encoded to estimate the rest.
+_N_SAMPLED = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; answers the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except ManyvecError as error:
+        print(f"manyvec: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("manyvec: stopped; what was stored stays, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="manyvec", description="Late-interaction search over your documents.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    index = commands.add_parser("index", help="add files to an index", description=_index.__doc__)
+    index.add_argument("paths", nargs="+", metavar="PATH", help=".jsonl, .jsonl.gz, .csv, .txt, .md, or a folder")
+    index.add_argument("--db", required=True, metavar="DIR", help="where the index is or will be")
+    index.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="NAME=TYPE",
+        dest="filters",
+        help="metadata to filter on, when the index is new: year=int, tags=list[str]; may be repeated",
+    )
+    index.add_argument("--estimate", action="store_true", help="print what it would take, and stop")
+    index.set_defaults(run=_index)
+
+    search = commands.add_parser("search", help="search an index", description=_search.__doc__)
+    search.add_argument("query")
+    search.add_argument("--db", required=True, metavar="DIR")
+    search.add_argument("-k", type=int, default=5, help="how many hits (default 5)")
+    search.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        dest="conditions",
+        help="'year>=2023', 'lang=en', 'tags~ir' (~: contains); all given ones must hold",
+    )
+    search.set_defaults(run=_search)
+
+    evaluate = commands.add_parser("eval", help="measure on a judged data set", description=_eval.__doc__)
+    evaluate.add_argument("dataset", metavar="DIR", help="BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv")
+    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--db", metavar="DIR", help="keep the index here, and use it again")
+    evaluate.set_defaults(run=_eval)
+
+    info = commands.add_parser("info", help="what an index holds", description=_info.__doc__)
+    info.add_argument("db", metavar="DIR")
+    info.set_defaults(run=_info)
+
+    for command in (index, search, evaluate, info):
+        command.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    for command in (index, evaluate):
+        command.add_argument(
+            "--encoder", default="minilm", metavar="NAME", help="minilm (default), a folder, a hub name"
+        )
+    for command in (index, search, evaluate):
+        command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    return parser
+
+
+def _index(options: argparse.Namespace) -> int:
+    """Add the documents of files to an index; documents that are there unchanged are not encoded again."""
+    from manyvec.encoders import load_encoder
+    from manyvec.index import Index
+    from manyvec.sources import read_documents
+
+    filters = {name: kind or "str" for name, _, kind in (text.partition("=") for text in options.filters)}
+    encoder = load_encoder(options.encoder, device=options.device)
+    estimate = _estimate(read_documents(options.paths), encoder)
+    _say(
+        f"{estimate['documents']:,} documents: about {estimate['tokens']:,} token vectors, "
+        f"{_megabytes(estimate['bytes_on_disk'])} on disk, {_duration(estimate['seconds'])} on {encoder.model.device}"
+    )
+    if options.estimate:
+        if options.json:
+            print(json.dumps(estimate))
+        return 0
+    try:
+        index = Index.open(options.db, encoder)
+    except FileNotFoundError:
+        index = Index.create(options.db, encoder, filters=filters)
+    else:
+        if filters and index.filters != filters:
+            raise InputError(f"the index {options.db} has the filters {index.filters or 'none'} already")
+    columns = {name: ColumnType.parse(kind) for name, kind in index.filters.items()}
+    started = time.monotonic()
+    documents = _Sized((_typed(d, columns) for d in read_documents(options.paths)), estimate["documents"])
+    report = index.add(documents, show_progress=True)
+    index.optimize()
+    result = {**asdict(report), "seconds": round(time.monotonic() - started, 1), "documents": index.count()}
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{report.added:,} added, {report.updated:,} updated, {report.unchanged:,} unchanged; "
+            f"{result['documents']:,} documents in {options.db}"
+        )
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    """Print the documents that match a query best, with their scores."""
+    from manyvec.encoders import load_encoder
+    from manyvec.index import Index
+
+    index = Index.open(options.db)
+    if options.device != "auto":
+        index = Index.open(options.db, load_encoder(index.model, device=options.device, local_files_only=True))
+    hits = index.search(options.query, options.k, filter=_conditions(options.conditions, index.filters))
+    if options.json:
+        print(json.dumps({"query": options.query, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
+    else:
+        print("\n".join(_lines(hits)) if hits else "nothing found")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    """Index a judged data set, search it with all its queries, and compare BM25, mean-pooled vectors and MaxSim."""
+    from manyvec.encoders import load_encoder
+    from manyvec.evaluation import load_beir
+
+    dataset = load_beir(options.dataset, options.split)
+    encoder = load_encoder(options.encoder, device=options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        results = _compare(dataset, encoder, options.db or folder)
+    if options.json:
+        print(json.dumps(results))
+        return 0
+    print(
+        f"{options.dataset}: {len(dataset.documents):,} documents, {len(dataset.queries):,} queries, {encoder.name}\n"
+    )
+    print(f"{'':<24}" + "".join(f"{measure:>12}" for measure in _MEASURES))
+    for method, values in results.items():
+        print(f"{method:<24}" + "".join(f"{values[measure]:>12.4f}" for measure in _MEASURES))
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    """Print what an index holds."""
+    from manyvec.index import Index
+
+    info = asdict(Index.open(options.db).info())
+    if options.json:
+        print(json.dumps(info))
+    else:
+        for name, value in info.items():
+            written = f"{value:,}" if isinstance(value, int) else json.dumps(value) if value == {} else value
+            print(f"{name.replace('_', ' '):<18} {written}")
+    return 0
+
+
+def _compare(dataset: Any, encoder: Any, uri: str) -> dict[str, dict[str, float]]:
+    """Measures of each method by its name."""
+    from manyvec.candidates import Lexical, Pooled
+    from manyvec.evaluation import evaluate
+    from manyvec.index import Index
+
+    depth = 100
+    index = Index.create(uri, encoder, exist_ok=True)
+    index.add(dataset.documents, show_progress=True)
+    index.optimize()
+    texts = list(dataset.queries.values())
+    rankings = {
+        "bm25": index.rank(texts, Lexical(), depth),
+        "pooled": index.rank(texts, Pooled(), depth),
+        "maxsim": [[hit.id for hit in hits] for hits in index.search_many(texts, depth)],
+    }
+    return {
+        method: evaluate(dataset.qrels, dict(zip(dataset.queries, ranked, strict=True)), _MEASURES)
+        for method, ranked in rankings.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """Documents that are read as they are needed, and whose number is known: a progress bar can say how long."""
+
+    documents: Iterator[Document]
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.documents
+
+
+def _estimate(documents: Iterable[Document], encoder: Any) -> dict[str, Any]:
+    """Count documents, and estimate tokens, disk space and time from a few of them, evenly spread."""
+    sample: list[str] = []
+    n_documents, n_characters, step = 0, 0, 1
+    for document in documents:
+        if n_documents % step == 0:
+            sample.append(document.text)
+            if len(sample) == 2 * _N_SAMPLED:
+                sample, step = sample[::2], 2 * step
+        n_documents += 1
+        n_characters += len(document.text)
+    if not sample:
+        return {"documents": 0, "tokens": 0, "bytes_on_disk": 0, "seconds": 0}
+    started = time.monotonic()
+    per_character = encoder.encode_documents(sample).n_tokens / sum(map(len, sample))
+    seconds = (time.monotonic() - started) * n_characters / sum(map(len, sample))
+    n_tokens = round(per_character * n_characters)
+    # float16 vectors; spans take about 3 bytes once compressed.
+    n_bytes = n_tokens * (2 * encoder.dim + 3) + n_characters
+    return {"documents": n_documents, "tokens": n_tokens, "bytes_on_disk": n_bytes, "seconds": round(seconds)}
+
+
+def _typed(document: Document, columns: dict[str, ColumnType]) -> Document:
+    """The document with numbers where a CSV file has their digits, as far as filter columns declare them."""
+    metadata = dict(document.metadata)
+    for name, kind in columns.items():
+        if isinstance(value := metadata.get(name), str) and not kind.is_list:
+            metadata[name] = _parsed(value, kind, f"document {document.id!r}: {name!r}") if value else None
+    return replace(document, metadata=metadata)
+
+
+def _parsed(value: str, kind: ColumnType, what: str) -> Any:
+    if kind.scalar is bool:
+        if value.lower() not in ("true", "false"):
+            raise InputError(f"{what} must be true or false, got {value!r}")
+        return value.lower() == "true"
+    if kind.scalar in (int, float):
+        try:
+            return kind.scalar(value)
+        except ValueError:
+            raise InputError(f"{what} must be a number, got {value!r}") from None
+    return value
+
+
+def _conditions(texts: Sequence[str], filters: dict[str, str]) -> Filter | None:
+    """The filter that the options write; values are read as the declared types say."""
+    parts: list[Filter] = []
+    for text in texts:
+        match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|!=|==|=|<|>|~)\s*(.*?)\s*", text, re.DOTALL)
+        if not match:
+            raise FilterError(f"{text!r} is no condition: write 'year>=2023', 'lang=en' or 'tags~ir'")
+        name, operator, written = match.groups()
+        kind = ColumnType.parse(filters[name]) if name in filters else ColumnType(str)
+        column, value = F(name), _parsed(written, kind, f"the filter value of {name!r}")
+        parts.append(
+            {
+                ">=": column >= value,
+                "<=": column <= value,
+                "<": column < value,
+                ">": column > value,
+                "!=": column != value,
+                "=": column == value,
+                "==": column == value,
+                "~": column.contains(value),
+            }[operator]
+        )
+    return AllOf(tuple(parts)) if parts else None
+
+
+def _lines(hits: Sequence[Hit]) -> Iterator[str]:
+    for hit in hits:
+        yield f"{hit.rank:>3}. {hit.id}   score {hit.score:.3f}   similarity {hit.similarity:.3f}"
+        yield textwrap.indent(textwrap.shorten(hit.text, 240, placeholder=" …"), "     ")
+
+
+def _say(text: str) -> None:
+    """Progress goes to standard error, so that results alone are on standard output."""
+    print(text, file=sys.stderr)
+
+
+def _megabytes(n: int) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
