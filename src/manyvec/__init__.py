@@ -13,46 +13,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manyvec.encoders import Encoder, SentenceTransformerEncoder, TruncationWarning, load_encoder
-    from manyvec.errors import (
-        EncoderError,
-        FilterError,
-        IndexNotFoundError,
-        InputError,
-        ManifestError,
-        ManyvecError,
-        MissingPackageError,
-        ShapeError,
-        StoreError,
-    )
-    from manyvec.filters import F, Filter
-    from manyvec.index import AddReport, Index, IndexInfo
-    from manyvec.scoring import MaxSimScorer
-    from manyvec.tokens import TokenBatch
-    from manyvec.types import Document, Hit
+    from manyvec.encoders import Encoder as Encoder
+    from manyvec.encoders import SentenceTransformerEncoder as SentenceTransformerEncoder
+    from manyvec.encoders import TruncationWarning as TruncationWarning
+    from manyvec.encoders import load_encoder as load_encoder
+    from manyvec.errors import EncoderError as EncoderError
+    from manyvec.errors import FilterError as FilterError
+    from manyvec.errors import IndexNotFoundError as IndexNotFoundError
+    from manyvec.errors import InputError as InputError
+    from manyvec.errors import ManifestError as ManifestError
+    from manyvec.errors import ManyvecError as ManyvecError
+    from manyvec.errors import MissingPackageError as MissingPackageError
+    from manyvec.errors import ShapeError as ShapeError
+    from manyvec.errors import StoreError as StoreError
+    from manyvec.filters import AllOf as AllOf
+    from manyvec.filters import AnyOf as AnyOf
+    from manyvec.filters import F as F
+    from manyvec.filters import Filter as Filter
+    from manyvec.index import AddReport as AddReport
+    from manyvec.index import Index as Index
+    from manyvec.index import IndexInfo as IndexInfo
+    from manyvec.index import Where as Where
+    from manyvec.scoring import MaxSimScorer as MaxSimScorer
+    from manyvec.tokens import TokenBatch as TokenBatch
+    from manyvec.types import Document as Document
+    from manyvec.types import Hit as Hit
 
+# The same names once more, for the interpreter: a test keeps the two in step.
 _MODULES = {
-    "encoders": ("Encoder", "SentenceTransformerEncoder", "TruncationWarning", "load_encoder"),
-    "errors": (
-        "EncoderError",
-        "FilterError",
-        "IndexNotFoundError",
-        "InputError",
-        "ManifestError",
-        "ManyvecError",
-        "MissingPackageError",
-        "ShapeError",
-        "StoreError",
-    ),
-    "filters": ("F", "Filter"),
-    "index": ("AddReport", "Index", "IndexInfo"),
-    "scoring": ("MaxSimScorer",),
-    "tokens": ("TokenBatch",),
-    "types": ("Document", "Hit"),
+    "encoders": "Encoder SentenceTransformerEncoder TruncationWarning load_encoder",
+    "errors": "EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError MissingPackageError "
+    "ShapeError StoreError",
+    "filters": "AllOf AnyOf F Filter",
+    "index": "AddReport Index IndexInfo Where",
+    "scoring": "MaxSimScorer",
+    "tokens": "TokenBatch",
+    "types": "Document Hit",
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
@@ -66,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*globals(), *_MODULE_OF})

@@ -31,6 +31,7 @@ Spans = NDArray[np.int32]
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_LOADING = threading.Lock()
 
 
 class TruncationWarning(UserWarning):
@@ -79,7 +80,9 @@ def load_encoder(name: str, *, device: str = "auto", local_files_only: bool = Fa
     """
     if not isinstance(name, str) or not name:
         raise InputError(f"an encoder's name must be a text such as 'minilm', got {name!r}")
-    return _load(name, _device(device), local_files_only)
+    # Threads that ask at once for a model wait for one loading of it.
+    with _LOADING:
+        return _load(name, _device(device), local_files_only)
 
 
 @lru_cache(maxsize=4)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from manyvec.errors import InputError
 from manyvec.types import Document
 
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
 Run: TypeAlias = Mapping[str, Sequence[str]]
+_T = TypeVar("_T")
 
 DEFAULT_MEASURES = ("nDCG@10", "Recall@10", "MRR@10", "Success@10")
 
@@ -54,11 +56,11 @@ def load_beir(path: str | Path, split: str = "test") -> Dataset:
     folder = Path(path)
     grades = _read_qrels(folder, split)
     qrels = {query: judged for query, judged in grades.items() if max(judged.values()) > 0}
-    texts = {query: text for query, text in _read_jsonl(folder, "queries", _query) if query in qrels}
+    texts = {query: text for query, text in _read_jsonl(folder, "queries", _query) if text and query in qrels}
     if missing := qrels.keys() - texts.keys():
         raise InputError(
-            f"{folder}: {len(missing)} of {len(qrels)} queries judged in qrels/{split}.tsv are not in queries.jsonl, "
-            f"such as {min(missing)!r}"
+            f"{folder}: {len(missing)} of {len(qrels)} queries judged in qrels/{split}.tsv have no text in "
+            f"queries.jsonl, such as {min(missing)!r}"
         )
     corpus = list(_read_jsonl(folder, "corpus", _document))
     documents = {document.id: document for document in corpus if document is not None}
@@ -143,23 +145,34 @@ def _query(record: dict[str, Any]) -> tuple[str, str]:
     return record["_id"], record["text"]
 
 
-def _read_jsonl(folder: Path, name: str, read: Callable[[dict[str, Any]], Any]) -> Iterator[Any]:
+def _read_jsonl(folder: Path, name: str, read: Callable[[dict[str, Any]], _T]) -> Iterator[_T]:
     """Read each line that is not blank of `name`.jsonl, or else of `name`.jsonl.gz."""
     path = folder / f"{name}.jsonl"
     packed = folder / f"{name}.jsonl.gz"
     if not path.exists() and not packed.exists():
         raise InputError(f"{folder} is not a data set in BEIR layout: it has no {name}.jsonl or {name}.jsonl.gz")
-    # Bytes, so that a line that is not UTF-8 is reported like one that is not JSON.
-    with path.open("rb") if path.exists() else gzip.open(packed) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.isspace():
-                continue
-            try:
-                yield read(json.loads(line))
-            except KeyError as error:
-                raise InputError(f"{lines.name}, line {number}: {error} is missing") from error
-            except (ValueError, TypeError, AttributeError) as error:
-                raise InputError(f"{lines.name}, line {number}: {error}") from error
+    source = path if path.exists() else packed
+    try:
+        # Bytes, so that a line that is not UTF-8 is reported like one that is not JSON.
+        with path.open("rb") if source == path else gzip.open(packed) as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.isspace():
+                    yield _read_line(line, read, f"{source}, line {number}")
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{source} is damaged: {error}") from error
+
+
+def _read_line(line: bytes, read: Callable[[dict[str, Any]], _T], where: str) -> _T:
+    try:
+        return read(json.loads(line))
+    except KeyError as error:
+        raise InputError(f"{where}: {error} is missing") from error
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise InputError(
+            f"{where}: expected an object with texts under _id, title and text, got {line!r:.80}"
+        ) from error
 
 
 def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:

@@ -68,7 +68,7 @@ class ColumnType:
         if not self.is_list:
             return _convert(value, self.scalar, what)
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{what} must be a {self}, got {value!r}")
+            raise InputError(f"{what} must be of type {self}, got {value!r}")
         return [_convert(item, self.scalar, what) for item in value]
 
 
@@ -241,6 +241,8 @@ def _compile_comparison(node: Comparison, columns: Mapping[str, ColumnType], pre
             positive = f"array_has({name}, {literal})" if kind.is_list else f"contains({name}, {literal})"
             negative = f"NOT {positive}"
         else:
+            if kind.scalar is int and isinstance(node.value, float):
+                return _compile_comparison(_whole(node), columns, prefix, negated=negated)
             literal = _literal(_convert(node.value, kind.scalar, what))
             positive, negative = f"{name} {_SQL[node.op][0]} {literal}", f"{name} {_SQL[node.op][1]} {literal}"
     except FilterError:
@@ -248,6 +250,16 @@ def _compile_comparison(node: Comparison, columns: Mapping[str, ColumnType], pre
     except InputError as error:
         raise FilterError(str(error)) from None
     return f"({negative} OR {name} IS NULL)" if negated else positive
+
+
+def _whole(node: Comparison) -> Comparison:
+    """The same comparison of an int column with a whole number: n > 2.5 is n > 2, and n == 2.5 holds for none."""
+    value = node.value
+    if not math.isfinite(value):
+        raise FilterError(f"the filter value of {node.column!r} must be a finite number, got {value!r}")
+    if value.is_integer() or node.op in (">", "<="):
+        return Comparison(node.column, node.op, math.floor(value))
+    return Comparison(node.column, "in", ()) if node.op == "==" else Comparison(node.column, node.op, math.ceil(value))
 
 
 def _convert(value: Any, scalar: Scalar, what: str) -> Any:
@@ -260,7 +272,7 @@ def _convert(value: Any, scalar: Scalar, what: str) -> Any:
             return float(value)
         raise InputError(f"{what} must be a finite number, got {value!r}")
     if not isinstance(value, scalar) or isinstance(value, bool) is not (scalar is bool):
-        raise InputError(f"{what} must be a {scalar.__name__}, got {value!r}")
+        raise InputError(f"{what} must be of type {scalar.__name__}, got {value!r}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InputError(f"{what} must fit into 64 bits, got {value!r}")
     if isinstance(value, str):

@@ -103,7 +103,7 @@ class Index:
             encoder: a name for `load_encoder`, or an encoder.
             filters: metadata keys that searches can filter on, with their types: `str`, `int`, `float`, `bool`,
                 `datetime`, or `list[...]` of one. Other metadata is stored and returned all the same.
-            exist_ok: open the index if there is one already; it must have this encoder and these filters.
+            exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters.
             cache_bytes: memory for token vectors; what is beyond it is read from disk at every search.
 
         Raises:
@@ -125,7 +125,7 @@ class Index:
             if not exist_ok:
                 raise
             index = cls.open(uri, encoder, cache_bytes=cache_bytes)
-            if index.filters != manifest.filters:
+            if filters is not None and index.filters != manifest.filters:
                 raise ManifestError(
                     f"the index {index.uri} has the filters {index.filters}, not {manifest.filters}: "
                     "open it with its own, or build a new index"
@@ -158,7 +158,7 @@ class Index:
         return index
 
     def __repr__(self) -> str:
-        return f"Index({self.uri!r}, {self.count()} documents, {self._store.manifest.model})"
+        return f"Index({self.uri!r}, model={self.model!r})"
 
     @property
     def uri(self) -> str:
@@ -179,12 +179,13 @@ class Index:
         """The encoder the index was built with, loaded at the first use."""
         if self._encoder is None:
             try:
-                self._encoder = self._fitting(load_encoder(self.model, local_files_only=True))
+                encoder = load_encoder(self.model, local_files_only=True)
             except EncoderError as error:
                 raise EncoderError(
                     f"the index {self.uri} was built with {self.model!r}, which cannot be loaded here. "
                     f"Pass it: Index.open({self.uri!r}, encoder=...). {error}"
                 ) from error
+            self._encoder = self._fitting(encoder)
         return self._encoder
 
     def add(self, documents: Iterable[Document | Mapping[str, Any]], *, show_progress: bool = False) -> AddReport:

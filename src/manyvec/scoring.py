@@ -88,15 +88,16 @@ class MaxSimScorer:
         answered = np.flatnonzero(queries.lengths)
         if not len(answered):
             return scores
-        query_vectors = torch.from_numpy(np.ascontiguousarray(queries.vectors, np.float32))
-        buffer = torch.empty(0)
+        query_vectors = torch.zeros(_padded(queries.n_tokens), queries.dim)
+        query_vectors[: queries.n_tokens] = torch.from_dlpack(np.ascontiguousarray(queries.vectors))
+        buffer = torch.zeros(0)
         for first, lengths, rows in self._blocks(documents, subset):
-            block = torch.from_dlpack(rows)  # takes the read-only arrays that Arrow gives
-            if block.dtype != torch.float32:
-                if len(buffer) < len(block):
-                    buffer = torch.empty(len(block), documents.dim)
-                block = buffer[: len(block)].copy_(block)
-            similarities = (query_vectors @ block.T).numpy()
+            if len(buffer) < len(rows):
+                buffer = torch.zeros(_padded(len(rows)), documents.dim)
+            # from_dlpack takes the read-only arrays that Arrow gives.
+            buffer[: len(rows)].copy_(torch.from_dlpack(rows))
+            products = query_vectors @ buffer[: _padded(len(rows))].T
+            similarities = products[: queries.n_tokens, : len(rows)].numpy()
             filled = np.flatnonzero(lengths)
             best = np.maximum.reduceat(similarities, offsets_of(lengths)[filled], axis=1)
             # float32 here: near 16, float16 steps are 0.016 wide and unlike documents would tie.
@@ -123,6 +124,15 @@ class MaxSimScorer:
                     rows = documents.vectors[documents.rows(subset[first:last])]
                 yield first, lengths[first:last], rows
             first = last
+
+
+def _padded(n: int) -> int:
+    """The next multiple of 16.
+
+    A matrix product treats its last few rows and columns with other instructions, which round differently. With no
+    such rest, equal vectors get equal similarities wherever they stand, and equal documents tie.
+    """
+    return -(-n // 16) * 16
 
 
 def top_k(scores: Scores, ids: Sequence[str] | NDArray[np.object_], k: int) -> list[int]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, quote
-from manyvec.tokens import TokenBatch, offsets_of
+from manyvec.tokens import TokenBatch, all_finite, offsets_of
 
 if TYPE_CHECKING:
     import lancedb
@@ -138,6 +138,9 @@ class Store:
             if TABLE in database.list_tables().tables:
                 raise InputError(f"there is an index in {uri} already: use Index.open, or create(..., exist_ok=True)")
             table = database.create_table(TABLE, schema=_schema(manifest))
+            # Made now, so that words are cut the same way before and after `optimize`, which only extends them.
+            for column, config in _column_indexes(manifest).items():
+                table.create_index(column, config=config)
         return cls(uri, database, table, manifest)
 
     @classmethod
@@ -197,24 +200,12 @@ class Store:
         return self.snapshot().find(ids)
 
     def optimize(self, keep: timedelta) -> None:
-        """Merge small files, index text and filter columns, drop versions older than `keep`."""
+        """Merge small files, take new rows into the indexes, drop versions older than `keep`."""
         with _translated(f"optimize the index {self.uri}"):
             # A handle that missed another writer's delete fails here on every call.
             self._table.checkout_latest()
-            if self._table.count_rows():
-                self._build_missing_indexes()
-            self._table.optimize(cleanup_older_than=keep)
-
-    def _build_missing_indexes(self) -> None:
-        from lancedb.index import FTS, Bitmap, BTree, LabelList
-
-        indexed = {column for index in self._table.list_indices() for column in index.columns}
-        wanted: dict[str, Any] = {"text": FTS(with_position=False)}
-        for name, kind in self.manifest.columns.items():
-            wanted[FILTER_PREFIX + name] = LabelList() if kind.is_list else Bitmap() if kind.scalar is bool else BTree()
-        for column, config in wanted.items():
-            if column not in indexed:
-                self._table.create_index(column, config=config)
+            # At 0 LanceDB warns of what our own docstring says.
+            self._table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
 
 
 @dataclass(frozen=True)
@@ -345,12 +336,21 @@ def _schema(manifest: Manifest) -> pa.Schema:
     return pa.schema(fields)
 
 
+def _column_indexes(manifest: Manifest) -> dict[str, Any]:
+    from lancedb.index import FTS, Bitmap, BTree, LabelList
+
+    indexes: dict[str, Any] = {"text": FTS(with_position=False)}
+    for name, kind in manifest.columns.items():
+        indexes[FILTER_PREFIX + name] = LabelList() if kind.is_list else Bitmap() if kind.scalar is bool else BTree()
+    return indexes
+
+
 def _to_arrow(rows: Sequence[Row], tokens: TokenBatch, schema: pa.Schema, manifest: Manifest) -> pa.Table:
     import pyarrow as pa
 
     with np.errstate(over="ignore"):
         vectors = tokens.vectors.astype(np.float16, copy=False)
-    if not np.isfinite(vectors.sum(dtype=np.float32)):
+    if not all_finite(vectors):
         raise InputError("token vectors hold values beyond 65,504, which float16 storage cannot hold: normalise them")
     spans = tokens.spans if tokens.spans is not None else np.full((tokens.n_tokens, 2), -1, np.int32)
     offsets = pa.array(tokens.offsets.astype(np.int32))

@@ -52,8 +52,7 @@ class TokenBatch:
             raise ShapeError(f"text {int(np.diff(offsets).argmin())} of the batch has no token vectors")
         if self.spans is not None and self.spans.shape != (len(vectors), 2):
             raise ShapeError(f"spans must be (n_tokens, 2) = ({len(vectors)}, 2), got {self.spans.shape}")
-        # A sum is finite only if every value is, and needs no mask as large as the vectors.
-        if not np.isfinite(vectors.sum(dtype=np.float32)):
+        if not all_finite(vectors):
             row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             text = int(np.searchsorted(offsets, row, side="right")) - 1
             raise ShapeError(f"text {text} of the batch has a token vector with NaN or infinity")
@@ -142,6 +141,13 @@ class TokenBatch:
         """(n_texts, dim) mean token vector of each text, unit length: what a single-vector model would keep."""
         sums = np.add.reduceat(self.vectors, self.offsets[:-1], axis=0, dtype=np.float32)
         return np.asarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def all_finite(vectors: NDArray[np.floating]) -> bool:
+    """Whether there is no NaN and no infinity."""
+    # A sum is finite only if every value is, and needs no mask as large as the vectors.
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(vectors.sum(dtype=np.float32)))
 
 
 def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:

@@ -6,8 +6,9 @@ import hashlib
 import json
 from dataclasses import replace
 
-import manyvec
 from langchain_core.documents import Document
+
+import manyvec
 
 
 def to_langchain(hit: manyvec.Hit) -> Document:

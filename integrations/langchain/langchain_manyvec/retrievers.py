@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
-from manyvec import Encoder, Filter, Index
 from pydantic import ConfigDict
 
 from langchain_manyvec._convert import to_langchain, to_manyvec
+from manyvec import Encoder, Filter, Index
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun

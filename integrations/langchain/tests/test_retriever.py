@@ -1,0 +1,384 @@
+"""`ManyvecRetriever` on a real index: what goes in comes out, per call, per chain, per event loop."""
+
+import asyncio
+import copy
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.runnables import RunnableLambda
+from pydantic import ValidationError
+
+import manyvec
+from langchain_manyvec import ManyvecRetriever
+from langchain_manyvec._convert import to_langchain
+from manyvec import F
+from manyvec.testing import HashEncoder
+
+# Unlike keys in each, among them the ones that a store could take for its own.
+DOCUMENTS = [
+    Document("a late interaction", id="a/1", metadata={"year": 2020, "id": 17}),
+    Document("an early interaction", id="b 2", metadata={"year": 2024, "nested": {"tags": ["x", None], "pi": 3.5}}),
+    Document("O'Neill; 延迟交互", id="ç'3", metadata={}),
+]
+# Vectors are stored as float16: a word's similarity to itself is 1 within 2**-10.
+FLOAT16 = 2**-10
+
+
+@pytest.fixture
+def retriever(index: manyvec.Index) -> ManyvecRetriever:
+    retriever = ManyvecRetriever(index=index)
+    retriever.add_documents(DOCUMENTS)
+    return retriever
+
+
+def ids(documents: Sequence[Document]) -> list[str | None]:
+    return [document.id for document in documents]
+
+
+def without_scores(document: Document) -> Document:
+    metadata = {key: value for key, value in document.metadata.items() if key not in ("score", "relevance_score")}
+    return Document(document.page_content, id=document.id, metadata=metadata)
+
+
+# What comes back
+
+
+def test_ids_texts_and_metadata_come_back_exactly_as_they_went_in(retriever):
+    found = {document.id: without_scores(document) for document in retriever.invoke("interaction")}
+
+    assert found == {document.id: document for document in DOCUMENTS}
+
+
+def test_the_score_counts_the_matched_words_and_the_relevance_score_is_their_share(retriever):
+    best = retriever.invoke("late interaction")[0]
+
+    assert best.id == "a/1"
+    assert best.metadata["score"] == pytest.approx(2, abs=2 * FLOAT16)
+    assert best.metadata["relevance_score"] == pytest.approx(1, abs=FLOAT16)
+
+
+@pytest.mark.parametrize(("similarity", "relevance"), [(-0.5, 0), (0.25, 0.25), (1.0000001, 1)])
+def test_the_relevance_score_is_the_similarity_clipped_to_0_and_1(similarity, relevance):
+    hit = manyvec.Hit("a", "text", {}, score=3 * similarity, similarity=similarity, rank=1)
+
+    assert to_langchain(hit).metadata == {"score": 3 * similarity, "relevance_score": relevance}
+
+
+def test_a_stored_key_named_score_is_not_overwritten(index):
+    retriever = ManyvecRetriever(index=index)
+    retriever.add_documents([Document("goal", id="a", metadata={"score": "2:1"})])
+
+    metadata = retriever.invoke("goal")[0].metadata
+
+    assert metadata == {"score": "2:1", "relevance_score": pytest.approx(1, abs=FLOAT16)}
+
+
+def test_changing_a_result_changes_no_later_result(retriever):
+    first = retriever.invoke("early")[0]
+    first.metadata["nested"]["tags"].clear()
+    first.page_content = "changed"
+
+    assert without_scores(retriever.invoke("early")[0]) == DOCUMENTS[1]
+
+
+def test_an_empty_index_gives_no_documents(index):
+    assert ManyvecRetriever(index=index).invoke("late interaction") == []
+
+
+# k and filter
+
+
+def test_four_documents_come_back_unless_told_otherwise(index):
+    index.add([{"id": f"d{i}", "text": f"page {i}"} for i in range(7)])
+
+    assert len(ManyvecRetriever(index=index).invoke("page")) == 4
+
+
+def test_k_of_a_call_wins_over_k_of_the_retriever(retriever):
+    retriever = ManyvecRetriever(index=retriever.index, k=2)
+
+    assert [len(retriever.invoke("interaction", k=k)) for k in (None, 0, 1, 3, 5)] == [2, 0, 1, 3, 3]
+
+
+def test_k_of_0_in_the_constructor_gives_no_documents(retriever):
+    assert ManyvecRetriever(index=retriever.index, k=0).invoke("interaction") == []
+
+
+@pytest.mark.parametrize("condition", [F("year") >= 2024, {"year": 2024}])
+def test_a_filter_works_in_the_constructor_and_in_a_call(retriever, condition):
+    assert ids(ManyvecRetriever(index=retriever.index, filter=condition).invoke("late interaction")) == ["b 2"]
+    assert ids(retriever.invoke("late interaction", filter=condition)) == ["b 2"]
+
+
+def test_the_filter_of_a_call_replaces_the_one_of_the_retriever(retriever):
+    retriever = ManyvecRetriever(index=retriever.index, filter={"year": 2024})
+
+    assert ids(retriever.invoke("late interaction", filter={"year": 2020})) == ["a/1"]
+    assert len(retriever.invoke("late interaction", filter={})) == 3
+
+
+def test_a_retriever_with_a_filter_can_be_printed_and_bound(retriever):
+    bound = retriever.bind(filter=F("year") == 2020, k=1)
+
+    assert "2020" in repr(bound)
+    assert "2024" in repr(ManyvecRetriever(index=retriever.index, filter=F("year") == 2024))
+    assert ids(bound.invoke("interaction")) == ["a/1"]
+
+
+# Adding
+
+
+def test_adding_leaves_the_given_documents_as_they_are(index):
+    documents = [*copy.deepcopy(DOCUMENTS), Document("no id", metadata={"year": 2021})]
+    before = copy.deepcopy(documents)
+
+    ManyvecRetriever(index=index).add_documents(documents)
+
+    assert documents == before
+
+
+def test_a_document_without_an_id_is_stored_once_however_often_it_is_added(index):
+    retriever = ManyvecRetriever(index=index)
+    once = retriever.add_documents([Document("text", metadata={"a": 1, "b": 2})])
+    again = retriever.add_documents([Document("text", metadata={"b": 2, "a": 1})])
+
+    assert once == again
+    assert index.count() == 1
+
+
+def test_documents_without_ids_differ_by_text_and_by_metadata(index):
+    documents = [Document("text"), Document("text", metadata={"a": 1}), Document("other text")]
+
+    assert len(set(ManyvecRetriever(index=index).add_documents(documents))) == index.count() == 3
+
+
+def test_adding_gives_the_ids_in_the_order_of_the_documents(index):
+    documents = iter([Document("one", id="z"), Document("two"), Document("three", id="a"), Document("two")])
+
+    given = ManyvecRetriever(index=index).add_documents(documents)
+
+    assert [given[0], given[2]] == ["z", "a"]
+    assert given[1] == given[3]
+    assert [document.text for document in index.get(given[:3])] == ["one", "two", "three"]
+
+
+def test_adding_an_id_again_replaces_the_document(index):
+    retriever = ManyvecRetriever(index=index)
+    retriever.add_documents([Document("old", id="a", metadata={"year": 2020})])
+    retriever.add_documents([Document("new", id="a", metadata={"note": "no year"})])
+
+    assert [without_scores(document) for document in retriever.invoke("new")] == [
+        Document("new", id="a", metadata={"note": "no year"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (Document("text", metadata={"path": Path("a")}), r"\(no id\).*'path'"),
+        (Document("text", metadata={1: "one", "two": 2}), r"\(no id\).*keys must be text"),
+        (Document("   ", id="blank"), "'blank' has no text"),
+        (Document("text", id="early", metadata={"year": "soon"}), "'early'.*'year'"),
+        (Document("text", id=""), "at least one character"),
+    ],
+)
+def test_a_document_that_cannot_be_stored_is_an_error_that_names_it(index, document, message):
+    with pytest.raises(manyvec.InputError, match=message):
+        ManyvecRetriever(index=index).add_documents([DOCUMENTS[0], document])
+
+    assert index.count() == 0
+
+
+async def test_documents_can_be_added_from_an_event_loop(index):
+    assert await ManyvecRetriever(index=index).aadd_documents(DOCUMENTS) == ["a/1", "b 2", "ç'3"]
+    assert index.count() == 3
+
+
+# Making one
+
+
+def test_from_documents_makes_an_index_and_opens_it_the_next_time(tmp_path):
+    def make(documents: list[Document]) -> ManyvecRetriever:
+        return ManyvecRetriever.from_documents(
+            documents, tmp_path / "new", encoder=HashEncoder(), filters={"year": int}, k=2, filter={"year": 2024}
+        )
+
+    make(DOCUMENTS)
+    retriever = make([*DOCUMENTS[1:], Document("late", id="d", metadata={"year": 2024})])
+
+    assert retriever.index.count() == 4
+    assert ids(retriever.invoke("early interaction")) == ["b 2", "d"]
+
+
+def test_from_documents_with_another_encoder_than_the_index_has_is_an_error(index):
+    with pytest.raises(manyvec.ManifestError, match="hash-64"):
+        ManyvecRetriever.from_documents(DOCUMENTS, index.uri, encoder=HashEncoder(dim=32), filters={"year": int})
+
+
+def test_from_uri_reads_what_the_core_wrote(index):
+    index.add([{"id": "a", "text": "late interaction", "metadata": {"year": 2024}}])
+
+    retriever = ManyvecRetriever.from_uri(index.uri, encoder=HashEncoder(), k=1)
+
+    assert [without_scores(document) for document in retriever.invoke("late")] == [
+        Document("late interaction", id="a", metadata={"year": 2024})
+    ]
+
+
+def test_from_uri_without_an_index_is_an_error(tmp_path):
+    with pytest.raises(manyvec.IndexNotFoundError):
+        ManyvecRetriever.from_uri(tmp_path / "nothing")
+
+
+def test_a_misspelt_field_is_an_error(index):
+    with pytest.raises(ValidationError, match="filters"):
+        ManyvecRetriever(index=index, filters={"year": 2024})
+
+
+# Many at a time
+
+
+async def test_fifty_queries_at_once_on_one_loop_each_get_their_own_answer(index):
+    index.add([{"id": f"d{i}", "text": f"word{i} interaction", "metadata": {"year": i}} for i in range(50)])
+    retriever = ManyvecRetriever(index=index, k=1)
+
+    found = await asyncio.gather(*(retriever.ainvoke(f"word{i}") for i in range(50)))
+
+    assert [ids(documents) for documents in found] == [[f"d{i}"] for i in range(50)]
+
+
+async def test_k_and_filter_of_an_async_call_count(retriever):
+    assert await retriever.ainvoke("interaction", k=0) == []
+    assert ids(await retriever.ainvoke("late interaction", filter=F("year") > 2020)) == ["b 2"]
+
+
+async def test_abatch_answers_in_the_order_of_the_queries(retriever):
+    found = await retriever.abatch(["late", "early", "延迟交互"], k=1)
+
+    assert [ids(documents) for documents in found] == [["a/1"], ["b 2"], ["ç'3"]]
+
+
+class SlowEncoder(HashEncoder):
+    """Takes 0.5 s to encode a query."""
+
+    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
+        time.sleep(0.5)
+        return super().encode_queries(queries)
+
+
+async def test_the_event_loop_goes_on_while_queries_are_encoded(retriever):
+    slow = ManyvecRetriever.from_uri(retriever.index.uri, encoder=SlowEncoder())
+    # The largest time between two ticks; a loop that waited for the encoder would show at least its 0.5 s.
+    largest_gap = 0.0
+
+    async def tick() -> None:
+        nonlocal largest_gap
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.01)
+            largest_gap = max(largest_gap, time.perf_counter() - start)
+
+    ticker = asyncio.create_task(tick())
+    found = await asyncio.gather(*(slow.ainvoke("early interaction", k=1) for _ in range(3)))
+    ticker.cancel()
+
+    assert [ids(documents) for documents in found] == [["b 2"]] * 3
+    assert 0 < largest_gap < 0.25
+
+
+REQUEST: ContextVar[str] = ContextVar("REQUEST", default="none")
+
+
+class ListeningEncoder(HashEncoder):
+    """Encodes the request in whose context it runs, whatever the query is."""
+
+    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
+        return super().encode_queries([REQUEST.get()] * len(queries))
+
+
+async def test_an_async_search_runs_in_the_context_of_its_caller(retriever):
+    listening = ManyvecRetriever.from_uri(retriever.index.uri, encoder=ListeningEncoder())
+    REQUEST.set("early")
+
+    assert ids(await listening.ainvoke("late", k=1)) == ["b 2"]
+
+
+# In a chain, under a tracer
+
+
+def test_it_is_the_first_step_of_a_chain(retriever):
+    chain = retriever | RunnableLambda(ids)
+
+    assert chain.invoke("early interaction") == ["b 2", "a/1", "ç'3"]
+
+
+async def test_it_is_the_first_step_of_an_async_chain(retriever):
+    chain = retriever | RunnableLambda(ids)
+
+    assert await chain.ainvoke("early interaction") == ["b 2", "a/1", "ç'3"]
+
+
+class Recorder(BaseCallbackHandler):
+    """Keeps the events of retrievers."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, dict[str, Any]]] = []
+        self.ended: list[list[str | None]] = []
+        self.errors: list[BaseException] = []
+
+    def on_retriever_start(
+        self, serialized: Any, query: str, *, metadata: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self.started.append((query, metadata or {}))
+
+    def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
+        self.ended.append(ids(documents))
+
+    def on_retriever_error(self, error: BaseException, **kwargs: Any) -> None:
+        self.errors.append(error)
+
+
+TRACED = {
+    "ls_retriever_name": "manyvec",
+    "ls_vector_store_provider": "LanceDB",
+    "ls_embedding_provider": "manyvec",
+    "ls_embedding_model": "hash-64",
+}
+
+
+async def test_a_tracer_sees_the_query_the_documents_and_what_searched(retriever):
+    recorder = Recorder()
+    retriever.invoke("late", {"callbacks": [recorder]}, k=1)
+    await retriever.ainvoke("early", {"callbacks": [recorder]}, k=1)
+
+    assert [query for query, _ in recorder.started] == ["late", "early"]
+    assert all(metadata.items() >= TRACED.items() for _, metadata in recorder.started)
+    assert recorder.ended == [["a/1"], ["b 2"]]
+
+
+async def test_a_filter_on_an_undeclared_column_is_an_error_that_a_tracer_sees(retriever):
+    recorder = Recorder()
+    config = {"callbacks": [recorder]}
+
+    with pytest.raises(manyvec.FilterError, match="'lang'"):
+        retriever.invoke("late", config, filter=F("lang") == "en")
+    with pytest.raises(manyvec.FilterError, match="'lang'"):
+        await retriever.ainvoke("late", config, filter={"lang": "en"})
+
+    assert [type(error) for error in recorder.errors] == [manyvec.FilterError] * 2
+
+
+def test_a_negative_k_is_an_error(retriever):
+    with pytest.raises(manyvec.InputError, match="-1"):
+        retriever.invoke("late", k=-1)
+
+
+def test_an_unknown_argument_of_a_call_is_an_error(retriever):
+    with pytest.raises(TypeError, match="filters"):
+        retriever.invoke("late", filters={"year": 2024})

@@ -1,0 +1,5 @@
+"""manyvec's late-interaction retriever for LlamaIndex."""
+
+from llama_index.retrievers.manyvec.base import ManyvecRetriever
+
+__all__ = ["ManyvecRetriever"]

@@ -1,0 +1,153 @@
+"""Between LlamaIndex's nodes, queries and filters and manyvec's documents, texts and filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llama_index.core import schema
+from llama_index.core.schema import (
+    BaseNode,
+    ImageNode,
+    IndexNode,
+    MetadataMode,
+    Node,
+    NodeWithScore,
+    QueryBundle,
+    TextNode,
+)
+from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+
+from manyvec import Document, F, Filter, FilterError, Hit, InputError
+from manyvec.filters import AllOf, AnyOf
+
+Filters = MetadataFilters | Filter | Mapping[str, Any]
+
+# Under this metadata key lies what a node holds beyond id, text and metadata: relationships, templates, its class.
+# A plain TextNode has no such key, so other readers of the index see its metadata and nothing else.
+NODE_KEY = "_llama_index"
+
+_CLASSES = {kind.class_name(): kind for kind in (TextNode, ImageNode, IndexNode, Node, schema.Document)}
+_KEPT_BESIDE: Any = {"id_": True, "text": True, "text_resource": {"text"}, "metadata": True, "embedding": True}
+
+
+def to_document(node: BaseNode) -> Document:
+    """The node as manyvec stores it. A dense embedding is left out, as LlamaIndex's own stores leave it out.
+
+    Raises:
+        InputError: there is no text, JSON cannot hold the metadata, or the metadata uses the reserved key.
+    """
+    if NODE_KEY in node.metadata:
+        raise InputError(f"node {node.node_id!r}: the metadata key {NODE_KEY!r} is reserved, use another")
+    # In JSON's types, as LlamaIndex's own stores write it: there are bytes and paths in some nodes.
+    rest = node.model_dump(mode="json", exclude=_KEPT_BESIDE, exclude_defaults=True)
+    if not any((rest.get("text_resource") or {}).values()):
+        rest.pop("text_resource", None)
+    is_plain = rest == {"class_name": TextNode.class_name()}
+    metadata = node.metadata if is_plain else {**node.metadata, NODE_KEY: rest}
+    return Document(node.node_id, node.get_content(MetadataMode.NONE), metadata)
+
+
+def to_node_with_score(hit: Hit) -> NodeWithScore:
+    return NodeWithScore(node=_to_node(hit.id, hit.text, hit.metadata), score=hit.score)
+
+
+def _to_node(id: str, text: str, metadata: Mapping[str, Any]) -> BaseNode:
+    rest = metadata.get(NODE_KEY)
+    # A document that something else wrote may use the key for something else.
+    if not isinstance(rest, dict) or "class_name" not in rest:
+        return TextNode(id_=id, text=text, metadata=dict(metadata))
+    own = {"id_": id, "metadata": {key: value for key, value in metadata.items() if key != NODE_KEY}}
+    # A class of the user's own comes back as a TextNode, as from LlamaIndex's own stores.
+    kind = _CLASSES.get(rest["class_name"], TextNode)
+    if issubclass(kind, Node):
+        return kind.from_dict({**rest, **own, "text_resource": {**rest.get("text_resource", {}), "text": text}})
+    return kind.from_dict({**rest, **own, "text": text})
+
+
+def to_query(query: QueryBundle) -> str:
+    """The text to encode: what a query transform such as HyDE wrote, or else the question itself."""
+    if query.image_path and not query.embedding_strs:
+        raise InputError(f"the query is the image {query.image_path}; this retriever searches by text")
+    return "\n".join(query.embedding_strs)
+
+
+def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | Mapping[str, Any] | None:
+    """Write LlamaIndex's filters in manyvec's terms; manyvec's own go through as they are.
+
+    The meaning is that of LlamaIndex's in-memory store (`build_metadata_filter_fn`), nested filters included: a missing
+    value fits `!=`, `nin` and `is_empty` only, and NOT asks that none of the filters fits.
+
+    Args:
+        columns: the index's filter columns and their types; `manyvec.Index.filters`.
+
+    Raises:
+        FilterError: an operator that manyvec lacks, or one that the column or the value does not fit.
+    """
+    if not isinstance(filters, MetadataFilters):
+        return filters
+    return _all_conditions(filters, columns)
+
+
+def _all_conditions(filters: MetadataFilters, columns: Mapping[str, str]) -> Filter:
+    parts = tuple(
+        _all_conditions(part, columns) if isinstance(part, MetadataFilters) else _condition(part, columns.get(part.key))
+        for part in filters.filters
+    )
+    if not parts or filters.condition in (None, FilterCondition.AND):
+        return AllOf(parts)
+    if filters.condition == FilterCondition.OR:
+        return AnyOf(parts)
+    if filters.condition == FilterCondition.NOT:
+        return ~AnyOf(parts)
+    raise FilterError(f"manyvec has no filter condition {filters.condition!r}; use and, or, not")
+
+
+def _condition(part: MetadataFilter, kind: str | None) -> Filter:
+    """One comparison. `kind` is the column's type; for an undeclared column the index itself says what is declared."""
+    column, operator = F(part.key), part.operator
+    if operator == FilterOperator.IS_EMPTY:
+        if kind is not None and kind.startswith("list["):
+            raise FilterError(f"is_empty does not work on lists yet; {part.key!r} is a {kind}")
+        return column.is_null() | (column == "") if kind == "str" else column.is_null()
+    if operator == FilterOperator.TEXT_MATCH_INSENSITIVE:
+        raise FilterError(
+            f"manyvec has no text_match_insensitive, asked for {part.key!r}: use text_match, which heeds case, "
+            "on a filter column with the text in lower case"
+        )
+    if operator == FilterOperator.TEXT_MATCH and kind not in (None, "str"):
+        raise FilterError(f"text_match works on text; {part.key!r} is a {kind}: use contains, ==, in")
+    if part.value is None:
+        raise FilterError(f"{operator.value} on {part.key!r} needs a value; to find missing values use is_empty")
+    value = _value(part.value, kind)
+    if operator in (FilterOperator.ANY, FilterOperator.ALL):
+        if not isinstance(value, list):
+            raise FilterError(f"{operator.value} on {part.key!r} takes a list of values, got {value!r}")
+        holds = tuple(column.contains(item) for item in value)
+        return AnyOf(holds) if operator == FilterOperator.ANY else AllOf((~column.is_null(), *holds))
+    if operator not in _COMPARISONS:
+        raise FilterError(f"manyvec has no filter operator {operator!r}, asked for {part.key!r}")
+    return _COMPARISONS[operator](column, value)
+
+
+def _value(value: Any, kind: str | None) -> Any:
+    """The value, with 0 and 1 as truth values where the column has those: a `MetadataFilter` refuses True and False."""
+    if kind not in ("bool", "list[bool]"):
+        return value
+    if isinstance(value, list):
+        return [_value(item, kind) for item in value]
+    return bool(value) if value in (0, 1) else value
+
+
+_COMPARISONS = {
+    FilterOperator.EQ: F.__eq__,
+    FilterOperator.NE: F.__ne__,
+    FilterOperator.LT: F.__lt__,
+    FilterOperator.LTE: F.__le__,
+    FilterOperator.GT: F.__gt__,
+    FilterOperator.GTE: F.__ge__,
+    FilterOperator.IN: F.in_,
+    FilterOperator.NIN: F.not_in,
+    FilterOperator.CONTAINS: F.contains,
+    FilterOperator.TEXT_MATCH: F.contains,
+}

@@ -1,0 +1,126 @@
+"""`ManyvecRetriever`: a manyvec index as an ordinary LlamaIndex retriever."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.retrievers.manyvec._convert import Filters, to_document, to_filter, to_node_with_score, to_query
+
+from manyvec import Encoder, Index
+
+
+class ManyvecRetriever(BaseRetriever):
+    """Retrieve nodes by exact late interaction (ColBERT's MaxSim). No embedding model is asked for.
+
+        retriever = ManyvecRetriever.from_nodes(nodes, "./papers", filter_columns={"year": int})
+        retriever.retrieve("what is late interaction")
+        retriever.with_options(similarity_top_k=20, filters={"year": [2023, 2024]}).retrieve("the same, in two years")
+
+    A node's score is ColBERT's sum over the query's tokens, so it grows with the query: a cutoff in a
+    `SimilarityPostprocessor` holds for queries of one length. Its id, text and metadata are as stored, whoever stored
+    them: any manyvec index can be read, also one that LangChain or the command line has filled.
+
+    Args:
+        index: made with `manyvec.Index.create` or `manyvec.Index.open`.
+        similarity_top_k: how many nodes, at most; an attribute, as in LlamaIndex's own retrievers.
+        filters: LlamaIndex's `MetadataFilters`, a filter made with `manyvec.F`, or a dict of equal values such as
+            `{"lang": "en"}`. Only declared filter columns can be named. An attribute too.
+        object_map: what the `IndexNode`s found stand for, by `index_id`.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
+        filters: Filters | None = None,
+        callback_manager: CallbackManager | None = None,
+        object_map: dict[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(callback_manager=callback_manager, object_map=object_map, verbose=verbose)
+        self.index = index
+        self.similarity_top_k = similarity_top_k
+        self.filters = filters
+
+    @classmethod
+    def from_uri(
+        cls,
+        uri: str | PathLike[str],
+        encoder: str | Encoder | None = None,
+        *,
+        similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
+        filters: Filters | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> ManyvecRetriever:
+        """Open an index that is there; see `manyvec.Index.open` for the encoder and the errors."""
+        return cls(Index.open(uri, encoder), similarity_top_k, filters, callback_manager)
+
+    @classmethod
+    def from_nodes(
+        cls,
+        nodes: Iterable[BaseNode],
+        uri: str | PathLike[str],
+        encoder: str | Encoder = "minilm",
+        *,
+        filter_columns: Mapping[str, Any] | None = None,
+        show_progress: bool = False,
+        similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
+        filters: Filters | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> ManyvecRetriever:
+        """Create an index, or open the one that is there, and add nodes to it.
+
+        Running it again with the same nodes encodes nothing again.
+
+        Args:
+            filter_columns: metadata keys that `filters` can name, with their types: `{"year": int, "tags": list[str]}`.
+                An index that is there must have been created with the same ones, and with this encoder.
+        """
+        index = Index.create(uri, encoder, filters=filter_columns, exist_ok=True)
+        retriever = cls(index, similarity_top_k, filters, callback_manager)
+        retriever.add_nodes(nodes, show_progress=show_progress)
+        return retriever
+
+    def add_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
+        """Add nodes; one whose id is there already replaces the old one.
+
+        A node's own text is encoded, without its metadata: what searches should find belongs into the text.
+
+        Returns:
+            The nodes' ids, in their order.
+
+        Raises:
+            manyvec.InputError: a node has no text, or metadata that JSON cannot hold.
+        """
+        documents = [to_document(node) for node in nodes]
+        self.index.add(documents, show_progress=show_progress)
+        return [document.id for document in documents]
+
+    def with_options(self, *, similarity_top_k: int | None = None, filters: Filters | None = None) -> ManyvecRetriever:
+        """The same retriever over the same index with other options, for one call or for a thread of its own.
+
+        What is left out stays as it is; `filters={}` lifts the filter.
+        """
+        retriever = copy.copy(self)
+        if similarity_top_k is not None:
+            retriever.similarity_top_k = similarity_top_k
+        if filters is not None:
+            retriever.filters = filters
+        return retriever
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        hits = self.index.search(
+            to_query(query_bundle), self.similarity_top_k, filter=to_filter(self.filters, self.index.filters)
+        )
+        return [to_node_with_score(hit) for hit in hits]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)

@@ -1,0 +1,167 @@
+"""Filters: LlamaIndex's own `build_metadata_filter_fn` says which nodes pass, the index on disk has to agree."""
+
+from __future__ import annotations
+
+import pytest
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.utils import build_metadata_filter_fn
+from llama_index.retrievers.manyvec import ManyvecRetriever
+
+from manyvec import F, FilterError
+from manyvec.testing import HashEncoder
+
+METADATA = {
+    "all": {"year": 2023, "lang": "en", "tags": ["ir", "rag"], "rating": 4.5, "draft": True},
+    "quote": {"year": 2022, "lang": "it's; --\\", "tags": ["ir"], "rating": -1.0, "draft": False},
+    "upper": {"year": 2024, "lang": "EN-gb", "tags": ["rag", "llm"], "rating": 0.0, "draft": False},
+    "blank": {"year": 0, "lang": "", "tags": [], "rating": 4.5},
+    "null": {"year": None, "lang": None, "tags": None, "rating": None, "draft": None},
+    "missing": {},
+    "kanji": {"year": 2023, "lang": "日本語", "tags": ["検索"]},
+}
+COLUMNS = {"year": int, "lang": str, "tags": list[str], "rating": float, "draft": bool}
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory: pytest.TempPathFactory) -> ManyvecRetriever:
+    nodes = [TextNode(id_=id, text="a note", metadata=metadata) for id, metadata in METADATA.items()]
+    folder = tmp_path_factory.mktemp("index")
+    return ManyvecRetriever.from_nodes(nodes, folder, HashEncoder(), filter_columns=COLUMNS, similarity_top_k=99)
+
+
+def passing(retriever: ManyvecRetriever, *filters: object, condition: str = "and") -> set[str]:
+    metadata_filters = MetadataFilters(filters=list(filters), condition=FilterCondition(condition))
+    return {found.node_id for found in retriever.with_options(filters=metadata_filters).retrieve("note")}
+
+
+def where(key: str, op: str, value: object = None) -> MetadataFilter:
+    return MetadataFilter(key=key, operator=FilterOperator(op), value=value)
+
+
+SINGLE = [
+    where("year", "==", 2023),
+    where("year", "==", 0),
+    where("year", "!=", 2023),
+    where("year", "<", 2023),
+    where("year", "<=", 2023),
+    where("year", ">", 2022),
+    where("year", ">=", 2023),
+    where("year", "in", [2022, 2024, 1999]),
+    where("year", "in", []),
+    where("year", "nin", [2022, 2024]),
+    where("year", "nin", []),
+    where("year", "is_empty"),
+    where("rating", "==", 4.5),
+    where("rating", ">", -0.5),
+    where("rating", "nin", [4.5, 0.0]),
+    where("rating", "is_empty"),
+    where("lang", "==", "it's; --\\"),
+    where("lang", "==", ""),
+    where("lang", "!=", "en"),
+    where("lang", "<", "en"),
+    where("lang", ">=", "it"),
+    where("lang", "in", ["en", "日本語"]),
+    where("lang", "nin", ["en", "日本語", ""]),
+    where("lang", "contains", "n"),
+    where("lang", "text_match", "本"),
+    where("lang", "text_match", "EN"),
+    where("lang", "text_match", "'"),
+    where("lang", "any", ["e", "i"]),
+    where("lang", "all", ["e", "n"]),
+    where("lang", "is_empty"),
+    where("tags", "contains", "ir"),
+    where("tags", "contains", "検索"),
+    where("tags", "any", ["llm", "検索", "absent"]),
+    where("tags", "any", []),
+    where("tags", "all", ["rag", "ir"]),
+    where("tags", "all", []),
+    where("draft", "==", 1),
+    where("draft", "==", 0),
+    where("draft", "!=", 1),
+    where("draft", "in", [0, 1]),
+    where("draft", "is_empty"),
+]
+
+
+@pytest.mark.parametrize("one", SINGLE, ids=lambda one: f"{one.key} {one.operator.value} {one.value}")
+def test_an_operator_passes_the_nodes_that_llamaindex_itself_passes(
+    retriever: ManyvecRetriever, one: MetadataFilter
+) -> None:
+    passes = build_metadata_filter_fn(METADATA.__getitem__, MetadataFilters(filters=[one]))
+    assert passing(retriever, one) == {id for id in METADATA if passes(id)}
+
+
+@pytest.mark.parametrize("condition", ["and", "or", "not"])
+def test_a_condition_joins_filters_as_llamaindex_itself_joins_them(retriever: ManyvecRetriever, condition: str) -> None:
+    for one, other in zip(SINGLE, SINGLE[7:] + SINGLE[:7], strict=True):
+        together = MetadataFilters(filters=[one, other], condition=FilterCondition(condition))
+        passes = build_metadata_filter_fn(METADATA.__getitem__, together)
+        expected = {id for id in METADATA if passes(id)}
+        assert passing(retriever, one, other, condition=condition) == expected, (one, other)
+
+
+def test_nested_filters_are_worked_out_from_the_inside(retriever: ManyvecRetriever) -> None:
+    recent = where("year", ">=", 2023)
+    neither = MetadataFilters(
+        filters=[where("tags", "contains", "llm"), where("lang", "==", "en")], condition=FilterCondition.NOT
+    )
+    assert passing(retriever, recent, neither) == {"kanji"}
+    assert passing(retriever, recent, neither, condition="or") == set(METADATA)
+    assert passing(retriever, recent, neither, condition="not") == set()
+    twice = MetadataFilters(filters=[neither], condition=FilterCondition.NOT)
+    assert passing(retriever, twice) == {"all", "upper"}
+
+
+@pytest.mark.parametrize("condition", ["and", "or", "not"])
+def test_no_filters_let_every_node_pass_under_any_condition(retriever: ManyvecRetriever, condition: str) -> None:
+    assert passing(retriever, condition=condition) == set(METADATA)
+    assert passing(retriever, MetadataFilters(filters=[], condition=FilterCondition(condition))) == set(METADATA)
+
+
+def test_a_condition_left_out_is_and(retriever: ManyvecRetriever) -> None:
+    filters = MetadataFilters(filters=[where("year", "==", 2023), where("lang", "==", "en")], condition=None)
+    assert [found.node_id for found in retriever.with_options(filters=filters).retrieve("note")] == ["all"]
+
+
+@pytest.mark.parametrize("filters", [F("year") == 2023, {"year": 2023}], ids=["F", "dict"])
+def test_a_filter_of_manyvec_or_a_dict_means_the_same(retriever: ManyvecRetriever, filters: object) -> None:
+    found = retriever.with_options(filters=filters).retrieve("note")
+    assert {node.node_id for node in found} == passing(retriever, where("year", "==", 2023)) == {"all", "kanji"}
+
+
+def test_a_quote_does_not_end_the_value(retriever: ManyvecRetriever) -> None:
+    assert passing(retriever, where("lang", "==", "' OR true --")) == set()
+    assert passing(retriever, where("lang", "text_match", "' OR '1'='1")) == set()
+
+
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [
+        (where("lang", "text_match_insensitive", "en"), "text_match_insensitive"),
+        (where("author", "==", "x"), "no filter column 'author'"),
+        (where("author", "is_empty"), "no filter column 'author'"),
+        (where("author", "any", ["x"]), "no filter column 'author'"),
+        (where("year", "==", "2023"), "'year' must be a int"),
+        (where("year", "==", None), "needs a value.*is_empty"),
+        (where("year", "in", 2023), "list of values"),
+        (where("year", "text_match", "2"), "'year' is a int"),
+        (where("tags", "text_match", "ir"), r"'tags' is a list\[str\]"),
+        (where("tags", "==", "ir"), "contains"),
+        (where("tags", "any", "ir"), "list of values"),
+        (where("tags", "is_empty"), "is_empty.*lists"),
+        (MetadataFilter.model_construct(key="year", value=2023, operator="near"), "no filter operator 'near'"),
+    ],
+    ids=lambda value: f"{value.key} {value.operator}" if isinstance(value, MetadataFilter) else "",
+)
+def test_a_filter_the_index_cannot_answer_is_an_error_that_says_why(
+    retriever: ManyvecRetriever, one: MetadataFilter, said: str
+) -> None:
+    with pytest.raises(FilterError, match=said):
+        passing(retriever, one)
+
+
+def test_an_unknown_condition_is_an_error(retriever: ManyvecRetriever) -> None:
+    filters = MetadataFilters.model_construct(filters=[where("year", "==", 1)], condition="xor")
+    with pytest.raises(FilterError, match="xor"):
+        retriever.with_options(filters=filters).retrieve("note")

@@ -1,0 +1,355 @@
+"""`ManyvecRetriever` over a real index on disk; `HashEncoder` gives a node the number of query words it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from llama_index.core import get_response_synthesizer
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.indices.query.query_transform.base import BaseQueryTransform
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent, RetrievalStartEvent
+from llama_index.core.llms import MockLLM
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.query_engine import RetrieverQueryEngine, TransformQueryEngine
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    Node,
+    NodeRelationship,
+    NodeWithScore,
+    ObjectType,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.retrievers.manyvec import ManyvecRetriever
+
+import manyvec
+from manyvec import F, TokenBatch
+from manyvec.testing import HashEncoder
+
+PLAIN = TextNode(id_="plain", text="red apple", metadata={"year": 2021})
+UNUSUAL = TextNode(
+    id_="a 'quoted' id",
+    text="  green apple pie\n",
+    metadata={"id": 7, "text": ["x", None, {"deep": 1.5}], "score": "own", "_node": {"k": 1}, "日本": True},
+)
+LINKED = TextNode(
+    id_="linked",
+    text="green tea",
+    metadata={"year": 2023, "page": "3"},
+    relationships={
+        NodeRelationship.SOURCE: RelatedNodeInfo(
+            node_id="menu.pdf", node_type=ObjectType.DOCUMENT, metadata={"page": None}, hash="h"
+        ),
+        NodeRelationship.NEXT: RelatedNodeInfo(node_id="plain", node_type=ObjectType.TEXT),
+        NodeRelationship.CHILD: [RelatedNodeInfo(node_id="c1"), RelatedNodeInfo(node_id="c2")],
+    },
+    excluded_embed_metadata_keys=["page"],
+    excluded_llm_metadata_keys=["year", "page"],
+    metadata_template="{key} = {value}",
+    metadata_separator=" | ",
+    text_template="{content} ({metadata_str})",
+    start_char_idx=0,
+    end_char_idx=9,
+    mimetype="text/markdown",
+)
+NODES = [PLAIN, UNUSUAL, LINKED]
+
+
+@pytest.fixture
+def retriever(tmp_path: Path) -> ManyvecRetriever:
+    return ManyvecRetriever.from_nodes(NODES, tmp_path / "index", HashEncoder(), filter_columns={"year": int})
+
+
+def ids(found: Sequence[NodeWithScore]) -> list[str]:
+    return [node.node_id for node in found]
+
+
+def found_again(node: BaseNode, folder: Path) -> BaseNode:
+    """The node, stored in a new index and retrieved through a second retriever."""
+    ManyvecRetriever.from_nodes([node], folder, HashEncoder())
+    (found,) = ManyvecRetriever.from_uri(folder, HashEncoder()).retrieve("anything")
+    return found.node
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_a_text_node_comes_back_equal(tmp_path: Path, node: TextNode) -> None:
+    found = found_again(node, tmp_path)
+    assert type(found) is TextNode
+    assert found == node
+    assert list(found.metadata) == list(node.metadata)
+    assert found.ref_doc_id == node.ref_doc_id
+    assert found.hash == node.hash
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        Document(id_="d", text="a whole document", metadata={"file": "a.txt"}),
+        Document(id_="d", text_resource=MediaResource(text="a page", path=Path("a.md"), mimetype="text/markdown")),
+        Node(id_="n", text_resource=MediaResource(text="a node")),
+        ImageNode(id_="i", text="a caption", image_path="a.png"),
+        IndexNode(id_="x", text="ask the other index", index_id="other"),
+    ],
+    ids=lambda node: node.class_name(),
+)
+def test_a_node_of_another_class_comes_back_as_one(tmp_path: Path, node: BaseNode) -> None:
+    found = found_again(node, tmp_path)
+    assert type(found) is type(node)
+    assert found == node
+
+
+def test_in_place_of_an_index_node_comes_the_node_it_holds(tmp_path: Path) -> None:
+    assert found_again(IndexNode(id_="x", text="a summary", index_id="other", obj=LINKED), tmp_path) == LINKED
+
+
+def test_the_chunks_of_a_splitter_come_back_equal(tmp_path: Path) -> None:
+    document = Document(id_="story", text="One sentence here. " * 40, metadata={"author": "A. N. Other"})
+    chunks = SentenceSplitter(chunk_size=64, chunk_overlap=0).get_nodes_from_documents([document])
+    retriever = ManyvecRetriever.from_nodes(chunks, tmp_path, HashEncoder(), similarity_top_k=99)
+    assert len(chunks) > 2
+    found = {node.node_id: node.node for node in retriever.retrieve("sentence")}
+    assert found == {chunk.node_id: chunk for chunk in chunks}
+    assert {chunk.ref_doc_id for chunk in found.values()} == {"story"}
+
+
+def test_an_embedding_is_not_stored(tmp_path: Path) -> None:
+    node = TextNode(id_="dense", text="some text", embedding=[0.5, 0.5])
+    assert found_again(node, tmp_path).embedding is None
+    assert node.embedding == [0.5, 0.5]
+
+
+def test_other_readers_see_a_plain_node_as_it_is_and_one_key_more_on_a_linked_one(retriever: ManyvecRetriever) -> None:
+    plain, linked = retriever.index.get(["plain", "linked"])
+    assert plain == manyvec.Document("plain", "red apple", {"year": 2021})
+    assert linked.text == "green tea"
+    assert set(linked.metadata) == {"year", "page", "_llama_index"}
+
+
+def test_documents_of_any_other_writer_are_retrieved_as_text_nodes(tmp_path: Path) -> None:
+    index = manyvec.Index.create(tmp_path, HashEncoder())
+    index.add(
+        [
+            {"id": "other", "text": "red wine", "metadata": {"id": 3, "_llama_index": "a value of its own"}},
+            manyvec.Document("none", "white wine"),
+        ]
+    )
+    first, second = ManyvecRetriever(index).retrieve("red wine")
+    assert first.node == TextNode(
+        id_="other", text="red wine", metadata={"id": 3, "_llama_index": "a value of its own"}
+    )
+    assert second.node == TextNode(id_="none", text="white wine")
+
+
+def test_nodes_come_best_first_with_the_index_s_own_scores(retriever: ManyvecRetriever) -> None:
+    found = retriever.retrieve("green apple")
+    # Both words are in it, and one in each of the others; vectors are stored in half precision.
+    assert ids(found)[0] == "a 'quoted' id"
+    assert found[0].score == pytest.approx(2.0, abs=2e-3)
+    assert found[0].score > found[1].score
+    assert [(node.node_id, node.score) for node in found] == [
+        (hit.id, hit.score) for hit in retriever.index.search("green apple", 2)
+    ]
+
+
+@pytest.mark.parametrize(("k", "n_found"), [(0, 0), (1, 1), (3, 3), (50, 3)])
+def test_similarity_top_k_is_how_many_nodes_come_at_most(retriever: ManyvecRetriever, k: int, n_found: int) -> None:
+    retriever.similarity_top_k = k
+    assert len(retriever.retrieve("apple")) == n_found
+
+
+def test_two_nodes_come_where_no_number_was_given_as_elsewhere_in_llamaindex(retriever: ManyvecRetriever) -> None:
+    assert len(retriever.retrieve("apple")) == 2
+
+
+def test_a_negative_similarity_top_k_is_an_error(retriever: ManyvecRetriever) -> None:
+    with pytest.raises(manyvec.InputError, match="-1"):
+        retriever.with_options(similarity_top_k=-1).retrieve("apple")
+
+
+def test_options_for_one_call_leave_the_retriever_as_it_was(retriever: ManyvecRetriever) -> None:
+    assert ids(retriever.with_options(similarity_top_k=9, filters={"year": 2023}).retrieve("apple")) == ["linked"]
+    assert (retriever.similarity_top_k, retriever.filters) == (2, None)
+    filtered = retriever.with_options(filters=F("year") < 2023)
+    assert ids(filtered.with_options(similarity_top_k=1).retrieve("tea")) == ["plain"]
+    assert len(filtered.with_options(filters={}).retrieve("tea")) == 2
+    assert filtered.with_options(similarity_top_k=0).retrieve("tea") == []
+
+
+def test_nodes_and_query_are_left_untouched_and_results_are_new_objects(tmp_path: Path) -> None:
+    nodes, query = copy.deepcopy(NODES), QueryBundle("green tea")
+    retriever = ManyvecRetriever.from_nodes(nodes, tmp_path, HashEncoder())
+    found = retriever.retrieve(query)[0]
+    assert nodes == NODES
+    assert query == QueryBundle("green tea")
+    found.node.metadata["year"] = 1
+    found.node.relationships.clear()
+    assert retriever.retrieve(query)[0].node == LINKED
+
+
+def test_an_empty_index_gives_no_nodes(tmp_path: Path) -> None:
+    retriever = ManyvecRetriever.from_nodes([], tmp_path, HashEncoder())
+    assert retriever.retrieve("anything") == []
+    assert asyncio.run(retriever.aretrieve("anything")) == []
+
+
+def test_an_empty_query_gives_no_nodes(retriever: ManyvecRetriever) -> None:
+    assert retriever.retrieve("") == []
+
+
+def test_a_query_that_is_an_image_alone_is_an_error(retriever: ManyvecRetriever) -> None:
+    with pytest.raises(manyvec.InputError, match=r"a\.png"):
+        retriever.retrieve(QueryBundle("", image_path="a.png"))
+
+
+def test_add_nodes_answers_ids_in_order_and_replaces_nodes_of_the_same_id(retriever: ManyvecRetriever) -> None:
+    newer = TextNode(id_="plain", text="yellow banana")
+    assert retriever.add_nodes(node for node in (newer, LINKED)) == ["plain", "linked"]
+    assert retriever.index.count() == 3
+    assert retriever.retrieve("yellow banana")[0].node == newer
+
+
+def test_from_nodes_run_twice_stores_each_node_once_and_encodes_nothing_again(tmp_path: Path) -> None:
+    class Counting(HashEncoder):
+        n_encoded = 0
+
+        def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
+            Counting.n_encoded += len(texts)
+            return super().encode_documents(texts)
+
+    for _ in range(2):
+        ManyvecRetriever.from_nodes(NODES, tmp_path, Counting(), filter_columns={"year": int})
+    assert Counting.n_encoded == 3
+    assert ManyvecRetriever.from_uri(tmp_path, HashEncoder()).index.count() == 3
+
+
+def test_a_node_that_cannot_be_stored_is_named_and_none_of_the_call_is_stored(retriever: ManyvecRetriever) -> None:
+    new = TextNode(id_="new", text="fine")
+    with pytest.raises(manyvec.InputError, match="'blank'"):
+        retriever.add_nodes([new, TextNode(id_="blank", text=" ")])
+    with pytest.raises(manyvec.InputError, match="'path'"):
+        retriever.add_nodes([new, TextNode(id_="bad", text="fine", metadata={"path": Path("a")})])
+    with pytest.raises(manyvec.InputError, match="'_llama_index' is reserved"):
+        retriever.add_nodes([new, TextNode(id_="bad", text="fine", metadata={"_llama_index": 1})])
+    assert retriever.index.count() == 3
+
+
+def test_a_missing_index_and_another_encoder_are_errors(tmp_path: Path) -> None:
+    ManyvecRetriever.from_nodes(NODES, tmp_path / "index", HashEncoder())
+    with pytest.raises(manyvec.IndexNotFoundError):
+        ManyvecRetriever.from_uri(tmp_path / "nowhere", HashEncoder())
+    with pytest.raises(manyvec.ManifestError):
+        ManyvecRetriever.from_uri(tmp_path / "index", HashEncoder(dim=32))
+
+
+async def test_fifty_concurrent_calls_get_the_answers_of_fifty_single_ones(tmp_path: Path) -> None:
+    nodes = [TextNode(id_=f"n{i}", text=f"common word{i}") for i in range(50)]
+    retriever = ManyvecRetriever.from_nodes(nodes, tmp_path, HashEncoder(), similarity_top_k=3)
+    queries = [f"word{i} common" for i in range(50)]
+    answers = await asyncio.gather(*map(retriever.aretrieve, queries))
+    assert [ids(answer)[0] for answer in answers] == [f"n{i}" for i in range(50)]
+    assert answers == [retriever.retrieve(query) for query in queries]
+
+
+async def test_the_event_loop_goes_on_while_a_query_is_encoded(tmp_path: Path) -> None:
+    class Slow(HashEncoder):
+        def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
+            time.sleep(0.2)
+            return super().encode_queries(queries)
+
+    retriever = ManyvecRetriever.from_nodes(NODES, tmp_path, Slow())
+    retriever.retrieve("warm up: vectors are read and libraries loaded")
+    largest_gap = 0.0
+
+    async def tick() -> None:
+        nonlocal largest_gap
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.005)
+            now = time.perf_counter()
+            largest_gap, last = max(largest_gap, now - last), now
+
+    ticker = asyncio.create_task(tick())
+    started = time.perf_counter()
+    assert ids(await retriever.aretrieve("green tea"))[0] == "linked"
+    assert time.perf_counter() - started >= 0.2
+    ticker.cancel()
+    assert 0 < largest_gap < 0.1
+
+
+def test_a_query_engine_answers_from_the_nodes_without_any_key(retriever: ManyvecRetriever) -> None:
+    engine = RetrieverQueryEngine(
+        retriever.with_options(similarity_top_k=1), get_response_synthesizer(llm=MockLLM(), response_mode="compact")
+    )
+    response = engine.query("green tea")
+    assert [node.node for node in response.source_nodes] == [LINKED]
+    assert "green tea" in str(response)
+    assert ids(asyncio.run(engine.aquery("red apple")).source_nodes) == ["plain"]
+
+
+def test_what_a_query_transform_wrote_is_searched_for(retriever: ManyvecRetriever) -> None:
+    class Hypothetical(BaseQueryTransform):
+        def _get_prompts(self) -> dict[str, object]:
+            return {}
+
+        def _update_prompts(self, prompts: dict[str, object]) -> None:
+            pass
+
+        def _run(self, query_bundle: QueryBundle, metadata: dict[str, object]) -> QueryBundle:
+            return QueryBundle(query_bundle.query_str, custom_embedding_strs=["green tea", "steeped"])
+
+    engine = RetrieverQueryEngine(
+        retriever.with_options(similarity_top_k=1), get_response_synthesizer(llm=MockLLM(), response_mode="compact")
+    )
+    response = TransformQueryEngine(engine, Hypothetical()).query("a hot drink")
+    assert ids(response.source_nodes) == ["linked"]
+
+
+class Recorder(BaseEventHandler):
+    events: list[BaseEvent] = Field(default_factory=list)
+
+    def handle(self, event: BaseEvent, **kwargs: object) -> None:
+        self.events.append(event)
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    handler, root = Recorder(), get_dispatcher("root")
+    root.add_event_handler(handler)
+    yield handler
+    root.event_handlers.remove(handler)
+
+
+def test_retrieval_events_carry_the_query_and_the_nodes(retriever: ManyvecRetriever, recorder: Recorder) -> None:
+    found = [retriever.retrieve("green tea"), asyncio.run(retriever.aretrieve("green tea"))]
+    kinds = [type(event) for event in recorder.events]
+    assert kinds == [RetrievalStartEvent, RetrievalEndEvent] * 2
+    assert {event.str_or_query_bundle for event in recorder.events} == {"green tea"}
+    assert [event.nodes for event in recorder.events[1::2]] == found
+
+
+def test_a_callback_manager_hears_of_the_retrieval(retriever: ManyvecRetriever) -> None:
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    ManyvecRetriever(retriever.index, callback_manager=CallbackManager([debug])).retrieve("green tea")
+    assert len(debug.get_event_pairs(CBEventType.RETRIEVE)) == 1
+
+
+def test_an_index_node_leads_to_the_retriever_in_the_object_map(tmp_path: Path, retriever: ManyvecRetriever) -> None:
+    router = ManyvecRetriever.from_nodes(
+        [IndexNode(id_="x", text="about drinks", index_id="menu")], tmp_path / "router", HashEncoder()
+    )
+    recursive = ManyvecRetriever(router.index, object_map={"menu": retriever})
+    assert ids(recursive.retrieve("green tea")) == ids(retriever.retrieve("green tea"))
