@@ -104,15 +104,24 @@ class SentenceTransformerEncoder:
             many documents a second as 8,192 there (`benchmarks/encoding.py`). By default 2,048 on a CPU, else 32,768.
         overlap: tokens that neighbouring windows of a long text share, so that each token is read in context; it is
             kept once, from the window in which it stands farther from the edge.
+        opening: the first tokens of a long text, read again before each later window and not kept again, so that the
+            window knows what the text is about: nDCG@10 on Cranfield rises from .3886 to .3919, with 64 no further.
     """
 
     def __init__(
-        self, model: MultiVectorEncoder, *, name: str, batch_tokens: int | None = None, overlap: int = 32
+        self,
+        model: MultiVectorEncoder,
+        *,
+        name: str,
+        batch_tokens: int | None = None,
+        overlap: int = 32,
+        opening: int = 32,
     ) -> None:
         self.name = name
         self.model = model
         self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 32768)
         self.overlap = overlap
+        self.opening = opening
         # Fast tokenizers fail ("Already borrowed") when two threads use one, and a GPU gains nothing from two.
         self._lock = threading.Lock()
 
@@ -129,7 +138,7 @@ class SentenceTransformerEncoder:
         digest = hashlib.blake2b(digest_size=16)
         transformer = self._transformer
         recipe = [self.model.prompts, transformer.query_length, transformer.document_length]
-        recipe += [transformer.query_expansion, self._max_tokens("document"), self.overlap]
+        recipe += [transformer.query_expansion, self._max_tokens("document"), self.overlap, self.opening]
         recipe += [getattr(module, "get_config_dict", dict)() for module in list(self.model)[1:]]
         digest.update(repr(recipe).encode())
         digest.update(transformer.tokenizer.backend_tokenizer.to_str().encode())
@@ -198,16 +207,17 @@ class SentenceTransformerEncoder:
     def _windows(self, whole: _Piece, limit: int) -> list[_Piece]:
         """Cut a long text into overlapping windows that the model can read, at word starts where there are any."""
         content = whole.spans[whole.spans[:, 0] >= 0]
-        capacity = limit - (whole.n_tokens - len(content))
+        room = limit - (whole.n_tokens - len(content))
+        opening = whole.text[: content[min(self.opening, room // 4), 0]]
+        capacity = room - min(self.opening, room // 4)
         while True:
             cuts = _window_cuts(whole.text, content, capacity, min(self.overlap, capacity // 2))
-            edges = [(max(begin, 0), end) for begin, end, _ in cuts]
-            texts = [whole.text[begin:end] for begin, end in edges]
             keeps = [keep for _, _, keep in cuts] + [len(whole.text)]
+            texts = [f"{opening if begin else ''}{whole.text[begin:end]}" for begin, end, _ in cuts]
             pieces = [
-                _Piece(whole.index, text, spans, begin, keep_from, keep_to)
-                for (text, spans), (begin, _), keep_from, keep_to in zip(
-                    self._spans(texts, "document"), edges, keeps, keeps[1:], strict=False
+                _Piece(whole.index, text, spans, begin, len(opening) if begin else 0, keep_from, keep_to)
+                for (text, spans), (begin, _, keep_from), keep_to in zip(
+                    self._spans(texts, "document"), cuts, keeps[1:], strict=True
                 )
             ]
             # A word cut in two may need more tokens than it had whole.
@@ -231,10 +241,9 @@ class SentenceTransformerEncoder:
                 embeddings = features["token_embeddings"].float().cpu().numpy()
                 masks = features["attention_mask"].bool().cpu().numpy()
             for i, embedding, mask in zip(batch, embeddings, masks, strict=True):
-                piece_spans = pieces[i].spans_of_width(width)
-                keep = mask & pieces[i].keep_mask(piece_spans)
+                own, piece_spans = pieces[i].own_spans(width)
+                keep = mask & own
                 vectors[i], spans[i] = embedding[keep], piece_spans[keep]
-                spans[i][spans[i][:, 0] >= 0] += pieces[i].begin
         lengths = np.bincount(
             [piece.index for piece in pieces], weights=[len(v) for v in vectors], minlength=n_texts
         ).astype(np.int64)
@@ -251,12 +260,14 @@ class SentenceTransformerEncoder:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A text, or a window of one: `begin` is where it starts in text `index`; tokens in [keep_from, keep_to) count."""
+    """A text, or a window of one that starts at character `begin` of text `index`, after `n_opening` characters of that
+    text's opening; its own tokens are those that start in [keep_from, keep_to)."""
 
     index: int
     text: str
     spans: Spans
     begin: int = 0
+    n_opening: int = 0
     keep_from: int = 0
     keep_to: int | None = None
 
@@ -264,19 +275,19 @@ class _Piece:
     def n_tokens(self) -> int:
         return len(self.spans)
 
-    def spans_of_width(self, width: int) -> Spans:
-        """(width, 2) spans of the tokens as the model got them: cut, or padded with (-1, -1)."""
+    def own_spans(self, width: int) -> tuple[NDArray[np.bool_], Spans]:
+        """(width,) which tokens the model got are the window's own, and (width, 2) their spans in the whole text."""
+        # The model's tokens may be cut, or padded.
         spans = np.full((width, 2), -1, np.int32)
         spans[: min(width, len(self.spans))] = self.spans[:width]
-        return spans
-
-    def keep_mask(self, spans: Spans) -> NDArray[np.bool_]:
-        """Which tokens are this window's own. Markers and special tokens are kept once, from the first window."""
-        begins = spans[:, 0]
-        inside = begins + self.begin >= self.keep_from
+        is_content = spans[:, 0] >= 0
+        is_window = spans[:, 0] >= self.n_opening
+        spans[is_content] += self.begin - self.n_opening
+        own = is_window & (spans[:, 0] >= self.keep_from)
         if self.keep_to is not None:
-            inside &= begins + self.begin < self.keep_to
-        return np.where(begins < 0, self.begin == 0, inside)
+            own &= spans[:, 0] < self.keep_to
+        # Markers and special tokens are kept once, from the first window.
+        return np.where(is_content, own, self.begin == 0), spans
 
 
 _NO_VECTORS = np.empty(0, np.float32)

@@ -6,16 +6,14 @@ so equal scores stay as the retriever ordered them. A query that the run lacks f
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from manyvec.errors import InputError
+from manyvec.sources import read_documents, read_jsonl
 from manyvec.types import Document
 
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
@@ -34,14 +32,12 @@ class Dataset:
         documents: the text is the title and the text, a space between; the title is also in the metadata.
         queries: id to text, only those with at least one positive judgment.
         qrels: query id to document id to grade, for the same queries; above 0 is positive, as a grade a gain.
-        n_blank: documents left out because they have neither title nor text.
     """
 
     name: str
     documents: list[Document]
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
-    n_blank: int = 0
 
 
 def load_beir(path: str | Path, split: str = "test") -> Dataset:
@@ -56,15 +52,14 @@ def load_beir(path: str | Path, split: str = "test") -> Dataset:
     folder = Path(path)
     grades = _read_qrels(folder, split)
     qrels = {query: judged for query, judged in grades.items() if max(judged.values()) > 0}
-    texts = {query: text for query, text in _read_jsonl(folder, "queries", _query) if text and query in qrels}
+    texts = {query: text for query, text in _read_queries(folder) if text and query in qrels}
     if missing := qrels.keys() - texts.keys():
         raise InputError(
             f"{folder}: {len(missing)} of {len(qrels)} queries judged in qrels/{split}.tsv have no text in "
             f"queries.jsonl, such as {min(missing)!r}"
         )
-    corpus = list(_read_jsonl(folder, "corpus", _document))
-    documents = {document.id: document for document in corpus if document is not None}
-    return Dataset(folder.resolve().name, list(documents.values()), texts, qrels, n_blank=corpus.count(None))
+    documents = {document.id: document for document in read_documents([_find(folder, "corpus")])}
+    return Dataset(folder.resolve().name, list(documents.values()), texts, qrels)
 
 
 def evaluate(qrels: Qrels, run: Run, measures: Iterable[str] = DEFAULT_MEASURES) -> dict[str, float]:
@@ -132,47 +127,19 @@ def _parse(name: str) -> tuple[_Measure, int]:
     return _MEASURES[measure], int(k)
 
 
-def _document(record: dict[str, Any]) -> Document | None:
-    """The document of a line of the corpus; None where it is blank."""
-    title, text = (record.get("title") or "").strip(), (record.get("text") or "").strip()
-    if not (title or text):
-        return None
-    metadata = record.get("metadata") or {}
-    return Document(record["_id"], f"{title} {text}".strip(), {**metadata, "title": title} if title else metadata)
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"):
+        if path.exists():
+            return path
+    raise InputError(f"{folder} is not a data set in BEIR layout: it has no {name}.jsonl or {name}.jsonl.gz")
 
 
-def _query(record: dict[str, Any]) -> tuple[str, str]:
-    return record["_id"], record["text"]
-
-
-def _read_jsonl(folder: Path, name: str, read: Callable[[dict[str, Any]], _T]) -> Iterator[_T]:
-    """Read each line that is not blank of `name`.jsonl, or else of `name`.jsonl.gz."""
-    path = folder / f"{name}.jsonl"
-    packed = folder / f"{name}.jsonl.gz"
-    if not path.exists() and not packed.exists():
-        raise InputError(f"{folder} is not a data set in BEIR layout: it has no {name}.jsonl or {name}.jsonl.gz")
-    source = path if path.exists() else packed
-    try:
-        # Bytes, so that a line that is not UTF-8 is reported like one that is not JSON.
-        with path.open("rb") if source == path else gzip.open(packed) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.isspace():
-                    yield _read_line(line, read, f"{source}, line {number}")
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{source} is damaged: {error}") from error
-
-
-def _read_line(line: bytes, read: Callable[[dict[str, Any]], _T], where: str) -> _T:
-    try:
-        return read(json.loads(line))
-    except KeyError as error:
-        raise InputError(f"{where}: {error} is missing") from error
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
-    except (TypeError, AttributeError) as error:
-        raise InputError(
-            f"{where}: expected an object with texts under _id, title and text, got {line!r:.80}"
-        ) from error
+def _read_queries(folder: Path) -> Iterator[tuple[str, str]]:
+    for where, record in read_jsonl(_find(folder, "queries")):
+        try:
+            yield record["_id"], record["text"]
+        except KeyError as error:
+            raise InputError(f"{where}: {error} is missing") from error
 
 
 def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:

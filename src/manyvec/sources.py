@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from manyvec.errors import InputError
 from manyvec.types import Document
@@ -18,49 +19,62 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".txt", ".md")
 def read_documents(paths: Iterable[str | Path]) -> Iterator[Document]:
     """Read the documents of files and, recursively, folders, in the order of their paths.
 
-    - `.jsonl`, `.jsonl.gz`: an object a line, with `_id` or `id`, `text`, and if wanted `title` and `metadata`.
+    - `.jsonl`, `.jsonl.gz`: an object a line, with `text`, and if wanted `_id` or `id`, `title` and `metadata`.
     - `.csv`: the same as columns, `metadata` apart; other columns become metadata.
-    - `.txt`, `.md`: one document a file; its path is its id.
+    - `.txt`, `.md`: one document a file.
 
-    A title stands before the text, and in the metadata. Lines and files without any text are left out.
+    A title stands before the text, and in the metadata. A document without an id is called after its file and line.
+    Lines and files without any text are left out.
 
     Raises:
         InputError: no such file, a file of another kind, or a line that cannot be read; it is named.
     """
     for path in _files(paths):
-        suffixes = "".join(path.suffixes[-2:]).lower()
-        if suffixes.endswith((".jsonl", ".jsonl.gz")):
-            records: Iterable[tuple[int, Mapping[str, Any]]] = read_jsonl(path)
-        elif suffixes.endswith(".csv"):
+        name = path.name.lower()
+        if name.endswith((".jsonl", ".jsonl.gz")):
+            records = read_jsonl(path)
+        elif name.endswith(".csv"):
             records = _read_csv(path)
         else:
             text = path.read_text(encoding="utf-8", errors="replace")
-            records = [(1, {"id": path.as_posix(), "text": text, "metadata": {"source": path.as_posix()}})]
-        for line, record in records:
+            records = iter([(path.as_posix(), {"text": text, "metadata": {"source": path.as_posix()}})])
+        for where, record in records:
             try:
-                document = to_document(record, default_id=f"{path.as_posix()}:{line}")
+                document = _document(record, default_id=where)
             except InputError as error:
-                raise InputError(f"{path}, line {line}: {error}") from None
+                raise InputError(f"{where}: {error}") from None
             if document is not None:
                 yield document
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line number, object) of each line that is not blank; the file may be gzipped."""
-    with _open(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
-            if not isinstance(record, dict):
-                raise InputError(f"{path}, line {number}: an object was expected, got {type(record).__name__}")
-            yield number, record
+def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(file and line, object) of each line that is not blank; the file may be gzipped.
+
+    Raises:
+        InputError: a line is not UTF-8, not JSON or no object, or the gzip file is damaged.
+    """
+    try:
+        # Bytes, so that a line that is not UTF-8 is reported like one that is not JSON.
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.isspace():
+                    where = f"{path}, line {number}"
+                    yield where, _object(line, where)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
 
 
-def to_document(record: Mapping[str, Any], *, default_id: str | None = None) -> Document | None:
+def _object(line: bytes, where: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected an object, got {line!r:.80}")
+    return record
+
+
+def _document(record: Mapping[str, Any], *, default_id: str) -> Document | None:
     """A document of a record with `_id` or `id`, `title`, `text` and `metadata`; None if it has no text at all."""
     rest = dict(record)
     id = rest.pop("_id", None) or rest.pop("id", None) or default_id
@@ -74,10 +88,10 @@ def to_document(record: Mapping[str, Any], *, default_id: str | None = None) -> 
     titled = {"title": title} if title else {}
     # Numbers are ids in many CSV files and in some JSON ones.
     id = str(id) if isinstance(id, int) else id
-    return Document(id, f"{title} {text}".strip(), {**titled, **rest, **(metadata or {})})  # type: ignore[arg-type]
+    return Document(id, f"{title} {text}".strip(), {**titled, **rest, **(metadata or {})})
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
@@ -85,7 +99,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise InputError(f"{path}: a CSV file needs a column 'text'; it has {reader.fieldnames or 'none'}")
         for record in reader:
             # What stands beyond the last column has no name.
-            yield reader.line_num, {key: value for key, value in record.items() if key is not None}
+            yield f"{path}, line {reader.line_num}", {k: v for k, v in record.items() if k is not None}
 
 
 def _files(paths: Iterable[str | Path]) -> Iterator[Path]:
@@ -98,9 +112,3 @@ def _files(paths: Iterable[str | Path]) -> Iterator[Path]:
             raise InputError(f"{path}: only {', '.join(SUFFIXES)} can be read")
         else:
             yield path
-
-
-def _open(path: Path) -> IO[str]:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")

