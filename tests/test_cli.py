@@ -1,0 +1,143 @@
+"""The command, run as users run it: with the packaged model, on files, in folders."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from manyvec import Index
+from manyvec.cli import main
+
+DOCUMENTS = """id,text,year,lang
+late,Late interaction keeps one vector for each token of a text,2020,en
+bread,Bread is baked from flour and water,2021,en
+brot,Brot wird aus Mehl und Wasser gebacken,,de
+"""
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "documents.csv").write_text(DOCUMENTS)
+    db = str(folder / "index")
+    assert main(["index", str(folder / "documents.csv"), "--db", db, "--filter", "year=int", "--filter", "lang"]) == 0
+    return db
+
+
+def run(capsys, *arguments):
+    status = main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_indexing_says_what_it_will_take_and_what_it_did(tmp_path, capsys):
+    (tmp_path / "a.md").write_text("Late interaction")
+    status, out, err = run(capsys, "index", str(tmp_path / "a.md"), "--db", str(tmp_path / "db"), "--device", "cpu")
+    assert status == 0
+    assert err.startswith("1 documents: about 2 token vectors, 0.0 MB on disk, 0 s on cpu")
+    assert out.startswith("1 added, 0 updated, 0 unchanged; 1 documents in ")
+    status, out, err = run(capsys, "index", str(tmp_path / "a.md"), "--db", str(tmp_path / "db"), "--json")
+    assert {**json.loads(out), "seconds": 0} == {
+        "added": 0, "updated": 0, "unchanged": 1, "documents": 1, "seconds": 0,
+    }  # fmt: skip
+
+
+def test_an_estimate_makes_nothing(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Late interaction " * 50)
+    status, out, _ = run(capsys, "index", str(tmp_path), "--db", str(tmp_path / "db"), "--estimate", "--json")
+    assert status == 0
+    assert json.loads(out)["tokens"] == 100
+    assert json.loads(out)["bytes_on_disk"] == 100 * (2 * 384 + 3) + 849
+    assert not (tmp_path / "db").exists()
+
+
+def test_search_prints_hits_best_first(db, capsys):
+    status, out, _ = run(capsys, "search", "a vector per token", "--db", db, "-k", "2")
+    assert status == 0
+    assert out.startswith("  1. late   score ")
+    assert "Late interaction keeps one vector" in out
+    assert out.count("similarity") == 2
+
+
+def test_search_prints_one_json_object(db, capsys):
+    _, out, _ = run(capsys, "search", "flour", "--db", db, "--json")
+    found = json.loads(out)
+    assert found["hits"][0]["id"] == "bread"
+    assert found["hits"][0]["metadata"] == {"year": 2021, "lang": "en"}
+    assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank"}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        (["year>=2021"], {"bread"}),
+        (["year<2021"], {"late"}),
+        (["lang=de"], {"brot"}),
+        (["lang!=de", "year=2020"], {"late"}),
+        (["lang~n"], {"late", "bread"}),
+    ],
+)
+def test_conditions_narrow_a_search(db, capsys, conditions, expected):
+    options = [option for condition in conditions for option in ("--filter", condition)]
+    _, out, _ = run(capsys, "search", "water", "--db", db, "--json", *options)
+    assert {hit["id"] for hit in json.loads(out)["hits"]} == expected
+
+
+def test_info_prints_what_an_index_holds(db, capsys):
+    _, out, _ = run(capsys, "info", db, "--json")
+    info = json.loads(out)
+    assert (info["documents"], info["model"], info["filters"]) == (3, "minilm", {"year": "int", "lang": "str"})
+    _, out, _ = run(capsys, "info", db)
+    assert "documents          3\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search", "x", "--db", "nowhere"], "there is no index at nowhere"),
+        (["search", "x", "--db", "{db}", "--filter", "author=me"], "no filter column 'author'"),
+        (["search", "x", "--db", "{db}", "--filter", "year>=soon"], "must be a number, got 'soon'"),
+        (["search", "x", "--db", "{db}", "--filter", "year"], "'year' is no condition"),
+        (["search", "x", "--db", "{db}", "-k", "-3"], "k must be a whole number"),
+        (["index", "nowhere.csv", "--db", "{db}"], "nowhere.csv: no such file"),
+        (["eval", "nowhere"], "nowhere"),
+        (["info", "nowhere"], "there is no index at nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_on_standard_error_and_status_1(db, capsys, arguments, said):
+    status, out, err = run(capsys, *(argument.format(db=db) for argument in arguments))
+    assert status == 1
+    assert out == ""
+    assert err.startswith("manyvec: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def write_dataset(folder):
+    (folder / "qrels").mkdir(parents=True)
+    texts = {"1": "Paris is the capital of France", "2": "Berlin is the capital of Germany", "3": "Bread and water"}
+    lines = [json.dumps({"_id": id, "title": "", "text": text, "metadata": {}}) for id, text in texts.items()]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    queries = {"a": "capital of France", "b": "baked bread"}
+    (folder / "queries.jsonl").write_text("\n".join(json.dumps({"_id": i, "text": t}) for i, t in queries.items()))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\t1\t1\nb\t3\t1\n")
+
+
+def test_eval_compares_three_methods_and_names_the_measures(tmp_path, capsys):
+    write_dataset(tmp_path / "set")
+    status, out, _ = run(capsys, "eval", str(tmp_path / "set"), "--json")
+    assert status == 0
+    results = json.loads(out)
+    assert set(results) == {"bm25", "pooled", "maxsim"}
+    assert results["maxsim"] == {"nDCG@10": 1, "Recall@10": 1, "Recall@100": 1, "MRR@10": 1, "Success@5": 1}
+    _, out, _ = run(capsys, "eval", str(tmp_path / "set"), "--db", str(tmp_path / "db"))
+    assert "nDCG@10" in out
+    assert "maxsim" in out
+    assert Index.open(tmp_path / "db").count() == 3
+
+
+def test_python_m_manyvec_is_the_command(db):
+    command = [sys.executable, "-m", "manyvec", "info", db, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["documents"] == 3
