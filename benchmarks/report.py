@@ -1,0 +1,65 @@
+"""What every benchmark shares: medians of alternating runs, and a results file that says where it was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("manyvec", "numpy", "torch", "lancedb", "sentence-transformers", "transformers")
+
+
+def medians(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each contender; they take turns, so that a busy machine is unfair to all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        contender()
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            started = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: round(1000 * statistics.median(taken), 3) for name, taken in seconds.items()}
+
+
+def write(name: str, results: Any) -> None:
+    """Print the results, and keep them in `results/NAME.json` with date, command, hardware and versions."""
+    record = {
+        "date": date.today().isoformat(),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_shown, sys.argv[1:])]),
+        "hardware": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "versions": {"python": platform.python_version(), **{p: v for p in PACKAGES if (v := _version(p))}},
+        "results": results,
+    }
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+def _shown(argument: str) -> str:
+    """Folders by their last part: where they lie differs on every machine."""
+    return Path(argument).name if os.sep in argument else argument
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
