@@ -1,0 +1,92 @@
+"""Codebooks: every token vector by the nearest of K centroids."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.errors import InputError, ShapeError
+
+# float32 bytes of similarities between token vectors and centroids at a time.
+_BLOCK_BYTES = 32 * 2**20
+
+
+def n_centroids_for(n_tokens: int) -> int:
+    """The power of two nearest to 4·√n_tokens, between 16 and 65,536: 4,096 for a million token vectors.
+
+    Four times as many gain .005 overlap at half the depth, and cost 8 times as much to build.
+    """
+    return int(np.clip(2 ** np.round(np.log2(4 * np.sqrt(max(1, n_tokens)))), 16, 65_536))
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """K centroids of token vectors.
+
+    Args:
+        centroids: (n_centroids, dim) float32, unit length.
+    """
+
+    centroids: NDArray[np.float32]
+
+    @classmethod
+    def train(cls, vectors: NDArray[np.floating], n_centroids: int, *, iterations: int = 3, seed: int = 0) -> Codebook:
+        """Spherical k-means from random rows. Repeats: the same vectors and seed give the same codebook.
+
+        Three iterations are enough: what they gain over the random rows alone (overlap at depth 200 .970 to .991 on
+        SciFact), later ones hardly add to.
+
+        Args:
+            vectors: (n, dim) a sample of the token vectors, n at least `n_centroids`; 8 times as many do well.
+        """
+        if len(vectors) < n_centroids:
+            raise InputError(f"{n_centroids} centroids need as many vectors to start from, got {len(vectors)}")
+        rng = np.random.default_rng(seed)
+        start = np.sort(rng.choice(len(vectors), n_centroids, replace=False))
+        codebook = cls(_unit(vectors[start].astype(np.float32)))
+        for _ in range(iterations):
+            codebook = codebook._moved(vectors)
+        return codebook
+
+    @property
+    def dim(self) -> int:
+        return int(self.centroids.shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(np.ascontiguousarray(self.centroids).tobytes(), digest_size=8).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    def assign(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
+        """(n,) the nearest centroid of each of (n, dim) vectors, by dot product; the first of equals."""
+        import torch
+
+        if vectors.shape[1] != self.dim:
+            raise ShapeError(f"vectors have dim {vectors.shape[1]}, the codebook {self.dim}")
+        centroids = torch.from_dlpack(self.centroids).T
+        nearest = np.empty(len(vectors), np.int32)
+        step = max(1, _BLOCK_BYTES // (4 * len(self)))
+        for start in range(0, len(vectors), step):
+            block = torch.from_dlpack(np.ascontiguousarray(vectors[start : start + step])).float()
+            # numpy finds the place of a maximum ten times faster than torch does on a CPU.
+            nearest[start : start + step] = (block @ centroids).numpy().argmax(axis=1)
+        return nearest
+
+    def _moved(self, vectors: NDArray[np.floating]) -> Codebook:
+        """Each centroid moved to the mean of the vectors nearest to it; one without any stays."""
+        nearest = self.assign(vectors)
+        order = np.argsort(nearest, kind="stable")
+        used, starts = np.unique(nearest[order], return_index=True)
+        centroids = self.centroids.copy()
+        centroids[used] = np.add.reduceat(vectors[order].astype(np.float32), starts, axis=0)
+        return Codebook(_unit(centroids))
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
