@@ -1,18 +1,25 @@
 """Candidate generators: which documents are worth an exact score.
 
-Each takes one query and answers with rows of one table version. The filter is applied before anything is ranked, so
-that no filtered search comes back short.
+Each takes one query and what a search may look at, and answers with documents, or with None for all of them. The
+filter is applied before anything is ranked, so that no filtered search comes back short.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.store import Snapshot
+from manyvec.codec import Assignments, Codebook
+from manyvec.resident import Resident
+
+logger = logging.getLogger(__name__)
+
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -23,28 +30,43 @@ class Query:
     tokens: NDArray[np.floating]
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What one search may look at: a version's documents, and of these the ones that pass its filter.
+
+    Attributes:
+        passing: (n,) in rising order; None for all.
+    """
+
+    documents: Resident
+    lists: CentroidLists | None = None
+    where: str | None = None
+    passing: Places | None = None
+
+
 class Candidates(Protocol):
     """A first stage."""
 
-    def find(self, query: Query, snapshot: Snapshot, *, depth: int, where: str | None) -> NDArray[np.int64]:
-        """Row ids of at most `depth` documents that pass `where`, best first."""
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+        """Documents worth scoring, best first, about `depth` of them; None for every one in scope."""
         ...
 
 
 @dataclass(frozen=True)
 class Exhaustive:
-    """Every document: the exact answer, and the reference for every other generator. `depth` does not limit it."""
+    """Every document: the exact answer, and the reference for every other generator."""
 
-    def find(self, query: Query, snapshot: Snapshot, *, depth: int, where: str | None) -> NDArray[np.int64]:
-        return snapshot.row_ids(where)
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+        return None
 
 
 @dataclass(frozen=True)
 class Lexical:
     """BM25 over the words of the text, from LanceDB's full-text index; rows not indexed yet are scanned."""
 
-    def find(self, query: Query, snapshot: Snapshot, *, depth: int, where: str | None) -> NDArray[np.int64]:
-        return np.array([row_id for row_id, _ in snapshot.match(query.text, depth, where)], np.int64)
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+        matches = scope.documents.snapshot.match(query.text, depth or 300, scope.where)
+        return scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
 
 
 class Pooled:
@@ -55,18 +77,129 @@ class Pooled:
 
     def __init__(self) -> None:
         self._version = -1
-        self._row_ids = np.empty(0, np.int64)
         self._vectors = np.empty((0, 0), np.float32)
 
-    def find(self, query: Query, snapshot: Snapshot, *, depth: int, where: str | None) -> NDArray[np.int64]:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+        snapshot, row_ids = scope.documents.snapshot, scope.documents.states.row_ids
         if self._version != snapshot.version:
-            self._row_ids = snapshot.row_ids()
-            parts = [self._row_ids[start : start + 256] for start in range(0, len(self._row_ids), 256)]
+            parts = [row_ids[start : start + 256] for start in range(0, len(row_ids), 256)]
             self._vectors = np.concatenate([snapshot.tokens(part).pooled() for part in parts] or [self._vectors])
             self._version = snapshot.version
-        row_ids, vectors = self._row_ids, self._vectors
-        if where is not None:
-            passing = np.isin(row_ids, snapshot.row_ids(where))
-            row_ids, vectors = row_ids[passing], vectors[passing]
-        similarities = vectors @ query.tokens.mean(axis=0)
-        return row_ids[np.argsort(-similarities, kind="stable")[:depth]]
+        places = np.arange(len(row_ids)) if scope.passing is None else scope.passing
+        similarities = self._vectors[places] @ query.tokens.mean(axis=0)
+        return places[np.argsort(-similarities, kind="stable")[: depth or 300]]
+
+
+@dataclass(frozen=True, eq=False)
+class CentroidLists:
+    """For each centroid the documents with a token vector near it: PLAID's first stage, held in memory.
+
+    A document scores, for every query token, the similarity of the best of its centroids among the few that the token
+    probes, less that of the first centroid not probed (what a document without any of them could have had, XTR's
+    imputation); the sum over the query's tokens ranks the documents.
+
+    Documents that no list covers yet, because they are newer than the last `optimize`, are always candidates.
+
+    Attributes:
+        offsets: (n_centroids + 1,) where each centroid's list starts in `members`.
+        members: (n_postings,) documents by their number in these lists.
+        place_of: (n_members,) which document of the version a member is; -1 where it was changed or deleted.
+        uncovered: (n,) documents of the version that no list knows.
+    """
+
+    codebook: Codebook
+    offsets: NDArray[np.int64]
+    members: NDArray[np.int32]
+    place_of: Places
+    uncovered: Places
+
+    @classmethod
+    def build(cls, assignments: Assignments, documents: Resident) -> CentroidLists:
+        """Turn what each document's centroids are into what each centroid's documents are."""
+        of_member = np.repeat(np.arange(len(assignments.row_ids), dtype=np.int32), np.diff(assignments.offsets))
+        order = np.argsort(assignments.centroids, kind="stable")
+        offsets = np.searchsorted(assignments.centroids[order], np.arange(len(assignments.codebook) + 1))
+        nothing = np.empty(0, np.int64)
+        lists = cls(assignments.codebook, offsets, of_member[order], nothing, nothing)
+        return lists.moved(assignments, documents)
+
+    def moved(self, assignments: Assignments, documents: Resident) -> CentroidLists:
+        """The same lists for another version of the table."""
+        place_of = assignments.places_in(documents.states.row_ids, documents.states.updated)
+        is_covered = np.zeros(len(documents), bool)
+        is_covered[place_of[place_of >= 0]] = True
+        return CentroidLists(self.codebook, self.offsets, self.members, place_of, np.flatnonzero(~is_covered))
+
+    @property
+    def n_probed(self) -> int:
+        """Centroids that a query token looks into: 16 of 4,096, 32 of 16,384."""
+        return min(len(self.codebook) - 1, max(16, math.isqrt(len(self.codebook)) // 4))
+
+    def scores(self, tokens: NDArray[np.floating]) -> NDArray[np.float32]:
+        """(n_members,) the score of each member; 0 for one that shares no probed centroid with the query."""
+        similarities = np.asarray(tokens, np.float32) @ self.codebook.centroids.T
+        probed = np.argpartition(-similarities, self.n_probed, axis=1)[:, : self.n_probed + 1]
+        scores = np.zeros(len(self.place_of), np.float32)
+        for token, centroids in enumerate(probed):
+            rising = centroids[np.argsort(similarities[token, centroids])]
+            weights = similarities[token, rising] - similarities[token, rising[0]]
+            lists = [self.members[self.offsets[c] : self.offsets[c + 1]] for c in rising[1:]]
+            members = np.concatenate(lists)
+            # Of a member that comes several times numpy keeps what is added last, and the lists come in rising order:
+            # each query token adds its best match, with no sort and no table of tokens by documents.
+            scores[members] += np.repeat(weights[1:], [len(members) for members in lists])
+        return scores
+
+    def find(self, tokens: NDArray[np.floating], scope: Scope, depth: int) -> Places:
+        """The `depth` best members in scope, best first, and behind them everything in scope that is not covered."""
+        scores = self.scores(tokens)
+        is_wanted = self.place_of >= 0
+        uncovered = self.uncovered
+        if scope.passing is not None:
+            passes = np.zeros(len(scope.documents) + 1, bool)
+            passes[scope.passing] = True
+            is_wanted &= passes[self.place_of]
+            uncovered = uncovered[passes[uncovered]]
+        scores[~is_wanted] = -1
+        best = np.argpartition(-scores, depth)[:depth] if depth < len(scores) else np.arange(len(scores))
+        best = best[scores[best] >= 0]
+        best = best[np.argsort(-scores[best], kind="stable")]
+        return np.concatenate([self.place_of[best], uncovered])
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Centroid lists where they save work, every document where they do not.
+
+    Args:
+        exhaustive_tokens: up to so many token vectors in scope, scoring all of them takes no longer than looking for
+            candidates and scoring those.
+        depth_tokens: so many token vectors are scored where the search names no depth: a depth in documents alone
+            would do for long ones and be far too little for short ones.
+        min_depth: and at least so many documents.
+    """
+
+    exhaustive_tokens: int = 200_000
+    depth_tokens: int = 60_000
+    min_depth: int = 300
+
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+        n_tokens = scope.documents.states.n_tokens
+        in_scope = n_tokens if scope.passing is None else n_tokens[scope.passing]
+        if depth is None:
+            depth = max(self.min_depth, math.ceil(self.depth_tokens * len(n_tokens) / max(1, n_tokens.sum())))
+        if (reason := self._reason_for_all(scope, in_scope, depth)) is not None:
+            logger.debug("all %d documents in scope are scored: %s", len(in_scope), reason)
+            return None
+        assert scope.lists is not None
+        logger.debug("centroid lists choose %d of %d documents in scope", depth, len(in_scope))
+        return scope.lists.find(query.tokens, scope, depth)
+
+    def _reason_for_all(self, scope: Scope, in_scope: NDArray[np.int64], depth: int) -> str | None:
+        if len(in_scope) <= depth or in_scope.sum() <= self.exhaustive_tokens:
+            return "they are few"
+        if scope.lists is None:
+            return "there are no centroid lists; Index.optimize makes them"
+        if 4 * len(scope.lists.uncovered) > len(scope.documents):
+            return "the centroid lists cover less than three quarters of the index; Index.optimize extends them"
+        return None

@@ -1,4 +1,4 @@
-"""Codebooks: every token vector by the nearest of K centroids."""
+"""Codebooks: every token vector by the nearest of K centroids, and documents by the centroids of theirs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import InputError, ShapeError
+from manyvec.tokens import TokenBatch, offsets_of
 
 # float32 bytes of similarities between token vectors and centroids at a time.
 _BLOCK_BYTES = 32 * 2**20
@@ -90,3 +91,44 @@ class Codebook:
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Assignments:
+    """The distinct centroids of each document's token vectors, for rows as they were when they were assigned.
+
+    Attributes:
+        row_ids: (n,) rising, each once.
+        updated: (n,) table version that had last written the row; a row written since is no longer this one.
+        offsets: (n + 1,) where each document's centroids start in `centroids`.
+        centroids: (n_postings,) uint16.
+    """
+
+    codebook: Codebook
+    row_ids: NDArray[np.int64]
+    updated: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    centroids: NDArray[np.uint16]
+
+    @classmethod
+    def of(
+        cls, codebook: Codebook, row_ids: NDArray[np.int64], updated: NDArray[np.int64], tokens: TokenBatch
+    ) -> Assignments:
+        """Assign the token vectors of documents; row ids rise."""
+        nearest = codebook.assign(tokens.vectors).astype(np.int64)
+        # One number for each pair of document and centroid, so that one sort finds the distinct ones.
+        document = np.repeat(np.arange(len(tokens)), tokens.lengths)
+        pairs = np.unique(document * len(codebook) + nearest)
+        lengths = np.bincount(pairs // len(codebook), minlength=len(tokens))
+        return cls(codebook, row_ids, updated, offsets_of(lengths), (pairs % len(codebook)).astype(np.uint16))
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def places_in(self, row_ids: NDArray[np.int64], updated: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) where each row stands among these rising row ids, -1 if it is gone or was written since."""
+        if not len(row_ids):
+            return np.full(len(self), -1, np.int64)
+        places = np.searchsorted(row_ids, self.row_ids).clip(max=len(row_ids) - 1)
+        is_same = (row_ids[places] == self.row_ids) & (updated[places] == self.updated)
+        return np.where(is_same, places, -1)

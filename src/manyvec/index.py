@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.candidates import Candidates, Exhaustive, Query
+from manyvec.candidates import Auto, Candidates, CentroidLists, Query, Scope
+from manyvec.codec import Assignments, Codebook, n_centroids_for
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
-from manyvec.resident import Resident
+from manyvec.resident import Resident, windows
 from manyvec.scoring import MaxSimScorer, Scores, top_k
-from manyvec.store import FILTER_PREFIX, Manifest, Row, Store, Stored, disk_bytes, where_ids
+from manyvec.store import FILTER_PREFIX, Manifest, Row, RowStates, Snapshot, Store, Stored, disk_bytes, where_ids
 from manyvec.tokens import TokenBatch
 from manyvec.types import Document, Hit
 
@@ -77,12 +78,14 @@ class Index:
 
     def __init__(self, store: Store, encoder: Encoder | None, *, cache_bytes: int) -> None:
         self.cache_bytes = cache_bytes
-        self.candidates: Candidates = Exhaustive()
-        self.depth = 300
+        self.candidates: Candidates = Auto()
         self._store = store
         self._encoder = encoder
         self._scorer = MaxSimScorer()
         self._resident: Resident | None = None
+        # What the centroid lists were made of, by its name, and the lists, by the version they were moved to.
+        self._assignments: tuple[str, Assignments | None] | None = None
+        self._lists: tuple[int, CentroidLists | None] = (-1, None)
         self._writing = threading.RLock()
         self._loading = threading.Lock()
 
@@ -243,13 +246,16 @@ class Index:
         """How many documents there are, or pass a filter."""
         return self._store.snapshot().count(self._where(filter))
 
-    def search(self, query: str, k: int = 10, *, filter: Where | None = None) -> list[Hit]:
+    def search(self, query: str, k: int = 10, *, filter: Where | None = None, depth: int | None = None) -> list[Hit]:
         """Find the documents that match a query best.
 
         Args:
             query: a text; one without any token finds nothing.
             k: how many hits, at most; 0 gives none.
             filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
+            depth: how many candidates are scored where there are centroid lists (see `optimize`), by default as many
+                as hold 60,000 token vectors and at least 300. Small indexes, and small parts of large ones that a
+                filter leaves, are scored whole.
 
         Returns:
             Hits, best first; equal scores in the order of ids.
@@ -260,21 +266,27 @@ class Index:
         """
         if not isinstance(query, str):
             raise InputError(f"a query is a text, got {type(query).__name__}")
-        return self.search_many([query], k, filter=filter)[0]
+        return self.search_many([query], k, filter=filter, depth=depth)[0]
 
-    def search_many(self, queries: Sequence[str], k: int = 10, *, filter: Where | None = None) -> list[list[Hit]]:
+    def search_many(
+        self, queries: Sequence[str], k: int = 10, *, filter: Where | None = None, depth: int | None = None
+    ) -> list[list[Hit]]:
         """`search` for several queries, encoded in one pass and scored in one: a list of hits for each."""
         if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
             raise InputError("search_many takes a list of texts; for one text use search")
         if isinstance(k, bool) or not isinstance(k, int) or k < 0:
             raise InputError(f"k must be a whole number, 0 or more, got {k!r}")
+        if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
+            raise InputError(f"depth must be a whole number, 1 or more, got {depth!r}")
         where = self._where(filter)
         if not queries or k == 0:
             return [[] for _ in queries]
         tokens = self._encode_queries(queries)
+        depth = None if depth is None else max(depth, k)
         hits: list[list[Hit]] = []
         for part in _parts(len(queries), len(self._documents())):
-            hits += self._search_part(queries[part], tokens.select(np.arange(part.start, part.stop)), k, where)
+            part_tokens = tokens.select(np.arange(part.start, part.stop))
+            hits += self._search_part(queries[part], part_tokens, k, where, depth)
         return hits
 
     def rank(
@@ -283,22 +295,60 @@ class Index:
         """Ids that a candidate generator finds by itself, best first: for comparing first stages with `search`."""
         where = self._where(filter)
         tokens = self._encode_queries(queries)
-        documents = self._documents()
-        found = [
-            candidates.find(Query(text, tokens[i]), documents.snapshot, depth=depth, where=where)
-            for i, text in enumerate(queries)
-        ]
-        return [documents.states.ids[documents.places(row_ids)].tolist() for row_ids in found]
+        scope = self._scope(self._documents(), where)
+        found = [candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
+        ids = scope.documents.states.ids
+        return [ids[slice(None) if places is None else places].tolist() for places in found]
 
-    def optimize(self, *, keep: timedelta = timedelta(days=7)) -> None:
-        """Merge small files, bring the indexes on text and filter columns up to date, and free disk space.
+    def optimize(self, *, keep: timedelta = timedelta(days=7), show_progress: bool = False) -> None:
+        """Merge small files, bring all indexes up to date, and free disk space.
+
+        From 200,000 token vectors on this makes centroid lists, or extends them by what is new: searches then find
+        candidates in them instead of scoring every document. Only stored vectors are read; nothing is encoded again.
+        When the corpus has outgrown its codebook it is drawn anew, and the old one serves until the new is complete.
 
         Args:
             keep: how long replaced and deleted data stays on disk. `timedelta(0)` frees all of it, and fails searches
                 that other processes are in the middle of.
+            show_progress: draw a bar with documents per second.
         """
         with self._writing:
             self._store.optimize(keep)
+            self._assign(show_progress)
+
+    def _assign(self, show_progress: bool) -> None:
+        from tqdm.auto import tqdm
+
+        snapshot = self._store.snapshot()
+        states = snapshot.states()
+        n_tokens = int(states.n_tokens.sum())
+        if not isinstance(self.candidates, Auto) or n_tokens <= self.candidates.exhaustive_tokens:
+            return
+        assigned = self._store.assignments()
+        if assigned is None or n_centroids_for(n_tokens) >= 2 * len(assigned.codebook):
+            codebook, missing = self._train(snapshot, states, n_centroids_for(n_tokens)), np.arange(len(states.row_ids))
+            self._store.start_codebook(codebook)
+        else:
+            codebook, places = assigned.codebook, assigned.places_in(states.row_ids, states.updated)
+            missing = np.setdiff1d(np.arange(len(states.row_ids)), places)
+        with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
+            for window in windows(states.n_tokens[missing], codebook.dim):
+                rows = missing[window]
+                tokens = snapshot.tokens(states.row_ids[rows])
+                assignments = Assignments.of(codebook, states.row_ids[rows], states.updated[rows], tokens)
+                self._store.add_assignments(assignments)
+                bar.update(len(rows))
+        # Also when only the lists grew: the new version tells readers to look again.
+        if len(missing):
+            self._store.use_codebook(codebook.fingerprint)
+
+    @staticmethod
+    def _train(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
+        """A codebook from the token vectors of randomly drawn documents, about 8 for each centroid."""
+        order = np.random.default_rng(0).permutation(len(states.row_ids))
+        n_documents = int(np.searchsorted(np.cumsum(states.n_tokens[order]), max(65_536, 8 * n_centroids))) + 1
+        sample = np.sort(order[:n_documents])
+        return Codebook.train(snapshot.tokens(states.row_ids[sample]).vectors, n_centroids)
 
     def info(self) -> IndexInfo:
         manifest = self._store.manifest
@@ -341,6 +391,27 @@ class Index:
                 self._resident = self._resident.refreshed(snapshot)
             return self._resident
 
+    def _lists_for(self, documents: Resident) -> CentroidLists | None:
+        """The centroid lists over this version; None where the candidate stage asks for none, or there are none."""
+        if not isinstance(self.candidates, Auto):
+            return None
+        with self._loading:
+            version, lists = self._lists
+            if version != documents.snapshot.version:
+                name = documents.snapshot.codebook
+                if self._assignments is None or self._assignments[0] != name:
+                    self._assignments = name, self._store.assignments()
+                    lists = None
+                assignments = self._assignments[1]
+                if assignments is None:
+                    lists = None
+                elif lists is None:
+                    lists = CentroidLists.build(assignments, documents)
+                else:
+                    lists = lists.moved(assignments, documents)
+                self._lists = documents.snapshot.version, lists
+            return lists
+
     def _where(self, condition: Where | None) -> str | None:
         if condition is None:
             return None
@@ -354,35 +425,39 @@ class Index:
             )
         return tokens
 
-    def _search_part(self, queries: Sequence[str], tokens: TokenBatch, k: int, where: str | None) -> list[list[Hit]]:
-        resident = self._documents()
+    def _search_part(
+        self, queries: Sequence[str], tokens: TokenBatch, k: int, where: str | None, depth: int | None
+    ) -> list[list[Hit]]:
+        documents = self._documents()
         try:
-            return self._search_version(resident, queries, tokens, k, where)
+            return self._search_version(self._scope(documents, where), queries, tokens, k, depth)
         except StoreError:
             # Another process may have removed this version from under us; a newer one is as good an answer.
-            if self._store.version == resident.snapshot.version:
+            if self._store.version == documents.snapshot.version:
                 raise
-            return self._search_version(self._documents(), queries, tokens, k, where)
+            return self._search_version(self._scope(self._documents(), where), queries, tokens, k, depth)
+
+    def _scope(self, documents: Resident, where: str | None) -> Scope:
+        passing = None if where is None else documents.passing(where)
+        return Scope(documents, self._lists_for(documents), where, passing)
 
     def _search_version(
-        self, resident: Resident, queries: Sequence[str], tokens: TokenBatch, k: int, where: str | None
+        self, scope: Scope, queries: Sequence[str], tokens: TokenBatch, k: int, depth: int | None
     ) -> list[list[Hit]]:
-        if isinstance(self.candidates, Exhaustive):
+        resident = scope.documents
+        everything = np.arange(len(resident)) if scope.passing is None else scope.passing
+        found = [self.candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
+        if all(places is None for places in found):
             # The same documents for all queries, so all are scored in one pass over them.
-            documents = np.arange(len(resident)) if where is None else resident.passing(where)
-            chosen = [documents] * len(queries)
-            scored = list(resident.score(self._scorer, tokens, None if where is None else documents))
+            scored = list(resident.score(self._scorer, tokens, scope.passing))
+            chosen = [everything] * len(queries)
         else:
-            found = [
-                self.candidates.find(Query(text, tokens[i]), resident.snapshot, depth=max(self.depth, k), where=where)
-                for i, text in enumerate(queries)
-            ]
-            chosen = [np.sort(resident.places(row_ids)) for row_ids in found]
-            scored = [resident.score(self._scorer, tokens.select([i]), chosen[i])[0] for i in range(len(queries))]
+            chosen = [everything if places is None else np.sort(places) for places in found]
+            scored = [resident.score(self._scorer, tokens.select([i]), places)[0] for i, places in enumerate(chosen)]
         return [
-            self._hits(resident, documents[best], scores[best], n_tokens)
-            for documents, scores, n_tokens in zip(chosen, scored, tokens.lengths.tolist(), strict=True)
-            for best in [top_k(scores, resident.states.ids[documents], k)]
+            self._hits(resident, places[best], scores[best], n_tokens)
+            for places, scores, n_tokens in zip(chosen, scored, tokens.lengths.tolist(), strict=True)
+            for best in [top_k(scores, resident.states.ids[places], k)]
         ]
 
     def _hits(self, resident: Resident, documents: NDArray[np.int64], scores: Scores, n_tokens: int) -> list[Hit]:

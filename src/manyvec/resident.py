@@ -96,7 +96,7 @@ class Resident:
             elif len(here):
                 scores[:, here] = scorer.score_many(queries, segment, self.place_of[chosen[here]])
         on_disk = np.flatnonzero(segment_of == _ON_DISK)
-        for window in _windows(self.states.n_tokens[chosen[on_disk]], self.dim):
+        for window in windows(self.states.n_tokens[chosen[on_disk]], self.dim):
             here = on_disk[window]
             scores[:, here] = scorer.score_many(queries, self.snapshot.tokens(self.states.row_ids[chosen[here]]))
         return scores
@@ -106,13 +106,13 @@ def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64], d
     """One segment of these documents, filled window by window, so that memory never holds it twice."""
     offsets = offsets_of(states.n_tokens[documents])
     vectors = np.empty((offsets[-1], dim), np.float16)
-    for window in _windows(states.n_tokens[documents], dim):
+    for window in windows(states.n_tokens[documents], dim):
         rows = snapshot.tokens(states.row_ids[documents[window]]).vectors
         vectors[offsets[window.start] : offsets[window.stop]] = rows
     return TokenBatch.unchecked(vectors, offsets)
 
 
-def _windows(n_tokens: NDArray[np.int64], dim: int) -> Iterator[slice]:
+def windows(n_tokens: NDArray[np.int64], dim: int) -> Iterator[slice]:
     """Runs of documents whose float16 vectors fill one window; a larger document makes a run of its own."""
     ends = np.cumsum(n_tokens) * 2 * dim
     start = 0

@@ -7,6 +7,7 @@ a search agree with each other while others write. Row ids are stable: updates a
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.codec import Assignments, Codebook
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, quote
 from manyvec.tokens import TokenBatch, all_finite, offsets_of
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
     import lancedb
     import pyarrow as pa
 
+logger = logging.getLogger(__name__)
+
 TABLE = "documents"
 FORMAT = 1
 # Declared filter columns stand beside our own in the table; the prefix lets users call one "id" or "text".
 FILTER_PREFIX = "meta_"
 _MANIFEST_KEY = "manyvec"
+_CODEBOOK_KEY = "manyvec-codebook"
 # 1,000 values in an IN (...) take LanceDB 6 ms, 10,000 take 40.
 _IDS_PER_STATEMENT = 1000
 
@@ -199,6 +204,58 @@ class Store:
         """What is stored under these ids, as of now."""
         return self.snapshot().find(ids)
 
+    def assignments(self) -> Assignments | None:
+        """The codebook in use and what it was last used on; None if there is none, or it cannot be read."""
+        name = self.snapshot().codebook.partition(" ")[0]
+        if not name:
+            return None
+        try:
+            vectors = self._database.open_table(f"codebook_{name}").to_arrow()["vector"].combine_chunks()
+            codebook = Codebook(_values_of(vectors, self.manifest.dim))
+            if codebook.fingerprint != name:
+                raise ValueError(f"its fingerprint is {codebook.fingerprint}")
+            rows = self._database.open_table(f"assigned_{name}").to_arrow().combine_chunks()
+        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            logger.warning("the codebook %s of %s cannot be read (%s): every document is scored", name, self.uri, error)
+            return None
+        return _to_assignments(codebook, rows)
+
+    def start_codebook(self, codebook: Codebook) -> None:
+        """Write a codebook that nothing is assigned to yet; it is used once `use_codebook` names it."""
+        import pyarrow as pa
+
+        name = codebook.fingerprint
+        vectors = pa.FixedSizeListArray.from_arrays(codebook.centroids.ravel(), codebook.dim)
+        assigned = {"row_id": pa.int64(), "updated": pa.int64(), "centroids": pa.list_(pa.uint16())}
+        with _translated(f"write to the index {self.uri}"):
+            # Overwritten, because a run that was killed, or damage, may have left tables of this name.
+            self._database.create_table(f"codebook_{name}", pa.table({"vector": vectors}), mode="overwrite")
+            self._database.create_table(f"assigned_{name}", schema=pa.schema(assigned), mode="overwrite")
+
+    def add_assignments(self, assignments: Assignments) -> None:
+        """Keep what was assigned to a codebook that has been started."""
+        import pyarrow as pa
+
+        columns = {
+            "row_id": assignments.row_ids,
+            "updated": assignments.updated,
+            "centroids": pa.ListArray.from_arrays(
+                pa.array(assignments.offsets.astype(np.int32)), pa.array(assignments.centroids)
+            ),
+        }
+        with _translated(f"write to the index {self.uri}"):
+            self._database.open_table(f"assigned_{assignments.codebook.fingerprint}").add(pa.table(columns))
+
+    def use_codebook(self, name: str) -> None:
+        """Point the index to a codebook that is completely written, and drop all others."""
+        with _translated(f"write to the index {self.uri}"):
+            self._table.checkout_latest()
+            count = self._database.open_table(f"assigned_{name}").count_rows()
+            self._table.update_field_metadata({"path": "tokens", "metadata": {_CODEBOOK_KEY: f"{name} {count}"}})
+            for table in self._database.list_tables().tables:
+                if table.startswith(("codebook_", "assigned_")) and not table.endswith(name):
+                    self._database.drop_table(table)
+
     def optimize(self, keep: timedelta) -> None:
         """Merge small files, take new rows into the indexes, drop versions older than `keep`."""
         with _translated(f"optimize the index {self.uri}"):
@@ -215,6 +272,12 @@ class Snapshot:
     uri: str
     version: int
     _table: Any
+
+    @property
+    def codebook(self) -> str:
+        """A name that changes whenever there is something new to read with `Store.assignments`."""
+        with _translated(f"read the index {self.uri}"):
+            return (self._table.schema.field("tokens").metadata or {}).get(_CODEBOOK_KEY.encode(), b"").decode()
 
     def count(self, where: str | None = None) -> int:
         with _translated(f"read the index {self.uri}"):
@@ -375,6 +438,23 @@ def _values(chunk: pa.ListArray, dtype: type) -> NDArray[Any]:
     """(n_tokens, width) of a list array of fixed-size lists, without a copy."""
     width = chunk.type.value_type.list_size
     return np.asarray(chunk.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, width), dtype)
+
+
+def _values_of(array: Any, dim: int) -> NDArray[np.float32]:
+    """(n, dim) of a fixed-size-list array."""
+    return np.ascontiguousarray(array.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim), np.float32)
+
+
+def _to_assignments(codebook: Codebook, rows: pa.Table) -> Assignments:
+    """Rows as they were appended; of a row assigned several times the last counts."""
+    row_ids, updated = rows["row_id"].to_numpy(), rows["updated"].to_numpy()
+    order = np.lexsort((updated, row_ids))
+    is_last = np.append(row_ids[order][1:] != row_ids[order][:-1], len(order) > 0)
+    rows = rows.take(order[is_last]).combine_chunks()
+    lists = rows["centroids"].chunk(0) if len(rows) else None
+    centroids = np.empty(0, np.uint16) if lists is None else lists.flatten().to_numpy()
+    lengths = [] if lists is None else np.diff(lists.offsets.to_numpy())
+    return Assignments(codebook, row_ids[order[is_last]], updated[order[is_last]], offsets_of(lengths), centroids)
 
 
 @contextmanager

@@ -1,0 +1,265 @@
+"""Codebooks and centroid lists: what they find, against what scoring everything finds."""
+
+import logging
+
+import lancedb
+import numpy as np
+import pytest
+
+from manyvec import F, Index, InputError, ShapeError, TokenBatch
+from manyvec.candidates import Auto, Exhaustive
+from manyvec.codec import Assignments, Codebook, _unit, n_centroids_for
+from manyvec.testing import HashEncoder
+
+ENCODER = HashEncoder(32)
+N = 500
+# Small enough for a small index to have candidates at all.
+SMALL = Auto(exhaustive_tokens=2_000, depth_tokens=3_000, min_depth=50)
+
+
+def texts(n, seed=0):
+    """Thirty words each, of a thousand."""
+    words = np.random.default_rng(seed).integers(0, 1_000, size=(n, 30))
+    return [" ".join(f"w{word}" for word in row) for row in words]
+
+
+TEXTS = texts(N)
+QUERIES = [" ".join(text.split()[5:12]) for text in TEXTS[:40]]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """An index with centroid lists, not to be changed."""
+    index = Index.create(tmp_path_factory.mktemp("lists") / "index", ENCODER, filters={"n": int})
+    index.candidates = SMALL
+    index.add({"id": f"{i:05d}", "text": text, "metadata": {"n": i}} for i, text in enumerate(TEXTS))
+    index.optimize()
+    return index
+
+
+@pytest.fixture
+def index(built, tmp_path):
+    """A copy of it, to be changed."""
+    import shutil
+
+    shutil.copytree(built.uri, tmp_path / "index")
+    return opened(tmp_path / "index")
+
+
+def opened(uri, candidates=SMALL):
+    index = Index.open(uri, ENCODER)
+    index.candidates = candidates
+    return index
+
+
+def exhaustive(index):
+    return opened(index.uri, Exhaustive())
+
+
+def overlap(found, expected):
+    pairs = zip(found, expected, strict=True)
+    return np.mean([len({hit.id for hit in a} & {hit.id for hit in b}) / len(b) for a, b in pairs])
+
+
+def log_of(index, caplog, **options):
+    with caplog.at_level(logging.DEBUG, logger="manyvec.candidates"):
+        caplog.clear()
+        hits = index.search(QUERIES[0], k=10, **options)
+    return hits, caplog.messages[-1]
+
+
+def test_k_grows_with_the_square_root_of_the_tokens():
+    assert [n_centroids_for(n) for n in (0, 1, 10_000, 1_000_000, 16_000_000, 10**12)] == [
+        16,
+        16,
+        512,
+        4096,
+        16384,
+        65536,
+    ]
+
+
+def test_k_means_moves_centroids_to_the_middle_of_their_vectors():
+    rng = np.random.default_rng(0)
+    corners = np.eye(4, dtype=np.float32)[[0] * 50 + [1] * 50 + [2] * 50 + [3] * 50]
+    vectors = _unit(corners + 0.1 * rng.standard_normal(corners.shape).astype(np.float32))
+    codebook = Codebook.train(vectors, 16, iterations=5)
+    np.testing.assert_allclose(np.linalg.norm(codebook.centroids, axis=1), 1, atol=1e-5)
+    nearest = codebook.assign(vectors)
+    assert ((vectors * codebook.centroids[nearest]).sum(axis=1) > 0.8).all()
+    start = Codebook.train(vectors, 16, iterations=0)
+    gained = (vectors * codebook.centroids[nearest]).sum() - (vectors * start.centroids[start.assign(vectors)]).sum()
+    assert gained > 0
+
+
+def test_training_repeats_and_its_fingerprint_tells_codebooks_apart():
+    vectors = ENCODER.encode_documents(TEXTS[:50]).vectors
+    one, same = Codebook.train(vectors, 64), Codebook.train(vectors, 64)
+    assert one.fingerprint == same.fingerprint
+    assert Codebook.train(vectors, 64, seed=1).fingerprint != one.fingerprint
+
+
+def test_assignment_takes_the_nearest_centroid_in_blocks_of_any_size(monkeypatch):
+    batch = ENCODER.encode_documents(TEXTS[:30])
+    codebook = Codebook.train(batch.vectors, 32)
+    expected = (batch.vectors @ codebook.centroids.T).argmax(axis=1)
+    assert (codebook.assign(batch.vectors.astype(np.float16)) == expected).mean() > 0.99
+    monkeypatch.setattr("manyvec.codec._BLOCK_BYTES", 4 * 32 * 7)
+    assert codebook.assign(batch.vectors).tolist() == expected.tolist()
+
+
+def test_too_few_vectors_or_another_dim_are_refused():
+    with pytest.raises(InputError, match="16 centroids need as many vectors to start from, got 3"):
+        Codebook.train(np.eye(3, dtype=np.float32), 16)
+    with pytest.raises(ShapeError, match="vectors have dim 3, the codebook 4"):
+        Codebook(np.eye(4, dtype=np.float32)).assign(np.eye(3, dtype=np.float32))
+
+
+def test_each_document_keeps_each_of_its_centroids_once():
+    codebook = Codebook(np.eye(4, dtype=np.float32))
+    eye = np.eye(4, dtype=np.float32)
+    tokens = TokenBatch.from_list([eye[[2, 0, 2, 2]], eye[[3]], eye[[1, 1]]])
+    assigned = Assignments.of(codebook, np.array([10, 20, 30]), np.array([1, 1, 2]), tokens)
+    assert assigned.offsets.tolist() == [0, 2, 3, 4]
+    assert assigned.centroids.tolist() == [0, 2, 3, 1]
+    assert assigned.places_in(np.array([5, 10, 30]), np.array([1, 1, 9])).tolist() == [1, -1, -1]
+
+
+def test_lists_find_what_scoring_everything_finds(built):
+    expected = exhaustive(built).search_many(QUERIES, k=10)
+    found = built.search_many(QUERIES, k=10)
+    assert overlap(found, expected) >= 0.985
+    assert [hits[0] for hits in found] == [hits[0] for hits in expected]
+    shuffled = expected[1:] + expected[:1]
+    assert overlap(found, shuffled) < 0.5
+
+
+def test_deeper_looks_find_more(built):
+    expected = exhaustive(built).search_many(QUERIES, k=10)
+    overlaps = [overlap(built.search_many(QUERIES, k=10, depth=depth), expected) for depth in (10, 30, 200)]
+    assert overlaps == sorted(overlaps)
+    assert overlaps[-1] > overlaps[0]
+
+
+def test_the_log_says_what_was_chosen_and_why(built, index, tmp_path, caplog):
+    assert log_of(built, caplog)[1] == "centroid lists choose 100 of 500 documents in scope"
+    assert "they are few" in log_of(built, caplog, filter=F("n") < 60)[1]
+    index.add({"id": f"new {i}", "text": text} for i, text in enumerate(texts(200, seed=1)))
+    assert "less than three quarters" in log_of(index, caplog)[1]
+    plain = Index.create(tmp_path / "plain", ENCODER)
+    plain.candidates = SMALL
+    plain.add({"id": str(i), "text": text} for i, text in enumerate(TEXTS))
+    assert "there are no centroid lists" in log_of(plain, caplog)[1]
+
+
+@pytest.mark.parametrize(("condition", "n"), [(F("n") < 0, 0), (F("n") == 7, 1), (F("n") < 10, 10), (F("n") < 490, 10)])
+def test_a_filter_that_keeps_few_or_many_gives_exact_results(built, condition, n):
+    expected = exhaustive(built).search_many(QUERIES[:10], k=10, filter=condition)
+    found = built.search_many(QUERIES[:10], k=10, filter=condition)
+    assert all(len(hits) == n for hits in found)
+    if n:
+        assert overlap(found, expected) >= 0.985
+
+
+def test_new_changed_and_deleted_documents_are_right_before_and_after_the_next_optimize(index):
+    index.search(QUERIES[0])
+    index.add([{"id": "new", "text": QUERIES[0]}, {"id": "00001", "text": QUERIES[0] + " changed"}])
+    index.delete("00000")
+    for _ in range(2):
+        hits = index.search(QUERIES[0], k=5)
+        assert [hit.id for hit in hits[:2]] == ["00001", "new"]
+        assert "00000" not in [hit.id for hit in hits]
+        assert overlap([hits], [exhaustive(index).search(QUERIES[0], k=5)]) == 1
+        index.optimize()
+    lists = index._lists_for(index._documents())
+    assert len(lists.uncovered) == 0
+
+
+def test_a_codebook_is_drawn_anew_when_the_corpus_has_outgrown_it(index):
+    before = index._store.assignments().codebook
+    index.add({"id": f"more {i}", "text": text} for i, text in enumerate(texts(2_000, seed=2)))
+    index.optimize()
+    after = index._store.assignments()
+    assert len(after.codebook) == 2 * len(before)
+    assert len(after) == index.count()
+    tables = lancedb.connect(index.uri).list_tables().tables
+    assert sum(table.startswith("codebook_") for table in tables) == 1
+    expected = exhaustive(index).search_many(QUERIES, k=10)
+    assert overlap(index.search_many(QUERIES, k=10), expected) >= 0.975
+
+
+class StopError(Exception):
+    pass
+
+
+def test_an_optimize_that_is_stopped_half_way_leaves_the_old_lists_and_the_next_completes_it(index, monkeypatch):
+    expected = index.search(QUERIES[0], k=10)
+    index.add({"id": f"more {i}", "text": text} for i, text in enumerate(texts(2_000, seed=2)))
+    monkeypatch.setattr("manyvec.resident._WINDOW_BYTES", 2**20)
+    calls = []
+
+    def stop_at_the_third(assignments, add=index._store.add_assignments):
+        calls.append(assignments)
+        if len(calls) == 3:
+            raise StopError
+        add(assignments)
+
+    monkeypatch.setattr(index._store, "add_assignments", stop_at_the_third)
+    old = index._store.assignments().codebook.fingerprint
+    with pytest.raises(StopError):
+        index.optimize()
+    again = opened(index.uri)
+    assert again._store.assignments().codebook.fingerprint == old
+    assert again.search(QUERIES[0], k=1)[0].id == expected[0].id
+    again.optimize()
+    assert again._store.assignments().codebook.fingerprint != old
+    assert len(again._store.assignments()) == again.count()
+    tables = lancedb.connect(index.uri).list_tables().tables
+    assert sum(table.startswith(("codebook_", "assigned_")) for table in tables) == 2
+    assert overlap([again.search(QUERIES[0], k=10)], [exhaustive(again).search(QUERIES[0], k=10)]) >= 0.9
+
+
+@pytest.mark.parametrize("damage", ["missing", "half-written", "other"])
+def test_a_damaged_codebook_is_a_warning_and_exact_search(index, damage, caplog):
+    database = lancedb.connect(index.uri)
+    name = next(table for table in database.list_tables().tables if table.startswith("codebook_"))
+    if damage == "missing":
+        database.drop_table(name)
+    elif damage == "half-written":
+        database.open_table(name).delete("true")
+    else:
+        table = database.open_table(name).to_arrow()
+        database.create_table(name, table.slice(0, 100), mode="overwrite")
+    again = opened(index.uri)
+    assert again.search(QUERIES[0], k=10) == exhaustive(index).search(QUERIES[0], k=10)
+    assert "cannot be read" in caplog.text
+    again.optimize()
+    assert len(Index.open(index.uri, ENCODER)._store.assignments()) == N
+
+
+def test_documents_all_alike_come_in_the_order_of_their_ids(tmp_path):
+    index = Index.create(tmp_path / "index", ENCODER)
+    index.candidates = SMALL
+    index.add({"id": f"{i:05d}", "text": "same words again " * 10} for i in range(N))
+    index.optimize()
+    assert [hit.id for hit in index.search("words", k=3, depth=N)] == ["00000", "00001", "00002"]
+    assert len(index.search("never seen", k=10)) == 10
+
+
+def test_documents_of_one_token_and_queries_of_one_token_are_found(tmp_path):
+    index = Index.create(tmp_path / "index", ENCODER)
+    index.candidates = SMALL
+    index.add({"id": str(i), "text": f"w{i}" if i % 2 else f"w{i} " * 20} for i in range(600))
+    index.optimize()
+    for i in (1, 2, 599):
+        assert index.search(f"w{i}", k=1)[0].id == str(i)
+
+
+@pytest.mark.parametrize("depth", [0, -1, 1.5, True])
+def test_a_depth_that_is_no_count_is_refused(built, depth):
+    with pytest.raises(InputError, match="depth must be a whole number, 1 or more"):
+        built.search("w1", depth=depth)
+
+
+def test_a_depth_below_k_still_gives_k(built):
+    assert len(built.search(QUERIES[0], k=20, depth=5)) == 20
