@@ -119,7 +119,7 @@ def _index(options: argparse.Namespace) -> int:
     started = time.monotonic()
     documents = _Sized((_typed(d, columns) for d in read_documents(options.paths)), estimate["documents"])
     report = index.add(documents, show_progress=True)
-    index.optimize()
+    index.optimize(show_progress=True)
     result = {**asdict(report), "seconds": round(time.monotonic() - started, 1), "documents": index.count()}
     if options.json:
         print(json.dumps(result))
@@ -184,7 +184,7 @@ def _info(options: argparse.Namespace) -> int:
 
 def _compare(dataset: Any, encoder: Any, uri: str) -> dict[str, dict[str, float]]:
     """Measures of each method by its name."""
-    from manyvec.candidates import Lexical, Pooled
+    from manyvec.candidates import Exhaustive, Lexical, Pooled
     from manyvec.evaluation import evaluate
     from manyvec.index import Index
 
@@ -192,6 +192,8 @@ def _compare(dataset: Any, encoder: Any, uri: str) -> dict[str, dict[str, float]
     index = Index.create(uri, encoder, exist_ok=True)
     index.add(dataset.documents, show_progress=True)
     index.optimize()
+    # The model is measured here, not what a candidate stage leaves of it.
+    index.candidates = Exhaustive()
     texts = list(dataset.queries.values())
     rankings = {
         "bm25": index.rank(texts, Lexical(), depth),

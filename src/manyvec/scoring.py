@@ -6,8 +6,11 @@ https://arxiv.org/abs/2004.12832) or averaged (FILIP, https://arxiv.org/abs/2111
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -90,26 +93,26 @@ class MaxSimScorer:
             return scores
         query_vectors = torch.zeros(_padded(queries.n_tokens), queries.dim)
         query_vectors[: queries.n_tokens] = torch.from_dlpack(np.ascontiguousarray(queries.vectors))
-        buffer = torch.zeros(0)
-        for first, lengths, rows in self._blocks(documents, subset):
-            if len(buffer) < len(rows):
-                buffer = torch.zeros(_padded(len(rows)), documents.dim)
+
+        def score_block(block: _Block) -> None:
+            rows = block.rows(documents)
             # from_dlpack takes the read-only arrays that Arrow gives.
-            buffer[: len(rows)].copy_(torch.from_dlpack(rows))
-            products = query_vectors @ buffer[: _padded(len(rows))].T
-            similarities = products[: queries.n_tokens, : len(rows)].numpy()
-            filled = np.flatnonzero(lengths)
-            best = np.maximum.reduceat(similarities, offsets_of(lengths)[filled], axis=1)
+            vectors = torch.zeros(_padded(len(rows)), documents.dim)
+            vectors[: len(rows)] = torch.from_dlpack(rows)
+            similarities = (query_vectors @ vectors.T)[: queries.n_tokens, : len(rows)].numpy()
+            filled = np.flatnonzero(block.lengths)
+            best = np.maximum.reduceat(similarities, offsets_of(block.lengths)[filled], axis=1)
             # float32 here: near 16, float16 steps are 0.016 wide and unlike documents would tie.
-            scores[np.ix_(answered, first + filled)] = np.add.reduceat(best, queries.offsets[answered], axis=0)
+            scores[np.ix_(answered, block.first + filled)] = np.add.reduceat(best, queries.offsets[answered], axis=0)
+
+        # list() passes on what a worker raised.
+        list(_workers().map(score_block, self._blocks(documents, subset)))
         if self.reduction == "mean":
             scores[answered] /= queries.lengths[answered, None]
         return scores
 
-    def _blocks(
-        self, documents: TokenBatch, subset: NDArray[np.int64] | None
-    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.floating]]]:
-        """Runs of whole documents: place of the first, (n,) lengths, (n_tokens, dim) vectors. Never without tokens."""
+    def _blocks(self, documents: TokenBatch, subset: NDArray[np.int64] | None) -> Iterator[_Block]:
+        """Runs of whole documents, none of them without tokens."""
         lengths = documents.lengths if subset is None else documents.lengths[subset]
         ends = np.cumsum(lengths)
         max_tokens = max(1, self.block_bytes // (4 * documents.dim))
@@ -118,12 +121,42 @@ class MaxSimScorer:
             done = ends[first] - lengths[first]
             last = max(first + 1, int(np.searchsorted(ends, done + max_tokens, side="right")))
             if ends[last - 1] > done:
-                if subset is None:
-                    rows = documents.vectors[documents.offsets[first] : documents.offsets[last]]
-                else:
-                    rows = documents.vectors[documents.rows(subset[first:last])]
-                yield first, lengths[first:last], rows
+                yield _Block(first, lengths[first:last], None if subset is None else subset[first:last])
             first = last
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some documents: the place of the first among those to score, their lengths, and which they are if not a run."""
+
+    first: int
+    lengths: NDArray[np.int64]
+    subset: NDArray[np.int64] | None
+
+    def rows(self, documents: TokenBatch) -> NDArray[np.floating]:
+        """(n_tokens, dim) their vectors."""
+        if self.subset is not None:
+            return documents.vectors[documents.rows(self.subset)]
+        return documents.vectors[documents.offsets[self.first] : documents.offsets[self.first + len(self.lengths)]]
+
+
+@lru_cache(maxsize=1)
+def _workers() -> ThreadPoolExecutor:
+    """As many threads as torch would use, in each of which it works alone.
+
+    Torch's own threads meet after every step of every block. Where another process holds one core, all wait for the
+    one that waits for it, hundreds of times a search: ten times the time on a busy machine.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    all_there = threading.Barrier(n_threads)
+    pool = ThreadPoolExecutor(n_threads, "maxsim", initializer=torch.set_num_threads, initargs=(1,))
+    for waiting in [pool.submit(all_there.wait) for _ in range(n_threads)]:
+        waiting.result()
+    # The setting is each thread's own, but new threads start with the one that was made last.
+    torch.set_num_threads(n_threads)
+    return pool
 
 
 def _padded(n: int) -> int:
