@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -315,6 +317,30 @@ def test_the_fingerprint_tells_weights_and_settings_apart_and_repeats(tmp_path):
     a, same, settings, b = (load_encoder(str(tmp_path / name), device="cpu").fingerprint for name in names)
     assert a == same
     assert len({a, settings, b}) == 3
+
+
+def test_the_fingerprint_does_not_depend_on_what_was_encoded_before(tmp_path):
+    write_stanford_colbert(tmp_path / "colbert")
+    used = load_encoder(str(tmp_path / "colbert"), device="cpu")
+    used.encode_documents(["late interaction", "one"])
+    used.encode_queries(["a query"])
+    manyvec.encoders._load.cache_clear()
+    fresh = load_encoder(str(tmp_path / "colbert"), device="cpu")
+    assert fresh is not used
+    assert fresh.fingerprint == used.fingerprint
+
+
+def test_an_index_of_minilm_is_opened_by_other_processes(tmp_path):
+    """One that made the index before it encoded anything, and one that encodes first."""
+    code = (
+        "import manyvec; i = manyvec.Index.{}; print(len(i.search('one')), i.add([{{'id': 'a', 'text': 'one'}}]).total)"
+    )
+    calls = [f"create({str(tmp_path)!r})", f"open({str(tmp_path)!r})", f"open({str(tmp_path)!r}, 'minilm')"]
+    printed = [
+        subprocess.run([sys.executable, "-c", code.format(call)], capture_output=True, text=True, check=True).stdout
+        for call in calls
+    ]
+    assert printed == ["0 1\n", "1 1\n", "1 1\n"]
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):

@@ -8,6 +8,7 @@ name. A checkpoint without a token projection gives its last hidden state: none 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -141,7 +142,9 @@ class SentenceTransformerEncoder:
         recipe += [transformer.query_expansion, self._max_tokens("document"), self.overlap, self.opening]
         recipe += [getattr(module, "get_config_dict", dict)() for module in list(self.model)[1:]]
         digest.update(repr(recipe).encode())
-        digest.update(transformer.tokenizer.backend_tokenizer.to_str().encode())
+        # How to cut and pad is left in a tokenizer by whoever used it last.
+        tokenizer = json.loads(transformer.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        digest.update(json.dumps(tokenizer).encode())
         for key, tensor in self.model.state_dict().items():
             step = max(1, tensor.numel() // 64)
             values = tensor.detach().flatten()[::step].float().cpu().numpy()
@@ -377,8 +380,6 @@ def _read_model(name: str, device: str, local_files_only: bool) -> MultiVectorEn
 
 def _has_token_head(name: str, local_files_only: bool) -> bool:
     """Whether a checkpoint brings its token projection; MultiVectorEncoder would invent one otherwise."""
-    import json
-
     from sentence_transformers.util import load_file_path
 
     def read(file: str) -> Any:
