@@ -226,6 +226,10 @@ class Index:
         wanted = [known[id].row_id for id in ids if id in known]
         return [Document(row["id"], row["text"], json.loads(row["metadata"])) for row in snapshot.texts(wanted)]
 
+    def ids(self) -> list[str]:
+        """The ids of all documents, in order."""
+        return sorted(self._store.snapshot().states().ids.tolist())
+
     def token_vectors(self, ids: str | Sequence[str]) -> TokenBatch:
         """Token vectors of stored documents, as stored, for scoring them without encoding them again.
 

@@ -14,6 +14,7 @@ from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_manyvec._convert import as_stored, to_manyvec, trace_params
+from langchain_manyvec.calibration import Calibration
 from manyvec import Encoder, Index, InputError, MaxSimScorer, TokenBatch, Where
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ class ManyvecVectorStore(VectorStore):
 
     Args:
         index: the index; retrievers, other stores and threads may share it.
+        calibration: turns similarities into relevance scores; see `calibrate`. Without it, the relevance score is the
+            similarity, ColBERT's score per query token, clipped to [0, 1].
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, *, calibration: Calibration | None = None) -> None:
         self.index = index
+        self.calibration = calibration
 
     @classmethod
     def from_uri(cls, uri: str | PathLike[str], *, encoder: str | Encoder | None = None) -> Self:
@@ -163,12 +167,22 @@ class ManyvecVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         _refuse(kwargs)
         hits = self.index.search(query, k, filter=filter)
-        return [(as_stored(hit), min(max(hit.similarity, 0.0), 1.0)) for hit in hits]
+        relevance = self.calibration.relevance if self.calibration else _clipped
+        return [(as_stored(hit), relevance(hit.similarity)) for hit in hits]
 
     async def _asimilarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         return await run_in_executor(None, self._similarity_search_with_relevance_scores, query, k, **kwargs)
+
+    def calibrate(self, unanswerable: Sequence[str] | None = None) -> Calibration:
+        """From now on, let a relevance score say how rarely a question without an answer finds anything as similar.
+
+        A `score_threshold` of 0.9 then lets 1 in 10 of such questions through, whatever the model. Takes about one
+        search for each question; see `Calibration.measure`, also for how to keep the result.
+        """
+        self.calibration = Calibration.measure(self.index, unanswerable)
+        return self.calibration
 
     def max_marginal_relevance_search(
         self,
@@ -226,6 +240,10 @@ def _refuse(kwargs: Mapping[str, Any]) -> None:
     """An option that is not ours, a misspelt `filter` for one, would otherwise be dropped and everything found."""
     if kwargs:
         raise TypeError(f"a search takes no argument {sorted(kwargs)[0]!r}")
+
+
+def _clipped(similarity: float) -> float:
+    return min(max(similarity, 0.0), 1.0)
 
 
 def _likeness(documents: TokenBatch) -> NDArray[np.float32]:
