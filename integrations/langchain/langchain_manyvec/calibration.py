@@ -38,9 +38,9 @@ class Calibration:
         Args:
             unanswerable: questions of the kind users ask, to which no document holds the answer; 50 or more are good.
                 Without them, openings of `n_samples` documents stand for questions, and the document that each was
-                taken from is left out of its hits. On SciFact with all-MiniLM-L6-v2, 442 abstracts, a threshold of
-                0.75 so found let through 25 of 100 claims whose evidence was left out, and 59 of 100 whose evidence was
-                there; 0.9 let through 5 and 33 (`benchmarks/calibration.py`). Near copies make it stricter.
+                taken from is left out of its hits. On SciFact with all-MiniLM-L6-v2, 439 abstracts, a threshold of
+                0.75 so found let through 23 % of the claims whose evidence was left out and 77 % of the others, 0.9 let
+                through 6 % and 65 % (`benchmarks/calibration.py`). Near copies make it stricter than it says.
 
         Raises:
             InputError: nothing was found, as in an index with fewer than two documents.

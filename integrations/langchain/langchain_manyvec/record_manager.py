@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from os import PathLike, fspath
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.indexing import RecordManager
 from langchain_core.runnables import run_in_executor
 
-from manyvec import InputError
+from manyvec import InputError, StoreError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,14 +49,17 @@ class ManyvecRecordManager(RecordManager):
     def _table(self) -> Any:
         import lancedb
 
-        database = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
-        return database.create_table(TABLE, schema=_schema(), exist_ok=True)
+        with self._translated():
+            database = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
+            return database.create_table(TABLE, schema=_schema(), exist_ok=True)
 
     def create_schema(self) -> None:
         """Make the table if there is none, else merge the small files that earlier runs left. Optional."""
-        # A handle that missed another writer's delete fails in optimize.
-        self._table.checkout_latest()
-        self._table.optimize(cleanup_older_than=timedelta(hours=1))
+        table = self._table
+        with self._translated():
+            # A handle that missed another writer's delete fails in optimize.
+            table.checkout_latest()
+            table.optimize(cleanup_older_than=timedelta(hours=1))
 
     def get_time(self) -> float:
         """Seconds since 1970, later than every record of the namespace."""
@@ -89,9 +93,11 @@ class ManyvecRecordManager(RecordManager):
             {"id": self._id(key), "namespace": self.namespace, "key": key, "group_id": group, "updated_at": now}
             for key, group in groups.items()
         ]
-        # Without a BTree on it, the primary key keeps concurrent upserts from making duplicates.
-        merge = self._table.merge_insert("id").use_index(False)
-        merge.when_matched_update_all().when_not_matched_insert_all().execute(pa.Table.from_pylist(rows, _schema()))
+        table, new = self._table, pa.Table.from_pylist(rows, _schema())
+        with self._translated():
+            # Without a BTree on it, the primary key keeps concurrent upserts from making duplicates.
+            merge = table.merge_insert("id").use_index(False)
+            merge.when_matched_update_all().when_not_matched_insert_all().execute(new)
 
     def exists(self, keys: Sequence[str]) -> list[bool]:
         """Whether each key is there, in the order of the keys."""
@@ -129,7 +135,9 @@ class ManyvecRecordManager(RecordManager):
     def delete_keys(self, keys: Sequence[str]) -> None:
         """Delete records; unknown keys do no harm."""
         for condition in _any_of("id", [self._id(key) for key in keys]):
-            self._table.delete(condition)
+            table = self._table
+            with self._translated():
+                table.delete(condition)
 
     async def acreate_schema(self) -> None:
         await run_in_executor(None, self.create_schema)
@@ -170,7 +178,17 @@ class ManyvecRecordManager(RecordManager):
         return f"namespace = {_quote(self.namespace)}"
 
     def _select(self, where: str, columns: list[str], limit: int | None = None) -> pa.Table:
-        return self._table.search().where(where).select(columns).limit(limit).to_arrow()
+        table = self._table
+        with self._translated():
+            return table.search().where(where).select(columns).limit(limit).to_arrow()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn what LanceDB raises into one error that says where."""
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError) as error:
+            raise StoreError(f"cannot read or write the records in {self.uri}: {error}") from error
 
 
 def _schema() -> pa.Schema:

@@ -250,10 +250,9 @@ def _likeness(documents: TokenBatch) -> NDArray[np.float32]:
     """(n, n) mean MaxSim of every two documents, averaged over both directions."""
     scorer = MaxSimScorer(reduction="mean")
     # One document at a time: all against all would hold every pair of tokens in memory.
-    one_way = np.array([scorer.score(document, documents) for document in documents]).reshape(
-        len(documents), len(documents)
-    )
-    return np.asarray((one_way + one_way.T) / 2, np.float32)
+    one_way = [scorer.score(document, documents) for document in documents]
+    likeness = np.array(one_way, np.float32).reshape(len(documents), len(documents))
+    return np.asarray((likeness + likeness.T) / 2, np.float32)
 
 
 def _diverse(relevance: NDArray[np.floating], likeness: NDArray[np.floating], k: int, lambda_mult: float) -> list[int]:

@@ -1,5 +1,6 @@
 """LangChain's indexing API: every cleanup mode, into a vector store and a document index, remembered in LanceDB."""
 
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -202,6 +203,24 @@ def test_threads_that_write_the_same_new_keys_at_once_make_no_duplicates(records
         list(threads.map(lambda _: records.update(keys), range(8)))
 
     assert sorted(records.list_keys()) == sorted(keys)
+
+
+def test_records_deleted_from_disk_are_an_error_and_not_an_empty_answer(index, records):
+    records.update(["k"])
+    shutil.rmtree(index.uri)
+
+    with pytest.raises(manyvec.StoreError, match="records"):
+        records.exists(["k"])
+    with pytest.raises(manyvec.StoreError, match="records"):
+        records.update(["k2"])
+
+
+def test_managers_that_start_at_once_share_one_table(index):
+    managers = [ManyvecRecordManager("test", index.uri) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda manager: manager.update(["k"]), managers))
+
+    assert [manager.list_keys() for manager in managers] == [["k"]] * 4
 
 
 def test_the_table_is_merged_at_the_start_of_a_run_and_loses_nothing(records):
