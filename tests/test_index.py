@@ -410,3 +410,28 @@ def test_documents_and_dicts_may_be_mixed_and_come_from_any_iterable(index):
     report = index.add(d for d in (Document("a", "one"), {"id": "b", "text": "two", "metadata": None}))
     assert report == AddReport(added=2)
     assert [d.id for d in index.get(["b", "a", "b", "zz"])] == ["b", "a"]
+
+
+# Token vectors
+
+
+def test_token_vectors_are_those_that_were_stored_in_the_order_of_the_ids(index):
+    found = index.token_vectors(["bread", "nobody", "paris", "bread"])
+    encoded = ENCODER.encode_documents([TEXTS["bread"], TEXTS["paris"]])
+
+    assert found.lengths.tolist() == [9, 0, 6, 9]
+    for stored, expected in zip([found[0], found[2], found[3]], [encoded[0], encoded[1], encoded[0]], strict=True):
+        np.testing.assert_array_equal(stored, expected.astype(np.float16))
+
+
+def test_token_vectors_of_nothing_and_of_unknown_ids_have_no_tokens(index):
+    assert len(index.token_vectors([])) == 0
+    assert index.token_vectors("paris").lengths.tolist() == [6]
+    assert index.token_vectors(["nobody", "'; --"]).lengths.tolist() == [0, 0]
+    assert index.token_vectors(["nobody"]).dim == 32
+
+
+def test_ids_are_all_ids_in_order(index):
+    assert index.ids() == ["berlin", "bread", "paris"]
+    index.delete(filter={})
+    assert index.ids() == []

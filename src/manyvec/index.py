@@ -229,6 +229,24 @@ class Index:
         wanted = [known[id].row_id for id in ids if id in known]
         return [Document(row["id"], row["text"], json.loads(row["metadata"])) for row in snapshot.texts(wanted)]
 
+    def ids(self) -> list[str]:
+        """The ids of all documents, in order."""
+        return sorted(self._store.snapshot().states().ids.tolist())
+
+    def token_vectors(self, ids: str | Sequence[str]) -> TokenBatch:
+        """Token vectors of stored documents, as stored, for scoring them without encoding them again.
+
+        Returns:
+            One text for each id, in this order; an id may come twice, and one that is not stored has no token.
+        """
+        wanted = [ids] if isinstance(ids, str) else list(ids)
+        snapshot = self._store.snapshot()
+        rows = {id: stored.row_id for id, stored in snapshot.find(_ids(wanted)).items()}
+        nothing = TokenBatch.unchecked(np.empty((0, self._store.manifest.dim), np.float16), np.zeros(2, np.int64))
+        stored = TokenBatch.concatenate([snapshot.tokens(list(rows.values())), nothing]) if rows else nothing
+        places = {id: place for place, id in enumerate(rows)}
+        return stored.select([places.get(id, len(rows)) for id in wanted])
+
     def delete(self, ids: str | Sequence[str] | None = None, *, filter: Where | None = None) -> int:
         """Delete documents by id, or all that pass a filter; answers how many there were. Unknown ids do no harm.
 

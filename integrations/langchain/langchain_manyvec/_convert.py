@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 from langchain_core.documents import Document
+from langchain_core.retrievers import LangSmithRetrieverParams
 
 import manyvec
 
@@ -17,17 +18,33 @@ def to_langchain(hit: manyvec.Hit) -> Document:
     return Document(page_content=hit.text, id=hit.id, metadata={**scores, **hit.metadata})
 
 
-def to_manyvec(document: Document) -> manyvec.Document:
-    """A document to store, under its own id or, for want of one, under an id made from its content.
+def as_stored(document: manyvec.Document | manyvec.Hit) -> Document:
+    """A document with exactly the metadata it was stored with."""
+    return Document(page_content=document.text, id=document.id, metadata=dict(document.metadata))
+
+
+def to_manyvec(document: Document, id: str | None = None) -> manyvec.Document:
+    """A document to store: under `id`, else under its own id, else under an id made from its content.
 
     Raises:
         InputError: it cannot be stored; a document without an id is called `(no id)`.
     """
-    if document.id is not None:
-        return manyvec.Document(document.id, document.page_content, document.metadata)
+    id = id if id is not None else document.id
+    if id is not None:
+        return manyvec.Document(id, document.page_content, document.metadata)
     # Checked under a stand-in first: what passes is JSON, so the id can be made from it.
     unnamed = manyvec.Document("(no id)", document.page_content, document.metadata)
     return replace(unnamed, id=_content_id(unnamed))
+
+
+def trace_params(name: str, index: manyvec.Index) -> LangSmithRetrieverParams:
+    """What a trace says of a search in this index."""
+    return LangSmithRetrieverParams(
+        ls_retriever_name=name,
+        ls_vector_store_provider="LanceDB",
+        ls_embedding_provider="manyvec",
+        ls_embedding_model=index.model,
+    )
 
 
 def _content_id(document: manyvec.Document) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from langchain_core.runnables import run_in_executor
+from langchain_core.runnables import RunnableConfig, run_in_executor
 from pydantic import ConfigDict
 
-from langchain_manyvec._convert import to_langchain, to_manyvec
-from manyvec import Encoder, Filter, Index
+from langchain_manyvec._convert import to_langchain, to_manyvec, trace_params
+from manyvec import Encoder, Filter, Hit, Index
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -28,13 +30,15 @@ class ManyvecRetriever(BaseRetriever):
     `score`, ColBERT's MaxSim summed over the query's tokens, and `relevance_score`, its mean per query token
     clipped to [0, 1]. A stored key of the same name is kept instead. Nothing found is an empty list.
 
-    `k` and `filter` can also be given per call and then take the place of the retriever's own:
+    `k`, `filter` and `score_threshold` can also be given per call and then take the place of the retriever's own:
     `retriever.invoke("late interaction", k=1, filter={"year": 2024})`. manyvec's errors reach the caller as they are.
+    `batch` and `abatch` encode and score all their queries in one pass.
 
     Attributes:
         index: the index to search; other retrievers and threads may share it.
         k: how many documents to return, at most; 0 gives none.
         filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
+        score_threshold: leave out documents whose similarity, the score per query token in [-1, 1], is below it.
     """
 
     # A misspelt `filter` would otherwise be dropped in silence, and everything found.
@@ -43,6 +47,7 @@ class ManyvecRetriever(BaseRetriever):
     index: Index
     k: int = 4
     filter: Where | None = None
+    score_threshold: float | None = None
 
     @classmethod
     def from_uri(cls, uri: str | PathLike[str], *, encoder: str | Encoder | None = None, **fields: Any) -> Self:
@@ -114,6 +119,30 @@ class ManyvecRetriever(BaseRetriever):
         """`add_documents` in a thread; the event loop goes on."""
         return await run_in_executor(None, self.add_documents, documents, show_progress=show_progress)
 
+    def batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """`invoke` for several queries, encoded and scored in one pass; each is a run of its own in callbacks."""
+        together = _Together(inputs, lambda queries: self._search_many(queries, **kwargs))
+        return super().batch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """`batch`, in a thread; the event loop goes on."""
+        together = _Together(inputs, lambda queries: self._search_many(queries, **kwargs))
+        return await super().abatch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
+
     def _get_relevant_documents(
         self,
         query: str,
@@ -121,8 +150,11 @@ class ManyvecRetriever(BaseRetriever):
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
         filter: Where | None = None,
+        score_threshold: float | None = None,
+        together: _Together | None = None,
     ) -> list[Document]:
-        return self._search(query, k, filter)
+        found = together.take(query) if together else None
+        return found if found is not None else self._search(query, k, filter, score_threshold)
 
     async def _aget_relevant_documents(
         self,
@@ -131,21 +163,68 @@ class ManyvecRetriever(BaseRetriever):
         run_manager: AsyncCallbackManagerForRetrieverRun,
         k: int | None = None,
         filter: Where | None = None,
+        score_threshold: float | None = None,
+        together: _Together | None = None,
     ) -> list[Document]:
-        return await run_in_executor(None, self._search, query, k, filter)
+        found = await together.atake(query) if together else None
+        if found is not None:
+            return found
+        return await run_in_executor(None, self._search, query, k, filter, score_threshold)
 
-    def _search(self, query: str, k: int | None, filter: Where | None) -> list[Document]:
-        hits = self.index.search(
-            query,
-            k if k is not None else self.k,
-            filter=filter if filter is not None else self.filter,
-        )
-        return [to_langchain(hit) for hit in hits]
+    def _search(self, query: str, k: int | None, filter: Where | None, score_threshold: float | None) -> list[Document]:
+        hits = self.index.search(query, self._k(k), filter=self._filter(filter))
+        return self._to_documents(hits, score_threshold)
+
+    def _search_many(
+        self,
+        queries: Sequence[str],
+        k: int | None = None,
+        filter: Where | None = None,
+        score_threshold: float | None = None,
+    ) -> list[list[Document]]:
+        found = self.index.search_many(queries, self._k(k), filter=self._filter(filter))
+        return [self._to_documents(hits, score_threshold) for hits in found]
+
+    def _k(self, k: int | None) -> int:
+        return k if k is not None else self.k
+
+    def _filter(self, filter: Where | None) -> Where | None:
+        return filter if filter is not None else self.filter
+
+    def _to_documents(self, hits: Sequence[Hit], score_threshold: float | None) -> list[Document]:
+        threshold = score_threshold if score_threshold is not None else self.score_threshold
+        return [to_langchain(hit) for hit in hits if threshold is None or hit.similarity >= threshold]
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
-        return LangSmithRetrieverParams(
-            ls_retriever_name="manyvec",
-            ls_vector_store_provider="LanceDB",
-            ls_embedding_provider="manyvec",
-            ls_embedding_model=self.index.model,
-        )
+        return trace_params("manyvec", self.index)
+
+
+class _Together:
+    """The answers of one batch, found together as soon as the first of its runs asks for one."""
+
+    def __init__(self, queries: Sequence[str], search: Callable[[list[str]], list[list[Document]]]) -> None:
+        self._queries = [query for query in queries if isinstance(query, str)]
+        self._search = search
+        self._answers: dict[str, list[list[Document]]] | None = None
+        self._finding = threading.Lock()
+        # So that one thread waits for the encoder, and not all of the loop's.
+        self._asking = asyncio.Lock()
+
+    def take(self, query: str) -> list[Document] | None:
+        """An answer that no other run has. None if the batch failed: each run searches alone, and meets its error."""
+        with self._finding:
+            if self._answers is None:
+                self._answers = {}
+                try:
+                    found = self._search(self._queries)
+                # One query that cannot be answered must not cost the others their answers.
+                except Exception:
+                    return None
+                for text, documents in zip(self._queries, found, strict=True):
+                    self._answers.setdefault(text, []).append(documents)
+            answers = self._answers.get(query) if isinstance(query, str) else None
+            return answers.pop() if answers else None
+
+    async def atake(self, query: str) -> list[Document] | None:
+        async with self._asking:
+            return await run_in_executor(None, self.take, query)

@@ -1,10 +1,7 @@
 """`ManyvecRetriever` on a real index: what goes in comes out, per call, per chain, per event loop."""
 
-import asyncio
 import copy
-import time
 from collections.abc import Sequence
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +128,17 @@ def test_a_retriever_with_a_filter_can_be_printed_and_bound(retriever):
     assert ids(bound.invoke("interaction")) == ["a/1"]
 
 
+def test_a_score_threshold_works_in_the_constructor_and_in_a_call(retriever):
+    # "late interaction" is matched wholly by one document, by half in another, hardly at all in the third.
+    strict = ManyvecRetriever(index=retriever.index, score_threshold=0.9)
+
+    assert ids(strict.invoke("late interaction")) == ["a/1"]
+    assert ids(strict.invoke("late interaction", score_threshold=0.4)) == ["a/1", "b 2"]
+    assert len(strict.invoke("late interaction", score_threshold=-1.0)) == 3
+    assert ids(retriever.invoke("late interaction", score_threshold=0.9)) == ["a/1"]
+    assert retriever.invoke("late interaction", score_threshold=1.1) == []
+
+
 # Adding
 
 
@@ -239,74 +247,6 @@ def test_from_uri_without_an_index_is_an_error(tmp_path):
 def test_a_misspelt_field_is_an_error(index):
     with pytest.raises(ValidationError, match="filters"):
         ManyvecRetriever(index=index, filters={"year": 2024})
-
-
-# Many at a time
-
-
-async def test_fifty_queries_at_once_on_one_loop_each_get_their_own_answer(index):
-    index.add([{"id": f"d{i}", "text": f"word{i} interaction", "metadata": {"year": i}} for i in range(50)])
-    retriever = ManyvecRetriever(index=index, k=1)
-
-    found = await asyncio.gather(*(retriever.ainvoke(f"word{i}") for i in range(50)))
-
-    assert [ids(documents) for documents in found] == [[f"d{i}"] for i in range(50)]
-
-
-async def test_k_and_filter_of_an_async_call_count(retriever):
-    assert await retriever.ainvoke("interaction", k=0) == []
-    assert ids(await retriever.ainvoke("late interaction", filter=F("year") > 2020)) == ["b 2"]
-
-
-async def test_abatch_answers_in_the_order_of_the_queries(retriever):
-    found = await retriever.abatch(["late", "early", "延迟交互"], k=1)
-
-    assert [ids(documents) for documents in found] == [["a/1"], ["b 2"], ["ç'3"]]
-
-
-class SlowEncoder(HashEncoder):
-    """Takes 0.5 s to encode a query."""
-
-    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
-        time.sleep(0.5)
-        return super().encode_queries(queries)
-
-
-async def test_the_event_loop_goes_on_while_queries_are_encoded(retriever):
-    slow = ManyvecRetriever.from_uri(retriever.index.uri, encoder=SlowEncoder())
-    # The largest time between two ticks; a loop that waited for the encoder would show at least its 0.5 s.
-    largest_gap = 0.0
-
-    async def tick() -> None:
-        nonlocal largest_gap
-        while True:
-            start = time.perf_counter()
-            await asyncio.sleep(0.01)
-            largest_gap = max(largest_gap, time.perf_counter() - start)
-
-    ticker = asyncio.create_task(tick())
-    found = await asyncio.gather(*(slow.ainvoke("early interaction", k=1) for _ in range(3)))
-    ticker.cancel()
-
-    assert [ids(documents) for documents in found] == [["b 2"]] * 3
-    assert 0 < largest_gap < 0.25
-
-
-REQUEST: ContextVar[str] = ContextVar("REQUEST", default="none")
-
-
-class ListeningEncoder(HashEncoder):
-    """Encodes the request in whose context it runs, whatever the query is."""
-
-    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
-        return super().encode_queries([REQUEST.get()] * len(queries))
-
-
-async def test_an_async_search_runs_in_the_context_of_its_caller(retriever):
-    listening = ManyvecRetriever.from_uri(retriever.index.uri, encoder=ListeningEncoder())
-    REQUEST.set("early")
-
-    assert ids(await listening.ainvoke("late", k=1)) == ["b 2"]
 
 
 # In a chain, under a tracer

@@ -1,12 +1,14 @@
-"""LangChain's own suite for retrievers."""
+"""LangChain's own suites for what this package fills, with no test left out or changed."""
 
 from typing import Any
 
 import pytest
-from langchain_tests.integration_tests import RetrieversIntegrationTests
+from langchain_tests.integration_tests import RetrieversIntegrationTests, VectorStoreIntegrationTests
+from langchain_tests.integration_tests.indexer import AsyncDocumentIndexTestSuite, DocumentIndexerTestSuite
 
 import manyvec
-from langchain_manyvec import ManyvecRetriever
+from langchain_manyvec import ManyvecDocumentIndex, ManyvecRetriever, ManyvecVectorStore
+from manyvec.testing import HashEncoder
 
 
 class TestManyvecRetriever(RetrieversIntegrationTests):
@@ -26,3 +28,27 @@ class TestManyvecRetriever(RetrieversIntegrationTests):
     @property
     def retriever_query_example(self) -> str:
         return "late interaction"
+
+
+class TestManyvecVectorStore(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, index: manyvec.Index) -> ManyvecVectorStore:
+        return ManyvecVectorStore(index)
+
+
+class TestManyvecDocumentIndex(DocumentIndexerTestSuite):
+    @pytest.fixture
+    def index(self, tmp_path) -> ManyvecDocumentIndex:
+        return ManyvecDocumentIndex(index=manyvec.Index.create(tmp_path / "index", HashEncoder()))
+
+
+class TestManyvecDocumentIndexAsync(AsyncDocumentIndexTestSuite):
+    @pytest.fixture
+    async def index(self, tmp_path) -> ManyvecDocumentIndex:
+        return ManyvecDocumentIndex(index=manyvec.Index.create(tmp_path / "index", HashEncoder()))
+
+
+class TestManyvecDocumentIndexAsRetriever(TestManyvecRetriever):
+    @property
+    def retriever_constructor(self) -> type[ManyvecDocumentIndex]:
+        return ManyvecDocumentIndex

@@ -1,0 +1,230 @@
+"""`ManyvecRetriever` for many queries at a time: batches, threads and event loops."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+
+import manyvec
+from langchain_manyvec import ManyvecRetriever
+from manyvec import F
+from manyvec.testing import HashEncoder
+
+DOCUMENTS = [
+    Document("a late interaction", id="a/1", metadata={"year": 2020}),
+    Document("an early interaction", id="b 2", metadata={"year": 2024, "nested": {"tags": ["x", None]}}),
+    Document("O'Neill; 延迟交互", id="ç'3", metadata={}),
+]
+
+
+@pytest.fixture
+def retriever(index: manyvec.Index) -> ManyvecRetriever:
+    retriever = ManyvecRetriever(index=index)
+    retriever.add_documents(DOCUMENTS)
+    return retriever
+
+
+def ids(documents: Sequence[Document]) -> list[str | None]:
+    return [document.id for document in documents]
+
+
+class Recorder(BaseCallbackHandler):
+    """Keeps the events of retrievers."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, dict[str, Any]]] = []
+        self.ended: list[list[str | None]] = []
+        self.errors: list[BaseException] = []
+
+    def on_retriever_start(
+        self, serialized: Any, query: str, *, metadata: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self.started.append((query, metadata or {}))
+
+    def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
+        self.ended.append(ids(documents))
+
+    def on_retriever_error(self, error: BaseException, **kwargs: Any) -> None:
+        self.errors.append(error)
+
+
+async def test_fifty_queries_at_once_on_one_loop_each_get_their_own_answer(index):
+    index.add([{"id": f"d{i}", "text": f"word{i} interaction", "metadata": {"year": i}} for i in range(50)])
+    retriever = ManyvecRetriever(index=index, k=1)
+
+    found = await asyncio.gather(*(retriever.ainvoke(f"word{i}") for i in range(50)))
+
+    assert [ids(documents) for documents in found] == [[f"d{i}"] for i in range(50)]
+
+
+async def test_k_and_filter_of_an_async_call_count(retriever):
+    assert await retriever.ainvoke("interaction", k=0) == []
+    assert ids(await retriever.ainvoke("late interaction", filter=F("year") > 2020)) == ["b 2"]
+
+
+async def test_abatch_answers_in_the_order_of_the_queries(retriever):
+    found = await retriever.abatch(["late", "early", "延迟交互"], k=1)
+
+    assert [ids(documents) for documents in found] == [["a/1"], ["b 2"], ["ç'3"]]
+
+
+class CountingEncoder(HashEncoder):
+    """Remembers what queries were encoded together."""
+
+    passes: ClassVar[list[list[str]]] = []
+
+    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
+        self.passes.append(list(queries))
+        if "unlucky" in queries:
+            raise manyvec.EncoderError("unlucky")
+        return super().encode_queries(queries)
+
+
+@pytest.fixture
+def counting(retriever) -> ManyvecRetriever:
+    CountingEncoder.passes.clear()
+    return ManyvecRetriever.from_uri(retriever.index.uri, encoder=CountingEncoder(), k=1)
+
+
+async def test_a_batch_encodes_all_its_queries_in_one_pass(counting):
+    queries = ["late", "early", "延迟交互", "late"]
+    expected = [["a/1"], ["b 2"], ["ç'3"], ["a/1"]]
+
+    assert [ids(found) for found in counting.batch(queries)] == expected
+    assert [ids(found) for found in await counting.abatch(queries)] == expected
+    assert [ids(found) for found in counting.batch(queries, {"max_concurrency": 1})] == expected
+    assert CountingEncoder.passes == [queries] * 3
+    assert counting.batch([]) == await counting.abatch([]) == []
+
+
+async def test_a_batch_finds_what_each_invoke_would_with_its_options(retriever):
+    queries = ["late interaction", "early", "交互", "nothing"]
+    for options in ({}, {"k": 0}, {"k": 2}, {"filter": F("year") > 2020}, {"score_threshold": 0.4}):
+        expected = [retriever.invoke(query, **options) for query in queries]
+        assert retriever.batch(queries, **options) == expected
+        assert await retriever.abatch(queries, **options) == expected
+    assert retriever.bind(k=1).batch(queries) == retriever.batch(queries, k=1)
+
+
+async def test_equal_queries_of_a_batch_share_no_document(retriever):
+    first, second = retriever.batch(["early", "early"], k=1)
+    first[0].metadata["nested"]["tags"].clear()
+
+    assert second[0].metadata["nested"] == {"tags": ["x", None]}
+
+
+async def test_each_query_of_a_batch_is_a_run_of_its_own(counting):
+    for call in (counting.batch, counting.abatch):
+        recorder = Recorder()
+        found = call(["late", "early"], [{"callbacks": [recorder], "metadata": {"n": n}} for n in (1, 2)], k=1)
+        if call == counting.abatch:
+            await found
+
+        assert sorted((query, metadata["n"]) for query, metadata in recorder.started) == [("early", 2), ("late", 1)]
+        assert sorted(recorder.ended) == [["a/1"], ["b 2"]]
+
+
+async def test_a_query_that_cannot_be_answered_costs_the_others_of_its_batch_nothing(counting):
+    for call in (counting.batch, counting.abatch):
+        recorder = Recorder()
+        found = call(["late", "unlucky", 5], {"callbacks": [recorder]}, return_exceptions=True)
+        late, unlucky, number = await found if call == counting.abatch else found
+
+        assert ids(late) == ["a/1"]
+        assert isinstance(unlucky, manyvec.EncoderError) and isinstance(number, manyvec.InputError)
+        assert len(recorder.started) == 3 and len(recorder.errors) == 2 and recorder.ended == [["a/1"]]
+    with pytest.raises(manyvec.EncoderError):
+        counting.batch(["late", "unlucky"])
+
+
+async def test_a_batch_with_a_wrong_filter_or_argument_is_an_error(retriever):
+    with pytest.raises(manyvec.FilterError, match="'lang'"):
+        retriever.batch(["late", "early"], filter={"lang": "en"})
+    with pytest.raises(TypeError, match="filters"):
+        await retriever.abatch(["late", "early"], filters={"year": 2024})
+
+
+class SlowEncoder(HashEncoder):
+    """Takes 0.5 s to encode a query."""
+
+    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
+        time.sleep(0.5)
+        return super().encode_queries(queries)
+
+
+class Ticker:
+    """Measures, while it is entered, the longest time that the event loop did nothing else."""
+
+    longest = 0.0
+
+    async def __aenter__(self) -> "Ticker":
+        self._task = asyncio.create_task(self._tick())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._task.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.005)
+            self.longest = max(self.longest, time.perf_counter() - start - 0.005)
+
+
+async def test_the_event_loop_goes_on_while_queries_are_encoded(retriever):
+    slow = ManyvecRetriever.from_uri(retriever.index.uri, encoder=SlowEncoder())
+    async with Ticker() as ticker:
+        found = await asyncio.gather(*(slow.ainvoke("early interaction", k=1) for _ in range(3)))
+        found += await slow.abatch(["early interaction"] * 3, k=1)
+
+    assert [ids(documents) for documents in found] == [["b 2"]] * 6
+    # A loop that waited for the encoder would show at least its 0.5 s.
+    assert 0 < ticker.longest < 0.25
+
+
+class NapEncoder(HashEncoder):
+    """Takes 20 ms to encode a query."""
+
+    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
+        time.sleep(0.02)
+        return super().encode_queries(queries)
+
+
+async def test_two_hundred_calls_at_once_are_all_right_and_do_not_hold_up_the_loop(tmp_path):
+    index = manyvec.Index.create(tmp_path / "many", NapEncoder())
+    index.add([{"id": f"d{i}", "text": f"word{i} interaction"} for i in range(200)])
+    retriever = ManyvecRetriever(index=index, k=1)
+    # The first search of a process imports and loads, once.
+    retriever.invoke("word0")
+
+    longest = []
+    for _ in range(3):
+        async with Ticker() as ticker:
+            found = await asyncio.gather(*(retriever.ainvoke(f"word{i}") for i in range(200)))
+        assert [ids(documents) for documents in found] == [[f"d{i}"] for i in range(200)]
+        longest.append(ticker.longest)
+
+    # Waiting for the encoder would take the loop 4 s each time; a busy machine may take it from us once or twice.
+    assert 0 < min(longest) < 0.05
+
+
+REQUEST: ContextVar[str] = ContextVar("REQUEST", default="none")
+
+
+class ListeningEncoder(HashEncoder):
+    """Encodes the request in whose context it runs, whatever the query is."""
+
+    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
+        return super().encode_queries([REQUEST.get()] * len(queries))
+
+
+async def test_an_async_search_runs_in_the_context_of_its_caller(retriever):
+    listening = ManyvecRetriever.from_uri(retriever.index.uri, encoder=ListeningEncoder())
+    REQUEST.set("early")
+
+    assert ids(await listening.ainvoke("late", k=1)) == ["b 2"]
