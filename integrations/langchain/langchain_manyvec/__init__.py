@@ -2,8 +2,24 @@
 
 retriever = ManyvecRetriever.from_uri("./papers", k=5)
 retriever.invoke("how many vectors does ColBERT keep", filter={"year": 2024})
+
+`ManyvecToolSelector` needs langchain itself: pip install 'langchain-manyvec[agents]'
 """
 
+from typing import TYPE_CHECKING, Any
+
+from langchain_manyvec.document_compressors import ManyvecReranker, ManyvecRerankRetriever
 from langchain_manyvec.retrievers import ManyvecRetriever
 
-__all__ = ["ManyvecRetriever"]
+if TYPE_CHECKING:
+    from langchain_manyvec.middleware import ManyvecToolSelector
+
+__all__ = ["ManyvecRerankRetriever", "ManyvecReranker", "ManyvecRetriever", "ManyvecToolSelector"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ManyvecToolSelector":
+        raise AttributeError(f"module 'langchain_manyvec' has no attribute {name!r}")
+    from langchain_manyvec.middleware import ManyvecToolSelector
+
+    return ManyvecToolSelector

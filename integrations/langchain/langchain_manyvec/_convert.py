@@ -17,6 +17,12 @@ def to_langchain(hit: manyvec.Hit) -> Document:
     return Document(page_content=hit.text, id=hit.id, metadata={**scores, **hit.metadata})
 
 
+def with_scores(document: Document, score: float, similarity: float) -> Document:
+    """A copy with these scores in the metadata, in the place of a first stage's."""
+    scores = {"score": score, "relevance_score": min(max(similarity, 0.0), 1.0)}
+    return document.model_copy(update={"metadata": {**document.metadata, **scores}})
+
+
 def to_manyvec(document: Document) -> manyvec.Document:
     """A document to store, under its own id or, for want of one, under an id made from its content.
 
