@@ -2,7 +2,7 @@
 
 python benchmarks/tools.py DATA_FOLDER
 
-The folder holds metatool, livemcpbench, stabletoolbench and seal-tools in BEIR layout. 300 queries of each, spread
+The folder holds metatool, livemcpbench, stabletoolbench and seal-tools in BEIR layout. 150 queries of each, spread
 evenly. MaxSim and pooled are exhaustive; the mixes are what `ToolIndex` answers, candidates and all.
 """
 
@@ -22,15 +22,15 @@ from manyvec import Document, MaxSimScorer, ToolIndex
 from manyvec.evaluation import evaluate, load_beir
 
 SETS = ("metatool", "livemcpbench", "stabletoolbench", "seal-tools")
-WEIGHTS = (0.0, 0.3, 0.5, 0.6, 0.65, 0.7, 0.8, 1.0)
+WEIGHTS = (0.5, 0.65, 0.8, 1.0)
 MEASURES = ("nDCG@10", "Recall@5")
-MAX_QUERIES = 300
+MAX_QUERIES = 150
 
 
 def as_tool(document: Document) -> dict[str, Any]:
     """The JSON-schema tool that a document of these sets describes; its id is its name."""
-    _, _, written = document.text.partition("Parameters: ")
-    parameters = json.loads(written) if written else {}
+    _, _, written = document.text.rpartition(" Parameters: {")
+    parameters = json.loads("{" + written) if written.endswith("}") else {}
     if "properties" not in parameters:
         lists = [parameters.get(key, []) for key in ("required", "optional")]
         if all(isinstance(arguments, list) for arguments in lists):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from manyvec import InputError, TokenBatch, ToolIndex
+from manyvec.bm25 import BM25, words_of
 from manyvec.testing import HashEncoder
-from manyvec.tools import BM25, _read, _words
+from manyvec.tools import _read
 
 WEATHER = {
     "type": "function",
@@ -178,8 +179,8 @@ def test_a_schema_of_ten_thousand_characters_is_read_to_its_end():
     assert names(tools.select("needle in a haystack", 1)) == ["big"]
 
 
-def test_words_are_cut_at_case_and_loses_what_says_nothing():
-    assert _words("Please getUserEmails, for the cities_walked by HTTPServer") == [
+def test_words_are_cut_at_case_and_lose_their_endings_and_those_that_say_nothing_are_left_out():
+    assert words_of("Please getUserEmails, for the cities_walked by HTTPServer") == [
         "user", "email", "city", "walk", "http", "server",
     ]  # fmt: skip
 
@@ -217,17 +218,18 @@ def test_minilm_finds_tools_that_share_no_word_with_the_request():
     assert names(tools.select("exchange 20 dollars", 1)) == ["convert"]
 
 
-def test_a_selection_among_thousands_takes_milliseconds_after_encoding():
+def test_a_selection_among_thousands_is_faster_than_an_exact_score_for_each():
     rng = np.random.default_rng(0)
     vocabulary = [f"word{i}" for i in range(3000)]
     many = [{"name": f"tool{i}", "description": " ".join(rng.choice(vocabulary, 40))} for i in range(2479)]
     tools = ToolIndex(HashEncoder(384), many)
     query = " ".join(rng.choice(vocabulary, 16))
     tokens = tools.encoder.encode_queries([query])
-    taken = []
-    for _ in range(15):
+    taken = {200: [], len(many): []}
+    for depth in [200, len(many)] * 7:
+        tools.depth = depth
         started = time.perf_counter()
         tools.select_encoded(query, tokens)
-        taken.append(time.perf_counter() - started)
-    # 20 ms is the benchmark's claim for an idle machine.
-    assert min(taken) < 0.1
+        taken[depth].append(time.perf_counter() - started)
+    # Milliseconds depend on what else the machine does (`benchmarks/tools.py` has them); eight times fewer are scored.
+    assert min(taken[200]) < min(taken[len(many)]) / 2

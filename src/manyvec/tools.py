@@ -9,17 +9,16 @@ on metatool that keeps nDCG@10 above MaxSim's alone, where BM25 scaled over the 
 from __future__ import annotations
 
 import inspect
-import math
-import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.bm25 import BM25, name_parts, words_of
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, check_unicode
 from manyvec.scoring import MaxSimScorer, Scores, top_k
@@ -31,16 +30,6 @@ Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 LEXICAL_WEIGHT = 0.65
 # So many tools of a larger catalog get an exact score: those that stand first by BM25 and mean token vectors.
 DEPTH = 200
-
-_WORD = re.compile(r"[^\W_]+")
-_NAME_PART = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_\-./:\s]+")
-# English words that carry a request and do not say what it is about: without them BM25 finds the right tool of
-# stabletoolbench far more often (nDCG@10 .59 with them, .72 without).
-_STOP_WORDS = frozenset(
-    "a about all also am an and any are as at be been but by can could did do does find for from get had has have how "
-    "i if in into is it just me my need no not of on or our please should so some such tell than that the their then "
-    "there these they this to too us very want was we were what when where which who will with would you your".split()
-)
 
 
 @dataclass(frozen=True)
@@ -139,7 +128,7 @@ class ToolIndex:
             batches = [batch for batch in (before.tokens, half) if batch is not None]
             self._catalog = _Catalog(
                 {**before.tools, **dict(zip(names, given, strict=True))},
-                [*before.words, *map(_words, texts)],
+                [*before.words, *map(words_of, texts)],
                 TokenBatch.concatenate(batches),
             )
         return names
@@ -187,7 +176,7 @@ class ToolIndex:
         named = catalog.named(query)
         if catalog.tokens is None or not tokens.n_tokens:
             return []
-        lexical = catalog.bm25.share(_words(query))
+        lexical = catalog.bm25.share(words_of(query))
         chosen = catalog.candidates(tokens, lexical, max(self.depth, k), named)
         similarities = self._scorer.score(tokens[0], catalog.tokens, chosen)
         scores = (1 - self.lexical_weight) * similarities + self.lexical_weight * lexical[chosen]
@@ -199,40 +188,6 @@ class ToolIndex:
             ToolHit(names[i], min(float(scores[i]), 1.0), float(similarities[i]), rank, catalog.tools[names[i]])
             for rank, i in enumerate(top_k(scores, names, k), start=1)
         ]
-
-
-class BM25:
-    """BM25 (k1 1.2, b 0.75) over lists of words; each word of a query counts once, however often it says it."""
-
-    def __init__(self, documents: Sequence[Sequence[str]]) -> None:
-        self._n_documents = len(documents)
-        lengths = np.array([len(words) for words in documents], np.float32)
-        norms = 1.2 * (0.25 + 0.75 * lengths / max(float(lengths.mean()) if len(lengths) else 0.0, 1e-9))
-        found: dict[str, list[tuple[int, int]]] = {}
-        for place, words in enumerate(documents):
-            for word, count in Counter(words).items():
-                found.setdefault(word, []).append((place, count))
-        self._postings: dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
-        for word, pairs in found.items():
-            places, counts = np.array(pairs, np.int64).T
-            weights = self._rarity(len(pairs)) * counts * 2.2 / (counts + norms[places])
-            self._postings[word] = places, weights.astype(np.float32)
-
-    def share(self, query: Iterable[str]) -> Scores:
-        """(n_documents,) float32 in [0, 1]: the score, divided by the most that any document could reach."""
-        scores = np.zeros(self._n_documents, np.float32)
-        most = 0.0
-        for word in dict.fromkeys(query):
-            places, weights = self._postings.get(word, _NOWHERE)
-            scores[places] += weights
-            most += 2.2 * self._rarity(len(places))
-        return scores / np.float32(most) if most else scores
-
-    def _rarity(self, n_found: int) -> float:
-        return math.log1p((self._n_documents - n_found + 0.5) / (n_found + 0.5))
-
-
-_NOWHERE = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 class _Catalog:
@@ -263,19 +218,6 @@ class _Catalog:
         return np.union1d(np.concatenate([nearest, wordy]), np.array(named, np.int64))
 
 
-def _words(text: str) -> list[str]:
-    """Lower-case words, also of names in camelCase, without the commonest, and without plural and verb endings."""
-    words = _WORD.findall(_NAME_PART.sub(" ", text).lower())
-    return [_stem(word) for word in words if word not in _STOP_WORDS]
-
-
-def _stem(word: str) -> str:
-    for ending, instead in (("ies", "y"), ("sses", "ss"), ("ing", ""), ("ed", ""), ("s", "")):
-        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith(("ss", "us", "is")):
-            return word[: -len(ending)] + instead
-    return word
-
-
 def _read(tool: Any) -> tuple[str, str]:
     """The name and the text of a tool.
 
@@ -297,7 +239,7 @@ def _read(tool: Any) -> tuple[str, str]:
         raise InputError(f"a tool needs a name, got {name!r} with the keys {sorted(map(str, values))}")
     if not isinstance(description, str):
         raise InputError(f"tool {name!r}: the description must be a text, got {type(description).__name__}")
-    spoken = " ".join(part for part in _NAME_PART.split(name) if part)
+    spoken = " ".join(name_parts(name))
     schema: Any = next((values[key] for key in ("parameters", "input_schema", "inputSchema") if values.get(key)), {})
     parts = [name if spoken == name else f"{name} {spoken}", description.strip(), "; ".join(_arguments(schema))]
     text = ". ".join(part.rstrip(".") for part in parts if part)
