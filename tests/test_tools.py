@@ -225,11 +225,11 @@ def test_a_selection_among_thousands_is_faster_than_an_exact_score_for_each():
     tools = ToolIndex(HashEncoder(384), many)
     query = " ".join(rng.choice(vocabulary, 16))
     tokens = tools.encoder.encode_queries([query])
-    taken = {200: [], len(many): []}
-    for depth in [200, len(many)] * 7:
+    taken = {100: [], len(many): []}
+    for depth in [100, len(many)] * 7:
         tools.depth = depth
         started = time.perf_counter()
         tools.select_encoded(query, tokens)
         taken[depth].append(time.perf_counter() - started)
-    # Milliseconds depend on what else the machine does (`benchmarks/tools.py` has them); eight times fewer are scored.
-    assert min(taken[200]) < min(taken[len(many)]) / 2
+    # Milliseconds depend on what else the machine does (`benchmarks/tools.py` has them); many times fewer are scored.
+    assert min(taken[100]) < min(taken[len(many)]) / 2
