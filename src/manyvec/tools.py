@@ -28,8 +28,8 @@ Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 
 # Measured on four sets of tools (`benchmarks/tools.py`).
 LEXICAL_WEIGHT = 0.65
-# So many tools of a larger catalog get an exact score: those that stand first by mean token vectors, and half as many by
-# BM25. On stabletoolbench (2,479 tools) 50 give the nDCG@10 and Recall@5 that scoring all of them gives.
+# So many tools of a larger catalog get an exact score: the first by mean token vectors, and half as many by BM25. On
+# stabletoolbench (2,479 tools) 50 give the nDCG@10 and Recall@5 that scoring all of them gives.
 DEPTH = 100
 
 
