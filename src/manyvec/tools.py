@@ -2,8 +2,8 @@
 
 The text of a tool is its name, description, and argument names and descriptions. Its score is exact MaxSim mixed with
 BM25 over the same text, because people name things ("my Spotify playlist") as often as they describe them. BM25 is
-divided by the most that the request's words can reach, so it counts for little where the tools share few of them:
-on metatool that keeps nDCG@10 above MaxSim's alone, where BM25 scaled over the catalog pulls it below.
+divided by the most that the request's words can reach, so it counts for little where the tools share few of them, and
+scores compare between requests.
 """
 
 from __future__ import annotations
