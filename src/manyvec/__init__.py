@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from manyvec.index import Index as Index
     from manyvec.index import IndexInfo as IndexInfo
     from manyvec.index import Where as Where
+    from manyvec.reranker import Reranker as Reranker
     from manyvec.scoring import MaxSimScorer as MaxSimScorer
     from manyvec.tokens import TokenBatch as TokenBatch
+    from manyvec.tools import ToolHit as ToolHit
+    from manyvec.tools import ToolIndex as ToolIndex
     from manyvec.types import Document as Document
     from manyvec.types import Hit as Hit
 
@@ -46,8 +49,10 @@ _MODULES = {
     "ShapeError StoreError",
     "filters": "AllOf AnyOf F Filter",
     "index": "AddReport Index IndexInfo Where",
+    "reranker": "Reranker",
     "scoring": "MaxSimScorer",
     "tokens": "TokenBatch",
+    "tools": "ToolHit ToolIndex",
     "types": "Document Hit",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -307,6 +307,38 @@ class Index:
             hits += self._search_part(queries[part], part_tokens, k, where, depth)
         return hits
 
+    def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:
+        """Score stored documents by id, exactly, from their stored vectors: what a reranker needs.
+
+        Args:
+            query: a text, or the token vectors of one as a batch of one.
+            ids: of documents, in any order; one may come twice.
+            texts: (n,) a document that is stored with another text than this counts as unknown.
+
+        Returns:
+            (n,) float32 in the order of `ids`, all of one version of the index; NaN for an unknown id, -inf for a
+            query without tokens.
+        """
+        tokens = self._encode_queries([query]) if isinstance(query, str) else query
+        resident = self._documents()
+        try:
+            known = resident.snapshot.find(_ids(ids))
+            hashes = [None] * len(ids) if texts is None else [_content_hash(text) for text in texts]
+            rows = {
+                i: known[id].row_id
+                for i, (id, content_hash) in enumerate(zip(ids, hashes, strict=True))
+                if id in known and content_hash in (None, known[id].content_hash)
+            }
+            places, again = np.unique(resident.places(np.array([*rows.values()], np.int64)), return_inverse=True)
+            scores = np.full(len(ids), np.nan, np.float32)
+            scores[[*rows]] = resident.score(self._scorer, tokens, places)[0][again] if rows else []
+        except StoreError:
+            # Another process may have removed this version from under us; see `_search_part`.
+            if self._store.version == resident.snapshot.version:
+                raise
+            return self.score(tokens, ids, texts=texts)
+        return scores
+
     def rank(
         self, queries: Sequence[str], candidates: Candidates, depth: int = 100, *, filter: Where | None = None
     ) -> list[list[str]]:
@@ -509,8 +541,7 @@ class Index:
             name: kind.convert(document.metadata.get(name), f"document {document.id!r}: metadata[{name!r}]")
             for name, kind in columns.items()
         }
-        content_hash = hashlib.blake2b(document.text.encode(), digest_size=16).hexdigest()
-        return Row(document.id, document.text, document.metadata_json(), content_hash, filters)
+        return Row(document.id, document.text, document.metadata_json(), _content_hash(document.text), filters)
 
     def _encode_documents(self, rows: Sequence[Row]) -> TokenBatch:
         tokens = self.encoder.encode_documents([row.text for row in rows])
@@ -527,6 +558,10 @@ def _same(stored: Stored | None, row: Row, *, with_metadata: bool) -> bool:
     if stored is None or stored.content_hash != row.content_hash:
         return False
     return not with_metadata or stored.metadata == row.metadata
+
+
+def _content_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _uri(uri: str | PathLike[str]) -> str:

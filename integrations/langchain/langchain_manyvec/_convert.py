@@ -23,6 +23,12 @@ def as_stored(document: manyvec.Document | manyvec.Hit) -> Document:
     return Document(page_content=document.text, id=document.id, metadata=dict(document.metadata))
 
 
+def with_scores(document: Document, score: float, similarity: float) -> Document:
+    """A copy with these scores in the metadata, in the place of a first stage's."""
+    scores = {"score": score, "relevance_score": min(max(similarity, 0.0), 1.0)}
+    return document.model_copy(update={"metadata": {**document.metadata, **scores}})
+
+
 def to_manyvec(document: Document, id: str | None = None) -> manyvec.Document:
     """A document to store: under `id`, else under its own id, else under an id made from its content.
 

@@ -1,0 +1,131 @@
+"""`ManyvecReranker`: documents from any retriever, in the order of their exact MaxSim scores."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManager,
+    CallbackManagerForRetrieverRun,
+    Callbacks,
+)
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, run_in_executor
+from pydantic import ConfigDict, Field, PrivateAttr
+
+from langchain_manyvec._convert import with_scores
+from manyvec import Encoder, Index, Reranker
+
+
+class ManyvecReranker(BaseDocumentCompressor):
+    """Puts documents into the order of their exact late-interaction scores, and keeps the best.
+
+    What it returns are copies, with `score` and `relevance_score` in the metadata as `ManyvecRetriever` gives them. A
+    document without any text scores -inf and comes last, with the relevance 0. Equal scores keep their order.
+
+    LangChain traces no compressor, so this one opens a run of its own under `callbacks`: named `ManyvecReranker`, with
+    the query, the ids in the order they came, the model, and at the end the ids and scores in the new order.
+
+    Attributes:
+        encoder: a name for `manyvec.load_encoder`, or an encoder; by default the index's, or `minilm`.
+        index: documents that it holds with the same id and text are scored from their stored vectors.
+        top_n: how many documents to return, at most; all by default.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    encoder: str | Encoder | None = None
+    index: Index | None = None
+    top_n: int | None = Field(default=None, ge=0)
+    _reranker: Reranker = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._reranker = Reranker(self.encoder, index=self.index)
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """See the class. No documents give none."""
+        manager = CallbackManager.configure(inheritable_callbacks=callbacks)
+        run = manager.on_chain_start(None, self._inputs(documents, query), name=type(self).__name__)
+        try:
+            ranked = self._rerank(documents, query)
+        except BaseException as error:
+            run.on_chain_error(error)
+            raise
+        run.on_chain_end(_outputs(ranked))
+        return ranked
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """`compress_documents`; the scoring happens in a thread, and the event loop goes on."""
+        manager = AsyncCallbackManager.configure(inheritable_callbacks=callbacks)
+        run = await manager.on_chain_start(None, self._inputs(documents, query), name=type(self).__name__)
+        try:
+            ranked = await run_in_executor(None, self._rerank, documents, query)
+        except BaseException as error:
+            # A task that was cancelled may await nothing that it could be cancelled in again.
+            await asyncio.shield(run.on_chain_error(error))
+            raise
+        await run.on_chain_end(_outputs(ranked))
+        return ranked
+
+    def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
+        """The reranker as a step of a chain: `{"query": ..., "documents": [...]}` in, documents out."""
+
+        def rerank(inputs: dict[str, Any], config: RunnableConfig) -> list[Document]:
+            return list(self.compress_documents(inputs["documents"], inputs["query"], config.get("callbacks")))
+
+        async def arerank(inputs: dict[str, Any], config: RunnableConfig) -> list[Document]:
+            documents = await self.acompress_documents(inputs["documents"], inputs["query"], config.get("callbacks"))
+            return list(documents)
+
+        return RunnableLambda(rerank, arerank, name="rerank")
+
+    def _rerank(self, documents: Sequence[Document], query: str) -> list[Document]:
+        texts = [document.page_content for document in documents]
+        best = self._reranker.order(query, texts, self.top_n, ids=[document.id for document in documents])
+        return [with_scores(documents[place], score, similarity) for place, score, similarity in best]
+
+    def _inputs(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
+        ids = [document.id for document in documents]
+        return {"query": query, "model": self._reranker.model, "top_n": self.top_n, "ids": ids}
+
+
+class ManyvecRerankRetriever(BaseRetriever):
+    """Two stages in one retriever: any other finds documents, and `ManyvecReranker` puts them in order.
+
+    Attributes:
+        retriever: the first stage; let it find more documents than are wanted in the end.
+        reranker: `ManyvecReranker(index=..., top_n=5)`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    retriever: BaseRetriever
+    reranker: ManyvecReranker = Field(default_factory=ManyvecReranker)
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        callbacks = run_manager.get_child()
+        found = self.retriever.invoke(query, {"callbacks": callbacks}, **kwargs)
+        return list(self.reranker.compress_documents(found, query, callbacks))
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        callbacks = run_manager.get_child()
+        found = await self.retriever.ainvoke(query, {"callbacks": callbacks}, **kwargs)
+        return list(await self.reranker.acompress_documents(found, query, callbacks))
+
+
+def _outputs(ranked: Sequence[Document]) -> dict[str, Any]:
+    scores = [document.metadata["score"] for document in ranked]
+    return {"ids": [document.id for document in ranked], "scores": scores, "documents": list(ranked)}

@@ -1,0 +1,248 @@
+"""`ManyvecToolSelector` in real agents: the model is LangChain's fake one, the tools and the loop are real."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain", reason="needs the extra 'agents'")
+
+from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRequest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import StructuredTool
+from pydantic import Field
+
+import manyvec
+from langchain_manyvec import ManyvecToolSelector
+from langchain_manyvec.middleware import called_names, query_of
+from manyvec.testing import HashEncoder
+
+TOPICS = ["weather", "mail", "calendar", "music", "currency", "flights", "recipes"]
+
+
+def make(topic: str) -> StructuredTool:
+    return StructuredTool.from_function(
+        lambda place: f"{topic} of {place}", name=f"get_{topic}", description=f"Tells the {topic} of a place."
+    )
+
+
+TOOLS = [make(topic) for topic in TOPICS]
+
+
+class Model(GenericFakeChatModel):
+    """Says what it was told to, and keeps the names of the tools it was given at each call."""
+
+    given: list[list[str]] = Field(default_factory=list)
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> "Model":
+        self.given.append(
+            [tool.get("name", tool.get("type")) if isinstance(tool, dict) else tool.name for tool in tools]
+        )
+        return self
+
+
+class CountingEncoder(HashEncoder):
+    """Counts what it encodes."""
+
+    encoded: list[str] = []  # noqa: RUF012  # of the class, because the encoder is frozen
+
+    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
+        self.encoded.extend(queries)
+        return super().encode_queries(queries)
+
+
+class BrokenEncoder(HashEncoder):
+    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
+        raise manyvec.EncoderError("out of memory")
+
+
+class Recorder(BaseCallbackHandler):
+    """Keeps the runs of selectors."""
+
+    def __init__(self) -> None:
+        self.names: dict[Any, str] = {}
+        self.runs: list[tuple[Any, Any]] = []
+        self.inputs: dict[Any, Any] = {}
+
+    def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: Any, name: str = "", **kwargs: Any) -> None:
+        self.names[run_id], self.inputs[run_id] = name, inputs
+
+    def on_chain_end(self, outputs: Any, *, run_id: Any, **kwargs: Any) -> None:
+        if self.names.get(run_id) == "ManyvecToolSelector":
+            self.runs.append((self.inputs[run_id], outputs))
+
+
+def call(name: str, place: str = "Rome") -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": name, "args": {"place": place}, "id": f"call-{name}"}])
+
+
+def agent(selector: ManyvecToolSelector, *said: AIMessage, tools: Sequence[Any] = TOOLS) -> tuple[Any, Model]:
+    model = Model(messages=iter([*said, AIMessage("done")]))
+    return create_agent(model, tools=list(tools), middleware=[selector]), model
+
+
+def ask(text: str) -> dict[str, Any]:
+    return {"messages": [HumanMessage(text)]}
+
+
+def test_the_model_gets_the_tools_that_fit_in_the_order_the_agent_has_them():
+    runner, model = agent(ManyvecToolSelector(max_tools=2, encoder=HashEncoder()))
+    runner.invoke(ask("currency and weather please"))
+    assert model.given == [["get_weather", "get_currency"]]
+
+
+async def test_an_async_agent_selects_and_runs_tools_alike():
+    runner, model = agent(ManyvecToolSelector(max_tools=1, encoder=HashEncoder()), call("get_music"))
+    state = await runner.ainvoke(ask("music"))
+    assert model.given == [["get_music"]] * 2
+    assert [m.text for m in state["messages"] if isinstance(m, ToolMessage)] == ["music of Rome"]
+
+
+@pytest.mark.parametrize("max_tools", [7, 8])
+def test_an_agent_with_no_more_tools_than_max_tools_keeps_them_all_and_encodes_nothing(max_tools):
+    runner, model = agent(ManyvecToolSelector(max_tools=max_tools, encoder=BrokenEncoder(), on_error="raise"))
+    runner.invoke(ask("weather"))
+    assert model.given == [[tool.name for tool in TOOLS]]
+
+
+def test_tools_of_always_include_do_not_count():
+    selector = ManyvecToolSelector(max_tools=1, always_include=["get_recipes"], encoder=HashEncoder())
+    runner, model = agent(selector)
+    runner.invoke(ask("weather"))
+    assert model.given == [["get_weather", "get_recipes"]]
+
+
+def test_an_unknown_name_in_always_include_is_an_error_that_names_it():
+    runner, _ = agent(ManyvecToolSelector(always_include=["get_rich"], encoder=HashEncoder()))
+    with pytest.raises(manyvec.InputError, match="get_rich"):
+        runner.invoke(ask("weather"))
+
+
+def test_one_tool_loop_encodes_the_request_once():
+    CountingEncoder.encoded.clear()
+    selector = ManyvecToolSelector(max_tools=2, encoder=CountingEncoder())
+    runner, model = agent(selector, call("get_weather"), call("get_mail"))
+    runner.invoke(ask("weather mail"))
+    assert model.given == [["get_weather", "get_mail"]] * 3
+    assert CountingEncoder.encoded == ["weather mail"]
+
+
+def test_a_tool_called_since_the_request_stays_and_one_called_before_does_not():
+    messages = [HumanMessage("a"), call("x"), ToolMessage("1", tool_call_id="call-x"), AIMessage("b")]
+    assert called_names(messages) == {"x"}
+    assert called_names([*messages, HumanMessage("c"), call("y")]) == {"y"}
+
+    selector = ManyvecToolSelector(max_tools=1, encoder=HashEncoder())
+    runner, model = agent(selector)
+    state = [HumanMessage("weather"), call("get_mail"), ToolMessage("none", tool_call_id="call-get_mail")]
+    runner.invoke({"messages": state})
+    assert model.given == [["get_weather", "get_mail"]]
+
+
+def test_the_request_is_read_from_the_conversation():
+    selector = ManyvecToolSelector(max_tools=1, encoder=HashEncoder())
+    runner, model = agent(selector)
+    conversation = [HumanMessage("weather in Rome"), AIMessage("sunny"), HumanMessage("and tomorrow?")]
+    runner.invoke({"messages": conversation})
+    assert model.given == [["get_weather"]]
+
+
+def test_the_query_has_the_newest_request_first_and_no_tool_result():
+    messages = [HumanMessage(str(i)) for i in range(5)]
+    assert query_of([*messages, call("x"), ToolMessage("result", tool_call_id="call-x")]) == "4\n3\n2"
+    assert query_of([]) == query_of([AIMessage("hello")]) == ""
+    long = query_of([HumanMessage("c" * 5000), HumanMessage("first " + "x" * 5000 + " last")])
+    assert long.startswith("first ") and " last\nccc" in long and len(long) < 1300
+
+
+def test_provider_tools_pass_through():
+    search = {"type": "web_search"}
+    runner, model = agent(ManyvecToolSelector(max_tools=1, encoder=HashEncoder()), tools=[search, *TOOLS])
+    runner.invoke(ask("weather"))
+    assert sorted(model.given[0]) == ["get_weather", "web_search"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_tool_of_a_larger_catalog_is_found_and_runs(is_async):
+    catalog = [make(f"topic{i}") for i in range(300)]
+    selector = ManyvecToolSelector(max_tools=3, catalog=catalog, encoder=HashEncoder())
+    runner, model = agent(selector, call("get_topic217", "Oslo"))
+    question = ask("the topic217 of Oslo")
+    state = await runner.ainvoke(question) if is_async else runner.invoke(question)
+    assert all(len(given) == 3 and "get_topic217" in given for given in model.given)
+    assert [m.text for m in state["messages"] if isinstance(m, ToolMessage)] == ["topic217 of Oslo"]
+
+
+def test_a_function_can_be_in_the_catalog_and_the_agents_own_tool_wins_over_its_namesake():
+    def get_weather(place: str) -> str:
+        """Another weather."""
+        return f"{place} from the catalog"
+
+    selector = ManyvecToolSelector(max_tools=1, catalog=[get_weather], encoder=HashEncoder())
+    runner, model = agent(selector, call("get_weather"))
+    state = runner.invoke(ask("weather"))
+    assert model.given == [["get_weather"]] * 2
+    assert [m.text for m in state["messages"] if isinstance(m, ToolMessage)] == ["weather of Rome"]
+
+
+def test_a_failing_encoder_leaves_the_model_all_tools_of_the_agent_and_is_logged(caplog):
+    selector = ManyvecToolSelector(max_tools=1, catalog=[make("more")], encoder=BrokenEncoder())
+    runner, model = agent(selector)
+    runner.invoke(ask("weather"))
+    assert model.given == [[tool.name for tool in TOOLS]]
+    assert "out of memory" in caplog.text
+
+
+def test_a_failing_encoder_is_an_error_where_that_is_wanted():
+    runner, _ = agent(ManyvecToolSelector(max_tools=1, encoder=BrokenEncoder(), on_error="raise"))
+    with pytest.raises(manyvec.EncoderError):
+        runner.invoke(ask("weather"))
+
+
+async def test_the_choice_with_its_scores_is_in_the_trace():
+    for is_async in (False, True):
+        recorder = Recorder()
+        runner, _ = agent(ManyvecToolSelector(max_tools=2, encoder=HashEncoder()), call("get_mail"))
+        config = {"callbacks": [recorder]}
+        _ = await runner.ainvoke(ask("mail"), config) if is_async else runner.invoke(ask("mail"), config)
+        (asked, first), (_, again) = recorder.runs
+        assert asked == {"query": "mail"}
+        assert (first["cached"], again["cached"], first["model"], first["out_of"]) == (False, True, "hash-64", 7)
+        assert first["tools"][0]["name"] == "get_mail"
+        assert first["tools"][0]["score"] > first["tools"][1]["score"]
+
+
+def test_a_conversation_without_a_word_keeps_all_tools():
+    selector = ManyvecToolSelector(max_tools=1, encoder=HashEncoder())
+    kept = []
+    request = ModelRequest(model=Model(messages=iter([])), messages=[HumanMessage("  ")], tools=list(TOOLS))
+    selector.wrap_model_call(request, lambda request: kept.extend(request.tools))
+    assert kept == TOOLS
+
+
+def test_bad_arguments_are_errors():
+    with pytest.raises(manyvec.InputError, match="max_tools"):
+        ManyvecToolSelector(max_tools=0)
+    with pytest.raises(manyvec.InputError, match="share a name"):
+        ManyvecToolSelector(catalog=[TOOLS[0], make("weather")])
+    with pytest.raises(manyvec.InputError, match="on_error"):
+        ManyvecToolSelector(on_error="none")
+
+
+def test_importing_the_package_does_not_import_langchain_and_without_it_the_selector_says_what_to_install():
+    code = """
+import sys
+sys.modules["langchain"] = None
+import langchain_manyvec
+try:
+    langchain_manyvec.ManyvecToolSelector
+except ImportError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "langchain-manyvec[agents]" in said

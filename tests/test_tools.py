@@ -1,0 +1,235 @@
+"""`ToolIndex`: tools of every kind go in, the ones that fit a request come out."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from manyvec import InputError, TokenBatch, ToolIndex
+from manyvec.bm25 import BM25, words_of
+from manyvec.testing import HashEncoder
+from manyvec.tools import _read
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_current_weather",
+        "description": "Tells the weather.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "where"}}},
+    },
+}
+MAIL = {"name": "sendMail", "description": "Writes to people.", "input_schema": {"properties": {"to": {}}}}
+PLAY = {
+    "name": "music.play",
+    "inputSchema": {"properties": {"song": {"properties": {"artist": {"description": "singer"}}}}},
+}
+
+
+def convert(amount: float, currency: str = "EUR") -> float:
+    """Changes money into another currency."""
+    raise NotImplementedError(amount, currency)
+
+
+class McpTool:
+    name = "read_file"
+    description = None
+    inputSchema = {"properties": {"path": {"description": "of the file"}}}  # noqa: N815, RUF012
+
+
+ALL = [WEATHER, MAIL, PLAY, convert, McpTool()]
+
+
+def names(hits):
+    return [hit.name for hit in hits]
+
+
+@pytest.fixture
+def tools():
+    return ToolIndex(HashEncoder(), ALL)
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "text"),
+    [
+        (WEATHER, "get_current_weather", "get_current_weather get current weather. Tells the weather. city: where"),
+        (MAIL, "sendMail", "sendMail send Mail. Writes to people. to"),
+        (PLAY, "music.play", "music.play music play. song; artist: singer"),
+        (convert, "convert", "convert. Changes money into another currency. amount: float; currency: str"),
+        (McpTool(), "read_file", "read_file read file. path: of the file"),
+        ({"name": "HTTPGet2"}, "HTTPGet2", "HTTPGet2 HTTP Get2"),
+    ],
+)
+def test_the_text_of_a_tool_is_its_name_description_and_arguments(tool, name, text):
+    assert _read(tool) == (name, text)
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("how is the weather today", "get_current_weather"),
+        ("mail to people", "sendMail"),
+        ("a song of that singer", "music.play"),
+        ("change money into another currency", "convert"),
+        ("what is in the file", "read_file"),
+    ],
+)
+def test_the_tool_that_shares_the_words_comes_first_as_it_was_given(tools, query, name):
+    hit = tools.select(query, 1)[0]
+    assert (hit.name, hit.rank) == (name, 1)
+    assert hit.tool is tools[name] and hit.tool in ALL
+    assert -1 <= hit.similarity <= 1.001 and hit.score < 1
+
+
+@pytest.mark.parametrize("query", ["sendMail", " sendMail\n", "SENDMAIL", "music.play", "get_current_weather"])
+@pytest.mark.parametrize("weight", [0, 0.5, 1])
+def test_an_exact_name_always_returns_that_tool_first(query, weight):
+    # 300 tools that share every word of the names, more than get an exact score.
+    others = [{"name": f"t{i}", "description": "send mail sendMail music play get current weather"} for i in range(300)]
+    tools = ToolIndex(HashEncoder(), [*others, *ALL], lexical_weight=weight, depth=10)
+    first = tools.select(query, 2)[0]
+    assert first.name.casefold() == query.strip().casefold() and first.score == 1
+
+
+def test_of_names_that_differ_in_case_only_the_very_one_comes_first():
+    tools = ToolIndex(HashEncoder(), [{"name": "run"}, {"name": "Run"}])
+    assert [names(tools.select(query))[0] for query in ("run", "Run", "RUN")] == ["run", "Run", "Run"]
+
+
+def test_equal_scores_are_ordered_by_name():
+    tools = ToolIndex(HashEncoder(), [{"name": name, "description": "same"} for name in ("c", "a", "b")])
+    assert names(tools.select("same")) == ["a", "b", "c"]
+
+
+def test_the_score_mixes_similarity_and_the_share_of_bm25():
+    tools = ToolIndex(HashEncoder(), ALL, lexical_weight=0)
+    plain = tools.select("mail people", 9)
+    assert [hit.score for hit in plain] == [min(hit.similarity, 1) for hit in plain]
+    wordy = {hit.name: hit.score for hit in ToolIndex(HashEncoder(), ALL, lexical_weight=1).select("mail people", 9)}
+    assert wordy["sendMail"] > 0.5 and wordy["convert"] == 0
+
+
+def test_candidates_of_a_large_catalog_hold_what_looking_at_all_finds():
+    rng = np.random.default_rng(0)
+    vocabulary = [f"word{i}" for i in range(400)]
+    many = [{"name": f"tool{i}", "description": " ".join(rng.choice(vocabulary, 9))} for i in range(500)]
+    some, all_ = ToolIndex(HashEncoder(), many, depth=60), ToolIndex(HashEncoder(), many, depth=500)
+    queries = [" ".join(rng.choice(vocabulary, 4)) for _ in range(20)]
+    assert sum(names(some.select(query, 1)) == names(all_.select(query, 1)) for query in queries) >= 19
+
+
+def test_tools_can_be_added_and_removed(tools):
+    assert tools.add([{"name": "zoom", "description": "opens a meeting"}]) == ["zoom"]
+    assert tools.remove(["sendMail", "nobody"]) == 1
+    assert (len(tools), "zoom" in tools, "sendMail" in tools) == (5, True, False)
+    assert names(tools.select("open a meeting", 1)) == ["zoom"]
+    fresh = ToolIndex(HashEncoder(), [tools[name] for name in tools.names])
+    assert tools.select("mail the weather") == fresh.select("mail the weather")
+    assert tools.remove(tools.names) == 5
+    assert tools.select("mail") == []
+    assert tools.add([MAIL]) == ["sendMail"] and names(tools.select("mail")) == ["sendMail"]
+
+
+def test_equal_names_are_an_error_that_names_them_and_nothing_is_added(tools):
+    with pytest.raises(InputError, match="sendMail"):
+        tools.add([{"name": "new"}, MAIL])
+    with pytest.raises(InputError, match="a, b"):
+        ToolIndex(HashEncoder(), [{"name": name} for name in "abcba"])
+    assert len(tools) == 5
+
+
+@pytest.mark.parametrize(
+    ("tool", "message"),
+    [
+        ({"description": "no name"}, "needs a name.*description"),
+        ({"name": " "}, "needs a name"),
+        ({"name": "a", "description": 7}, "'a'.*int"),
+        ("weather", "dict with a name, or a function, got str"),
+        ({"name": "a\ud800"}, "surrogate"),
+    ],
+)
+def test_a_thing_that_is_no_tool_is_an_error(tool, message):
+    with pytest.raises(InputError, match=message):
+        ToolIndex(HashEncoder(), [tool])
+
+
+def test_no_tools_no_words_and_k_of_0_give_no_hits(tools):
+    assert ToolIndex(HashEncoder()).select("mail") == []
+    assert tools.select("  ") == tools.select("mail", 0) == []
+    assert len(tools.select("mail", 99)) == 5
+
+
+@pytest.mark.parametrize(("query", "k"), [(None, 1), ("a", -1), ("a", 1.5), ("\ud800", 1)])
+def test_bad_queries_are_errors(tools, query, k):
+    with pytest.raises(InputError):
+        tools.select(query, k)
+
+
+def test_a_weight_beyond_1_is_an_error():
+    with pytest.raises(InputError, match="lexical_weight"):
+        ToolIndex(HashEncoder(), lexical_weight=1.5)
+
+
+def test_a_schema_of_ten_thousand_characters_is_read_to_its_end():
+    properties = {f"field_{i}": {"description": f"the value of part {i} of the form"} for i in range(200)}
+    properties["last"] = {"anyOf": [{"type": "null"}, {"properties": {"needle": {"description": "haystack"}}}]}
+    big = {"name": "big", "input_schema": {"properties": properties}}
+    assert len(_read(big)[1]) > 8_000
+    tools = ToolIndex("minilm", [big, MAIL, WEATHER])
+    assert names(tools.select("needle in a haystack", 1)) == ["big"]
+
+
+def test_words_are_cut_at_case_and_lose_their_endings_and_those_that_say_nothing_are_left_out():
+    assert words_of("Please getUserEmails, for the cities_walked by HTTPServer") == [
+        "user", "email", "city", "walk", "http", "server",
+    ]  # fmt: skip
+
+
+def test_bm25_gives_a_document_with_every_word_of_the_query_the_most_and_one_with_none_nothing():
+    bm25 = BM25([["a", "b"], ["b", "c"], ["d", "e"]])
+    share = bm25.share(["a", "b", "a"])
+    assert share[0] > share[1] > share[2] == 0
+    # In a document of mean length, a word that stands there once weighs its rarity; the most is 2.2 times that.
+    assert share[0] == pytest.approx(1 / 2.2)
+    np.testing.assert_array_equal(bm25.share(["z"]), [0, 0, 0])
+    assert len(BM25([]).share(["a"])) == 0
+
+
+class CountingEncoder(HashEncoder):
+    n_texts = 0
+
+    def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
+        type(self).n_texts += len(texts)
+        return super().encode_documents(texts)
+
+    def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
+        return HashEncoder(self.dim).encode_documents(queries)
+
+
+def test_adding_encodes_the_new_tools_only():
+    tools = ToolIndex(CountingEncoder(), ALL)
+    tools.add([{"name": "one more"}])
+    assert CountingEncoder.n_texts == 6
+
+
+def test_minilm_finds_tools_that_share_no_word_with_the_request():
+    tools = ToolIndex("minilm", ALL)
+    assert names(tools.select("is it going to rain in Paris tomorrow", 1)) == ["get_current_weather"]
+    assert names(tools.select("exchange 20 dollars", 1)) == ["convert"]
+
+
+def test_a_selection_among_thousands_is_faster_than_an_exact_score_for_each():
+    rng = np.random.default_rng(0)
+    vocabulary = [f"word{i}" for i in range(3000)]
+    many = [{"name": f"tool{i}", "description": " ".join(rng.choice(vocabulary, 40))} for i in range(2479)]
+    tools = ToolIndex(HashEncoder(384), many)
+    query = " ".join(rng.choice(vocabulary, 16))
+    tokens = tools.encoder.encode_queries([query])
+    taken = {100: [], len(many): []}
+    for depth in [100, len(many)] * 7:
+        tools.depth = depth
+        started = time.perf_counter()
+        tools.select_encoded(query, tokens)
+        taken[depth].append(time.perf_counter() - started)
+    # Milliseconds depend on what else the machine does (`benchmarks/tools.py` has them); many times fewer are scored.
+    assert min(taken[100]) < min(taken[len(many)]) / 2
