@@ -26,10 +26,9 @@ from manyvec.tokens import TokenBatch
 
 Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 
-# Measured on four sets of tools (`benchmarks/tools.py`).
+# Chosen on samples of four sets of tools; `benchmarks/tools.py` compares weights on the whole of them.
 LEXICAL_WEIGHT = 0.65
-# So many tools of a larger catalog get an exact score: the first by mean token vectors, and half as many by BM25. On
-# stabletoolbench (2,479 tools) 50 give the nDCG@10 and Recall@5 that scoring all of them gives.
+# So many tools of a larger catalog get an exact score: the first by mean token vectors, and half as many by BM25.
 DEPTH = 100
 
 
