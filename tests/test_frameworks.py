@@ -96,3 +96,15 @@ def test_the_quick_start_prints_hits_through_core_and_frameworks(tmp_path):
         assert "LangChain" in done.stdout
         assert "LlamaIndex" in done.stdout
     assert load_encoder("minilm").dim == 384
+
+
+@pytest.mark.parametrize("readme", ["README.md", "integrations/llama_index/README.md"])
+def test_the_python_of_a_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys, readme):
+    text = (Path(__file__).parents[1] / readme).read_text()
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, readme, "exec"), {})
+    if readme == "README.md":
+        assert capsys.readouterr().out.startswith("1 a1 ")
