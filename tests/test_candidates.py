@@ -171,7 +171,7 @@ def test_new_changed_and_deleted_documents_are_right_before_and_after_the_next_o
         assert "00000" not in [hit.id for hit in hits]
         assert overlap([hits], [exhaustive(index).search(QUERIES[0], k=5)]) == 1
         index.optimize()
-    lists = index._lists_for(index._documents())
+    lists = index._lists.over(index._documents())
     assert len(lists.uncovered) == 0
 
 

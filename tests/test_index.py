@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from manyvec import Document, F, Index, InputError, ManifestError, StoreError, TokenBatch
 from manyvec.candidates import Lexical, Pooled
-from manyvec.index import AddReport
+from manyvec.ingest import AddReport
 from manyvec.scoring import maxsim_reference
 from manyvec.store import Store
 from manyvec.testing import HashEncoder

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from manyvec.filters import AnyOf as AnyOf
     from manyvec.filters import F as F
     from manyvec.filters import Filter as Filter
-    from manyvec.index import AddReport as AddReport
     from manyvec.index import Index as Index
     from manyvec.index import IndexInfo as IndexInfo
     from manyvec.index import Where as Where
+    from manyvec.ingest import AddReport as AddReport
     from manyvec.reranker import Reranker as Reranker
     from manyvec.scoring import MaxSimScorer as MaxSimScorer
     from manyvec.tokens import TokenBatch as TokenBatch
@@ -48,7 +48,8 @@ _MODULES = {
     "errors": "EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError MissingPackageError "
     "ShapeError StoreError",
     "filters": "AllOf AnyOf F Filter",
-    "index": "AddReport Index IndexInfo Where",
+    "ingest": "AddReport",
+    "index": "Index IndexInfo Where",
     "reranker": "Reranker",
     "scoring": "MaxSimScorer",
     "tokens": "TokenBatch",

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.codec import Assignments, Codebook
+from manyvec.lists import CentroidLists
 from manyvec.resident import Resident
 
 logger = logging.getLogger(__name__)
@@ -90,83 +90,6 @@ class Pooled:
         return places[np.argsort(-similarities, kind="stable")[: depth or 300]]
 
 
-@dataclass(frozen=True, eq=False)
-class CentroidLists:
-    """For each centroid the documents with a token vector near it: PLAID's first stage, held in memory.
-
-    A document scores, for every query token, the similarity of the best of its centroids among the few that the token
-    probes, less that of the first centroid not probed (what a document without any of them could have had, XTR's
-    imputation); the sum over the query's tokens ranks the documents.
-
-    Documents that no list covers yet, because they are newer than the last `optimize`, are always candidates.
-
-    Attributes:
-        offsets: (n_centroids + 1,) where each centroid's list starts in `members`.
-        members: (n_postings,) documents by their number in these lists.
-        place_of: (n_members,) which document of the version a member is; -1 where it was changed or deleted.
-        uncovered: (n,) documents of the version that no list knows.
-    """
-
-    codebook: Codebook
-    offsets: NDArray[np.int64]
-    members: NDArray[np.int32]
-    place_of: Places
-    uncovered: Places
-
-    @classmethod
-    def build(cls, assignments: Assignments, documents: Resident) -> CentroidLists:
-        """Turn what each document's centroids are into what each centroid's documents are."""
-        of_member = np.repeat(np.arange(len(assignments.row_ids), dtype=np.int32), np.diff(assignments.offsets))
-        order = np.argsort(assignments.centroids, kind="stable")
-        offsets = np.searchsorted(assignments.centroids[order], np.arange(len(assignments.codebook) + 1))
-        nothing = np.empty(0, np.int64)
-        lists = cls(assignments.codebook, offsets, of_member[order], nothing, nothing)
-        return lists.moved(assignments, documents)
-
-    def moved(self, assignments: Assignments, documents: Resident) -> CentroidLists:
-        """The same lists for another version of the table."""
-        place_of = assignments.places_in(documents.states.row_ids, documents.states.updated)
-        is_covered = np.zeros(len(documents), bool)
-        is_covered[place_of[place_of >= 0]] = True
-        return CentroidLists(self.codebook, self.offsets, self.members, place_of, np.flatnonzero(~is_covered))
-
-    @property
-    def n_probed(self) -> int:
-        """Centroids that a query token looks into: 16 of 4,096, 32 of 16,384."""
-        return min(len(self.codebook) - 1, max(16, math.isqrt(len(self.codebook)) // 4))
-
-    def scores(self, tokens: NDArray[np.floating]) -> NDArray[np.float32]:
-        """(n_members,) the score of each member; 0 for one that shares no probed centroid with the query."""
-        similarities = np.asarray(tokens, np.float32) @ self.codebook.centroids.T
-        probed = np.argpartition(-similarities, self.n_probed, axis=1)[:, : self.n_probed + 1]
-        scores = np.zeros(len(self.place_of), np.float32)
-        for token, centroids in enumerate(probed):
-            rising = centroids[np.argsort(similarities[token, centroids])]
-            weights = similarities[token, rising] - similarities[token, rising[0]]
-            lists = [self.members[self.offsets[c] : self.offsets[c + 1]] for c in rising[1:]]
-            members = np.concatenate(lists)
-            # Of a member that comes several times numpy keeps what is added last, and the lists come in rising order:
-            # each query token adds its best match, with no sort and no table of tokens by documents.
-            scores[members] += np.repeat(weights[1:], [len(members) for members in lists])
-        return scores
-
-    def find(self, tokens: NDArray[np.floating], scope: Scope, depth: int) -> Places:
-        """The `depth` best members in scope, best first, and behind them everything in scope that is not covered."""
-        scores = self.scores(tokens)
-        is_wanted = self.place_of >= 0
-        uncovered = self.uncovered
-        if scope.passing is not None:
-            passes = np.zeros(len(scope.documents) + 1, bool)
-            passes[scope.passing] = True
-            is_wanted &= passes[self.place_of]
-            uncovered = uncovered[passes[uncovered]]
-        scores[~is_wanted] = -1
-        best = np.argpartition(-scores, depth)[:depth] if depth < len(scores) else np.arange(len(scores))
-        best = best[scores[best] >= 0]
-        best = best[np.argsort(-scores[best], kind="stable")]
-        return np.concatenate([self.place_of[best], uncovered])
-
-
 @dataclass(frozen=True)
 class Auto:
     """Centroid lists where they save work, every document where they do not.
@@ -193,7 +116,7 @@ class Auto:
             return None
         assert scope.lists is not None
         logger.debug("centroid lists choose %d of %d documents in scope", depth, len(in_scope))
-        return scope.lists.find(query.tokens, scope, depth)
+        return scope.lists.find(query.tokens, scope.passing, depth)
 
     def _reason_for_all(self, scope: Scope, in_scope: NDArray[np.int64], depth: int) -> str | None:
         if len(in_scope) <= depth or in_scope.sum() <= self.exhaustive_tokens:

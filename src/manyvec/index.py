@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -16,41 +15,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.candidates import Auto, Candidates, CentroidLists, Query, Scope
-from manyvec.codec import Assignments, Codebook, n_centroids_for
+from manyvec.candidates import Auto, Candidates, Query, Scope
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
-from manyvec.resident import Resident, windows
+from manyvec.ingest import AddReport, batches, content_hash, is_same, to_row
+from manyvec.lists import ListKeeper
+from manyvec.resident import Resident
 from manyvec.scoring import MaxSimScorer, Scores, top_k
-from manyvec.store import FILTER_PREFIX, Manifest, Row, RowStates, Snapshot, Store, Stored, disk_bytes, where_ids
+from manyvec.store import FILTER_PREFIX, Manifest, Row, Store, disk_bytes, where_ids
 from manyvec.tokens import TokenBatch
 from manyvec.types import Document, Hit
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
-# One commit holds this many documents, or this many characters: what a killed run loses at most.
-_BATCH_DOCUMENTS = 256
-_BATCH_CHARACTERS = 1_000_000
 # Scores of so many query-document pairs are held at a time.
 _MAX_SCORES = 16 * 2**20
 
 Where = Filter | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class AddReport:
-    """What `Index.add` did: documents new, replaced, and left alone because they were there as they are."""
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-
-    def __add__(self, other: AddReport) -> AddReport:
-        return AddReport(self.added + other.added, self.updated + other.updated, self.unchanged + other.unchanged)
-
-    @property
-    def total(self) -> int:
-        return self.added + self.updated + self.unchanged
 
 
 @dataclass(frozen=True)
@@ -83,9 +64,7 @@ class Index:
         self._encoder = encoder
         self._scorer = MaxSimScorer()
         self._resident: Resident | None = None
-        # What the centroid lists were made of, by its name, and the lists, by the version they were moved to.
-        self._assignments: tuple[str, Assignments | None] | None = None
-        self._lists: tuple[int, CentroidLists | None] = (-1, None)
+        self._lists = ListKeeper(store)
         self._writing = threading.RLock()
         self._loading = threading.Lock()
 
@@ -211,7 +190,7 @@ class Index:
         report = AddReport()
         with self._writing, tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
             try:
-                for batch in _batches(documents):
+                for batch in batches(documents):
                     report += self._add_batch(batch)
                     bar.update(len(batch))
             except (InputError, EncoderError, StoreError) as error:
@@ -323,7 +302,7 @@ class Index:
         resident = self._documents()
         try:
             known = resident.snapshot.find(_ids(ids))
-            hashes = [None] * len(ids) if texts is None else [_content_hash(text) for text in texts]
+            hashes = [None] * len(ids) if texts is None else [content_hash(text) for text in texts]
             rows = {
                 i: known[id].row_id
                 for i, (id, content_hash) in enumerate(zip(ids, hashes, strict=True))
@@ -364,41 +343,8 @@ class Index:
         """
         with self._writing:
             self._store.optimize(keep)
-            self._assign(show_progress)
-
-    def _assign(self, show_progress: bool) -> None:
-        from tqdm.auto import tqdm
-
-        snapshot = self._store.snapshot()
-        states = snapshot.states()
-        n_tokens = int(states.n_tokens.sum())
-        if not isinstance(self.candidates, Auto) or n_tokens <= self.candidates.exhaustive_tokens:
-            return
-        assigned = self._store.assignments()
-        if assigned is None or n_centroids_for(n_tokens) >= 2 * len(assigned.codebook):
-            codebook, missing = self._train(snapshot, states, n_centroids_for(n_tokens)), np.arange(len(states.row_ids))
-            self._store.start_codebook(codebook)
-        else:
-            codebook, places = assigned.codebook, assigned.places_in(states.row_ids, states.updated)
-            missing = np.setdiff1d(np.arange(len(states.row_ids)), places)
-        with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
-            for window in windows(states.n_tokens[missing], codebook.dim):
-                rows = missing[window]
-                tokens = snapshot.tokens(states.row_ids[rows])
-                assignments = Assignments.of(codebook, states.row_ids[rows], states.updated[rows], tokens)
-                self._store.add_assignments(assignments)
-                bar.update(len(rows))
-        # Also when only the lists grew: the new version tells readers to look again.
-        if len(missing):
-            self._store.use_codebook(codebook.fingerprint)
-
-    @staticmethod
-    def _train(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
-        """A codebook from the token vectors of randomly drawn documents, about 8 for each centroid."""
-        order = np.random.default_rng(0).permutation(len(states.row_ids))
-        n_documents = int(np.searchsorted(np.cumsum(states.n_tokens[order]), max(65_536, 8 * n_centroids))) + 1
-        sample = np.sort(order[:n_documents])
-        return Codebook.train(snapshot.tokens(states.row_ids[sample]).vectors, n_centroids)
+            if isinstance(self.candidates, Auto):
+                self._lists.extend(self.candidates.exhaustive_tokens, show_progress=show_progress)
 
     def info(self) -> IndexInfo:
         manifest = self._store.manifest
@@ -441,27 +387,6 @@ class Index:
                 self._resident = self._resident.refreshed(snapshot)
             return self._resident
 
-    def _lists_for(self, documents: Resident) -> CentroidLists | None:
-        """The centroid lists over this version; None where the candidate stage asks for none, or there are none."""
-        if not isinstance(self.candidates, Auto):
-            return None
-        with self._loading:
-            version, lists = self._lists
-            if version != documents.snapshot.version:
-                name = documents.snapshot.codebook
-                if self._assignments is None or self._assignments[0] != name:
-                    self._assignments = name, self._store.assignments()
-                    lists = None
-                assignments = self._assignments[1]
-                if assignments is None:
-                    lists = None
-                elif lists is None:
-                    lists = CentroidLists.build(assignments, documents)
-                else:
-                    lists = lists.moved(assignments, documents)
-                self._lists = documents.snapshot.version, lists
-            return lists
-
     def _where(self, condition: Where | None) -> str | None:
         if condition is None:
             return None
@@ -489,7 +414,8 @@ class Index:
 
     def _scope(self, documents: Resident, where: str | None) -> Scope:
         passing = None if where is None else documents.passing(where)
-        return Scope(documents, self._lists_for(documents), where, passing)
+        lists = self._lists.over(documents) if isinstance(self.candidates, Auto) else None
+        return Scope(documents, lists, where, passing)
 
     def _search_version(
         self, scope: Scope, queries: Sequence[str], tokens: TokenBatch, k: int, depth: int | None
@@ -519,29 +445,21 @@ class Index:
 
     def _add_batch(self, documents: Sequence[Document]) -> AddReport:
         latest = {document.id: document for document in documents}
-        rows = [self._row(document) for document in latest.values()]
+        rows = [to_row(document, self._store.manifest.columns) for document in latest.values()]
         stored = self._store.find(list(latest))
-        changed = [row for row in rows if not _same(stored.get(row.id), row, with_metadata=True)]
-        kept = [row for row in changed if _same(stored.get(row.id), row, with_metadata=False)]
-        new = [row for row in changed if not _same(stored.get(row.id), row, with_metadata=False)]
+        changed = [row for row in rows if not is_same(stored.get(row.id), row, with_metadata=True)]
+        kept = [row for row in changed if is_same(stored.get(row.id), row, with_metadata=False)]
+        new = [row for row in changed if not is_same(stored.get(row.id), row, with_metadata=False)]
         if new:
             self._store.upsert(new, self._encode_documents(new))
         if kept:
             # The text is as it was, only its metadata changed: the vectors are moved, not made again.
             snapshot = self._store.snapshot()
             now = snapshot.find([row.id for row in kept])
-            if still := [row for row in kept if _same(now.get(row.id), row, with_metadata=False)]:
+            if still := [row for row in kept if is_same(now.get(row.id), row, with_metadata=False)]:
                 self._store.upsert(still, snapshot.tokens([now[row.id].row_id for row in still], spans=True))
         updated = sum(row.id in stored for row in changed)
         return AddReport(len(changed) - updated, updated, len(documents) - len(changed))
-
-    def _row(self, document: Document) -> Row:
-        columns = self._store.manifest.columns
-        filters = {
-            name: kind.convert(document.metadata.get(name), f"document {document.id!r}: metadata[{name!r}]")
-            for name, kind in columns.items()
-        }
-        return Row(document.id, document.text, document.metadata_json(), _content_hash(document.text), filters)
 
     def _encode_documents(self, rows: Sequence[Row]) -> TokenBatch:
         tokens = self.encoder.encode_documents([row.text for row in rows])
@@ -552,16 +470,6 @@ class Index:
         if len(empty := np.flatnonzero(tokens.lengths == 0)):
             raise InputError(f"document {rows[empty[0]].id!r}: {self.model} finds no token in its text")
         return tokens
-
-
-def _same(stored: Stored | None, row: Row, *, with_metadata: bool) -> bool:
-    if stored is None or stored.content_hash != row.content_hash:
-        return False
-    return not with_metadata or stored.metadata == row.metadata
-
-
-def _content_hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _uri(uri: str | PathLike[str]) -> str:
@@ -584,17 +492,3 @@ def _parts(n_queries: int, n_documents: int) -> Iterator[slice]:
     size = max(1, _MAX_SCORES // max(1, n_documents))
     for start in range(0, n_queries, size):
         yield slice(start, min(start + size, n_queries))
-
-
-def _batches(documents: Iterable[Document | Mapping[str, Any]]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    n_characters = 0
-    for value in documents:
-        document = Document.of(value)
-        if batch and (len(batch) == _BATCH_DOCUMENTS or n_characters + len(document.text) > _BATCH_CHARACTERS):
-            yield batch
-            batch, n_characters = [], 0
-        batch.append(document)
-        n_characters += len(document.text)
-    if batch:
-        yield batch

@@ -1,0 +1,167 @@
+"""Centroid lists: for each centroid the documents near it. Made from stored vectors, kept beside the table, searched in
+memory: PLAID's first stage (https://arxiv.org/abs/2205.09707)."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.codec import Assignments, Codebook, n_centroids_for
+from manyvec.resident import Resident, windows
+from manyvec.store import RowStates, Snapshot, Store
+
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class CentroidLists:
+    """For each centroid the documents with a token vector near it: what a query token's centroids lead to.
+
+    A document scores, for every query token, the similarity of the best of its centroids among the few that the token
+    probes, less that of the first centroid not probed (what a document without any of them could have had, XTR's
+    imputation); the sum over the query's tokens ranks the documents.
+
+    Documents that no list covers yet, because they are newer than the last `optimize`, are always candidates.
+
+    Attributes:
+        offsets: (n_centroids + 1,) where each centroid's list starts in `members`.
+        members: (n_postings,) documents by their number in these lists.
+        place_of: (n_members,) which document of the version a member is; -1 where it was changed or deleted.
+        uncovered: (n,) documents of the version that no list knows.
+    """
+
+    codebook: Codebook
+    offsets: NDArray[np.int64]
+    members: NDArray[np.int32]
+    place_of: Places
+    uncovered: Places
+
+    @classmethod
+    def build(cls, assignments: Assignments, documents: Resident) -> CentroidLists:
+        """Turn what each document's centroids are into what each centroid's documents are."""
+        of_member = np.repeat(np.arange(len(assignments.row_ids), dtype=np.int32), np.diff(assignments.offsets))
+        order = np.argsort(assignments.centroids, kind="stable")
+        offsets = np.searchsorted(assignments.centroids[order], np.arange(len(assignments.codebook) + 1))
+        nothing = np.empty(0, np.int64)
+        lists = cls(assignments.codebook, offsets, of_member[order], nothing, nothing)
+        return lists.moved(assignments, documents)
+
+    def moved(self, assignments: Assignments, documents: Resident) -> CentroidLists:
+        """The same lists for another version of the table."""
+        place_of = assignments.places_in(documents.states.row_ids, documents.states.updated)
+        is_covered = np.zeros(len(documents), bool)
+        is_covered[place_of[place_of >= 0]] = True
+        return CentroidLists(self.codebook, self.offsets, self.members, place_of, np.flatnonzero(~is_covered))
+
+    @property
+    def n_probed(self) -> int:
+        """Centroids that a query token looks into: 16 of 4,096, 32 of 16,384."""
+        return min(len(self.codebook) - 1, max(16, math.isqrt(len(self.codebook)) // 4))
+
+    def scores(self, tokens: NDArray[np.floating]) -> NDArray[np.float32]:
+        """(n_members,) the score of each member; 0 for one that shares no probed centroid with the query."""
+        similarities = np.asarray(tokens, np.float32) @ self.codebook.centroids.T
+        probed = np.argpartition(-similarities, self.n_probed, axis=1)[:, : self.n_probed + 1]
+        scores = np.zeros(len(self.place_of), np.float32)
+        for token, centroids in enumerate(probed):
+            rising = centroids[np.argsort(similarities[token, centroids])]
+            weights = similarities[token, rising] - similarities[token, rising[0]]
+            lists = [self.members[self.offsets[c] : self.offsets[c + 1]] for c in rising[1:]]
+            members = np.concatenate(lists)
+            # Of a member that comes several times numpy keeps what is added last, and the lists come in rising order:
+            # each query token adds its best match, with no sort and no table of tokens by documents.
+            scores[members] += np.repeat(weights[1:], [len(members) for members in lists])
+        return scores
+
+    def find(self, tokens: NDArray[np.floating], passing: Places | None, depth: int) -> Places:
+        """The `depth` best members of those that pass, best first, and behind them all that pass and are not covered.
+
+        Args:
+            passing: (n,) documents of the version in rising order; None for all.
+        """
+        scores = self.scores(tokens)
+        is_wanted = self.place_of >= 0
+        uncovered = self.uncovered
+        if passing is not None:
+            is_wanted &= np.isin(self.place_of, passing)
+            uncovered = np.intersect1d(uncovered, passing)
+        scores[~is_wanted] = -1
+        best = np.argpartition(-scores, depth)[:depth] if depth < len(scores) else np.arange(len(scores))
+        best = best[scores[best] >= 0]
+        best = best[np.argsort(-scores[best], kind="stable")]
+        return np.concatenate([self.place_of[best], uncovered])
+
+
+class ListKeeper:
+    """The centroid lists of one index: extends what is stored, and hands out the lists over a version of the table."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._loading = threading.Lock()
+        # What the lists were made of, by its name, and the lists, by the version they were last moved to.
+        self._assignments: tuple[str, Assignments | None] | None = None
+        self._lists: tuple[int, CentroidLists | None] = (-1, None)
+
+    def over(self, documents: Resident) -> CentroidLists | None:
+        """The lists over this version; None if there are none."""
+        with self._loading:
+            version, lists = self._lists
+            if version != documents.snapshot.version:
+                name = documents.snapshot.codebook
+                if self._assignments is None or self._assignments[0] != name:
+                    self._assignments = name, self._store.assignments()
+                    lists = None
+                assignments = self._assignments[1]
+                if assignments is None:
+                    lists = None
+                elif lists is None:
+                    lists = CentroidLists.build(assignments, documents)
+                else:
+                    lists = lists.moved(assignments, documents)
+                self._lists = documents.snapshot.version, lists
+            return lists
+
+    def extend(self, more_than: int, *, show_progress: bool) -> None:
+        """Assign what is not assigned yet, to a new codebook where the corpus has outgrown the old one.
+
+        A new codebook is used from the moment it is complete; stopped half-way, the old one stays in use.
+
+        Args:
+            more_than: indexes of no more token vectors are left without lists.
+        """
+        from tqdm.auto import tqdm
+
+        snapshot = self._store.snapshot()
+        states = snapshot.states()
+        n_tokens = int(states.n_tokens.sum())
+        if n_tokens <= more_than:
+            return
+        assigned = self._store.assignments()
+        if assigned is None or n_centroids_for(n_tokens) >= 2 * len(assigned.codebook):
+            codebook, missing = self._train(snapshot, states, n_centroids_for(n_tokens)), np.arange(len(states.row_ids))
+            self._store.start_codebook(codebook)
+        else:
+            codebook, places = assigned.codebook, assigned.places_in(states.row_ids, states.updated)
+            missing = np.setdiff1d(np.arange(len(states.row_ids)), places)
+        with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
+            for window in windows(states.n_tokens[missing], codebook.dim):
+                rows = missing[window]
+                tokens = snapshot.tokens(states.row_ids[rows])
+                assignments = Assignments.of(codebook, states.row_ids[rows], states.updated[rows], tokens)
+                self._store.add_assignments(assignments)
+                bar.update(len(rows))
+        # Also when only the lists grew: the new version tells readers to look again.
+        if len(missing):
+            self._store.use_codebook(codebook.fingerprint)
+
+    @staticmethod
+    def _train(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
+        """A codebook from the token vectors of randomly drawn documents, about 8 for each centroid."""
+        order = np.random.default_rng(0).permutation(len(states.row_ids))
+        n_documents = int(np.searchsorted(np.cumsum(states.n_tokens[order]), max(65_536, 8 * n_centroids))) + 1
+        sample = np.sort(order[:n_documents])
+        return Codebook.train(snapshot.tokens(states.row_ids[sample]).vectors, n_centroids)
