@@ -47,13 +47,13 @@ class MaxSimScorer:
 
     Args:
         reduction: `sum` over the query tokens (ColBERT) or their `mean` (FILIP).
-        block_bytes: float32 bytes of document vectors converted and multiplied at a time. With 6 MB, float16
-            documents cost no more than float32 ones that take twice the memory; with 64 MB they cost twice as much
-            (`benchmarks/scoring.py`). A document larger than a block is scored in a block of its own.
+        block_bytes: float32 bytes of document vectors converted and multiplied at a time. With 3 MB, float16
+            documents cost no more than float32 ones that take twice the memory; blocks of 64 MB take more than twice
+            as long (`benchmarks/scoring.py`). A document larger than a block is scored in a block of its own.
     """
 
     reduction: Reduction = "sum"
-    block_bytes: int = 6 * 2**20
+    block_bytes: int = 3 * 2**20
 
     def __post_init__(self) -> None:
         if self.reduction not in ("sum", "mean"):
