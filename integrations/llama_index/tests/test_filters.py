@@ -142,7 +142,7 @@ def test_a_quote_does_not_end_the_value(retriever: ManyvecRetriever) -> None:
         (where("author", "==", "x"), "no filter column 'author'"),
         (where("author", "is_empty"), "no filter column 'author'"),
         (where("author", "any", ["x"]), "no filter column 'author'"),
-        (where("year", "==", "2023"), "'year' must be a int"),
+        (where("year", "==", "2023"), "'year' must be of type int"),
         (where("year", "==", None), "needs a value.*is_empty"),
         (where("year", "in", 2023), "list of values"),
         (where("year", "text_match", "2"), "'year' is a int"),
