@@ -231,5 +231,5 @@ def test_a_selection_among_thousands_is_faster_than_an_exact_score_for_each():
         started = time.perf_counter()
         tools.select_encoded(query, tokens)
         taken[depth].append(time.perf_counter() - started)
-    # Milliseconds depend on what else the machine does (`benchmarks/tools.py` has them); many times fewer are scored.
+    # Milliseconds depend on what else the machine does (the benchmark has them); many times fewer are scored.
     assert min(taken[100]) < min(taken[len(many)]) / 2

@@ -102,7 +102,8 @@ class SentenceTransformerEncoder:
         model: any text model; its prompts, lengths, query expansion and skip list are used as they are.
         name: what `load_encoder` finds it by; indexes remember it.
         batch_tokens: padded tokens per forward pass. Small passes stay in a CPU's cache: 2,048 encode 1.2 times as
-            many documents a second as 8,192 there (`benchmarks/encoding.py`). By default 2,048 on a CPU, else 32,768.
+            many documents a second as 8,192 there (`examples/benchmarks/encoding.py`). By default 2,048 on a CPU, else
+            32,768.
         overlap: tokens that neighbouring windows of a long text share, so that each token is read in context; it is
             kept once, from the window in which it stands farther from the edge.
         opening: the first tokens of a long text, read again before each later window and not kept again, so that the

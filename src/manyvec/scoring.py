@@ -49,7 +49,7 @@ class MaxSimScorer:
         reduction: `sum` over the query tokens (ColBERT) or their `mean` (FILIP).
         block_bytes: float32 bytes of document vectors converted and multiplied at a time. With 3 MB, float16
             documents cost no more than float32 ones that take twice the memory; blocks of 64 MB take more than twice
-            as long (`benchmarks/scoring.py`). A document larger than a block is scored in a block of its own.
+            as long (`examples/benchmarks/scoring.py`). A document larger than a block is scored in a block of its own.
     """
 
     reduction: Reduction = "sum"

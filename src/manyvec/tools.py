@@ -26,7 +26,7 @@ from manyvec.tokens import TokenBatch
 
 Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 
-# Chosen on samples of four sets of tools; `benchmarks/tools.py` compares weights on the whole of them.
+# Chosen on samples of four sets of tools; `examples/benchmarks/tools.py` compares weights on the whole of them.
 LEXICAL_WEIGHT = 0.65
 # So many tools of a larger catalog get an exact score: the first by mean token vectors, and half as many by BM25.
 DEPTH = 100

@@ -40,7 +40,7 @@ class Calibration:
                 Without them, openings of `n_samples` documents stand for questions, and the document that each was
                 taken from is left out of its hits. On SciFact with all-MiniLM-L6-v2, 439 abstracts, a threshold of
                 0.75 so found let through 23 % of the claims whose evidence was left out and 77 % of the others, 0.9 let
-                through 6 % and 65 % (`benchmarks/calibration.py`). Near copies make it stricter than it says.
+                through 6 % and 65 % (`examples/benchmarks/calibration.py`). Near copies make it stricter than it says.
 
         Raises:
             InputError: nothing was found, as in an index with fewer than two documents.

@@ -1,6 +1,6 @@
 """Whether a calibrated relevance threshold keeps its promise, on claims that a corpus does and does not answer.
 
-    python benchmarks/calibration.py DATASET
+    python examples/benchmarks/calibration.py DATASET
 
 The index holds the evidence of 100 queries and 350 other documents; the evidence of 100 more queries is left out.
 """

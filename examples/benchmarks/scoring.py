@@ -1,6 +1,6 @@
 """How large a block of document vectors to convert and multiply at a time, and what float16 storage costs.
 
-python benchmarks/scoring.py
+python examples/benchmarks/scoring.py
 """
 
 from __future__ import annotations

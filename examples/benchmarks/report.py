@@ -34,7 +34,7 @@ def write(name: str, results: Any) -> None:
     """Print the results, and keep them in `results/NAME.json` with date, command, hardware and versions."""
     record = {
         "date": date.today().isoformat(),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_shown, sys.argv[1:])]),
+        "command": " ".join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *map(_shown, sys.argv[1:])]),
         "hardware": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{p: v for p in PACKAGES if (v := _version(p))}},
         "results": results,

@@ -1,6 +1,6 @@
 """Exact search over a whole corpus: manyvec, warm, against LanceDB's own multivector search over the same vectors.
 
-    python benchmarks/exhaustive.py DATASET [--db DIR]
+    python examples/benchmarks/exhaustive.py DATASET [--db DIR]
 
 Both read one table, made by `manyvec eval DATASET --db DIR` if it is there. Queries are encoded beforehand, and both
 answer with ids of the 10 best. LanceDB measures cosine, which equals MaxSim's dot product for unit vectors.

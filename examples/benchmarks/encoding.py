@@ -1,6 +1,6 @@
 """Documents encoded a second by the padded tokens of a forward pass, against `MultiVectorEncoder.encode` itself.
 
-python benchmarks/encoding.py DATASET
+python examples/benchmarks/encoding.py DATASET
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How well tools are found, and how fast: BM25, mean token vectors, MaxSim, and the mixes that `ToolIndex` can make.
 
-python benchmarks/tools.py DATA_FOLDER
+python examples/benchmarks/tools.py DATA_FOLDER
 
 The folder holds metatool, livemcpbench, stabletoolbench and seal-tools in BEIR layout. 150 queries of each, spread
 evenly. MaxSim and pooled are exhaustive; the mixes are what `ToolIndex` answers, candidates and all.

@@ -1,6 +1,6 @@
 """What the centroid lists find, against scoring everything: overlap, nDCG@10, and time after encoding.
 
-    python benchmarks/candidates.py DATASET --db DIR
+    python examples/benchmarks/candidates.py DATASET --db DIR
 
 DIR is an index of the data set, made by `manyvec eval DATASET --db DIR`; its lists are made here if it has none.
 """
