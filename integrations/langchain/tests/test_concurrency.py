@@ -210,7 +210,7 @@ async def test_two_hundred_calls_at_once_are_all_right_and_do_not_hold_up_the_lo
         longest.append(ticker.longest)
 
     # Waiting for the encoder would take the loop 4 s each time; a busy machine may take it from us once or twice.
-    assert 0 < min(longest) < 0.05
+    assert 0 < min(longest) < 0.25
 
 
 REQUEST: ContextVar[str] = ContextVar("REQUEST", default="none")

@@ -267,7 +267,7 @@ async def test_fifty_concurrent_calls_get_the_answers_of_fifty_single_ones(tmp_p
 async def test_the_event_loop_goes_on_while_a_query_is_encoded(tmp_path: Path) -> None:
     class Slow(HashEncoder):
         def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
-            time.sleep(0.2)
+            time.sleep(0.5)
             return super().encode_queries(queries)
 
     retriever = ManyvecRetriever.from_nodes(NODES, tmp_path, Slow())
@@ -285,9 +285,9 @@ async def test_the_event_loop_goes_on_while_a_query_is_encoded(tmp_path: Path) -
     ticker = asyncio.create_task(tick())
     started = time.perf_counter()
     assert ids(await retriever.aretrieve("green tea"))[0] == "linked"
-    assert time.perf_counter() - started >= 0.2
+    assert time.perf_counter() - started >= 0.5
     ticker.cancel()
-    assert 0 < largest_gap < 0.1
+    assert 0 < largest_gap < 0.25
 
 
 def test_a_query_engine_answers_from_the_nodes_without_any_key(retriever: ManyvecRetriever) -> None:
