@@ -6,6 +6,7 @@ https://arxiv.org/abs/2004.12832) or averaged (FILIP, https://arxiv.org/abs/2111
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,7 +107,7 @@ class MaxSimScorer:
             scores[np.ix_(answered, block.first + filled)] = np.add.reduceat(best, queries.offsets[answered], axis=0)
 
         # list() passes on what a worker raised.
-        list(_workers().map(score_block, self._blocks(documents, subset)))
+        list(_workers(os.getpid()).map(score_block, self._blocks(documents, subset)))
         if self.reduction == "mean":
             scores[answered] /= queries.lengths[answered, None]
         return scores
@@ -141,11 +142,14 @@ class _Block:
 
 
 @lru_cache(maxsize=1)
-def _workers() -> ThreadPoolExecutor:
+def _workers(process: int) -> ThreadPoolExecutor:
     """As many threads as torch would use, in each of which it works alone.
 
     Torch's own threads meet after every step of every block. Where another process holds one core, all wait for the
     one that waits for it, hundreds of times a search: ten times the time on a busy machine.
+
+    Args:
+        process: the process's id; one that was forked has none of its parent's threads, and makes its own.
     """
     import torch
 
