@@ -142,14 +142,14 @@ class _Block:
 
 
 @lru_cache(maxsize=1)
-def _workers(process: int) -> ThreadPoolExecutor:
+def _workers(_process: int) -> ThreadPoolExecutor:
     """As many threads as torch would use, in each of which it works alone.
 
     Torch's own threads meet after every step of every block. Where another process holds one core, all wait for the
     one that waits for it, hundreds of times a search: ten times the time on a busy machine.
 
     Args:
-        process: the process's id; one that was forked has none of its parent's threads, and makes its own.
+        _process: the process's id; one that was forked has none of its parent's threads, and makes its own.
     """
     import torch
 
