@@ -107,7 +107,7 @@ class SentenceTransformerEncoder:
         overlap: tokens that neighbouring windows of a long text share, so that each token is read in context; it is
             kept once, from the window in which it stands farther from the edge.
         opening: the first tokens of a long text, read again before each later window and not kept again, so that the
-            window knows what the text is about: nDCG@10 on Cranfield rises from .3886 to .3919, with 64 no further.
+            window knows what the text is about: `manyvec eval` gives .391 on Cranfield with it, .389 without.
     """
 
     def __init__(
