@@ -172,6 +172,19 @@ def test_unchanged_documents_are_not_encoded_again(tmp_path):
     assert_allclose(index.search("text 2", k=1, filter=F("year") == 99)[0].similarity, 1, atol=1e-3)
 
 
+def test_a_document_deleted_while_its_metadata_changes_is_encoded_again(index, monkeypatch):
+    find = index._store.find
+
+    def find_then_delete(ids):
+        found = find(ids)
+        reopened(index).delete("paris")
+        return found
+
+    monkeypatch.setattr(index._store, "find", find_then_delete)
+    index.add([{"id": "paris", "text": TEXTS["paris"], "metadata": {"year": 1}}])
+    assert ids(index.search("capital of france", k=1, filter=F("year") == 1)) == ["paris"]
+
+
 def test_documents_are_deleted_by_id_and_by_filter(index):
     index.add([{"id": f"y{year}", "text": "dated", "metadata": {"year": year}} for year in range(2000, 2010)])
     assert index.delete(["paris", "unknown"]) == 1

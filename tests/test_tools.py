@@ -28,7 +28,7 @@ PLAY = {
 
 def convert(amount: float, currency: str = "EUR") -> float:
     """Changes money into another currency."""
-    raise NotImplementedError(amount, currency)
+    return amount * len(currency)
 
 
 class McpTool:

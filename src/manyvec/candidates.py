@@ -36,12 +36,14 @@ class Scope:
 
     Attributes:
         passing: (n,) in rising order; None for all.
+        k: hits that the search wants; a generator looks at no fewer documents.
     """
 
     documents: Resident
     lists: CentroidLists | None = None
     where: str | None = None
     passing: Places | None = None
+    k: int = 0
 
 
 class Candidates(Protocol):
@@ -65,7 +67,7 @@ class Lexical:
     """BM25 over the words of the text, from LanceDB's full-text index; rows not indexed yet are scanned."""
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
-        matches = scope.documents.snapshot.match(query.text, depth or 300, scope.where)
+        matches = scope.documents.snapshot.match(query.text, max(depth or 300, scope.k), scope.where)
         return scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
 
 
@@ -87,7 +89,7 @@ class Pooled:
             self._version = snapshot.version
         places = np.arange(len(row_ids)) if scope.passing is None else scope.passing
         similarities = self._vectors[places] @ query.tokens.mean(axis=0)
-        return places[np.argsort(-similarities, kind="stable")[: depth or 300]]
+        return places[np.argsort(-similarities, kind="stable")[: max(depth or 300, scope.k)]]
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Auto:
         in_scope = n_tokens if scope.passing is None else n_tokens[scope.passing]
         if depth is None:
             depth = max(self.min_depth, math.ceil(self.depth_tokens * len(n_tokens) / max(1, n_tokens.sum())))
+        depth = max(depth, scope.k)
         if (reason := self._reason_for_all(scope, in_scope, depth)) is not None:
             logger.debug("all %d documents in scope are scored: %s", len(in_scope), reason)
             return None

@@ -279,7 +279,6 @@ class Index:
         if not queries or k == 0:
             return [[] for _ in queries]
         tokens = self._encode_queries(queries)
-        depth = None if depth is None else max(depth, k)
         hits: list[list[Hit]] = []
         for part in _parts(len(queries), len(self._documents())):
             part_tokens = tokens.select(np.arange(part.start, part.stop))
@@ -405,17 +404,17 @@ class Index:
     ) -> list[list[Hit]]:
         documents = self._documents()
         try:
-            return self._search_version(self._scope(documents, where), queries, tokens, k, depth)
+            return self._search_version(self._scope(documents, where, k), queries, tokens, k, depth)
         except StoreError:
             # Another process may have removed this version from under us; a newer one is as good an answer.
             if self._store.version == documents.snapshot.version:
                 raise
-            return self._search_version(self._scope(self._documents(), where), queries, tokens, k, depth)
+            return self._search_version(self._scope(self._documents(), where, k), queries, tokens, k, depth)
 
-    def _scope(self, documents: Resident, where: str | None) -> Scope:
+    def _scope(self, documents: Resident, where: str | None, k: int = 0) -> Scope:
         passing = None if where is None else documents.passing(where)
         lists = self._lists.over(documents) if isinstance(self.candidates, Auto) else None
-        return Scope(documents, lists, where, passing)
+        return Scope(documents, lists, where, passing, k)
 
     def _search_version(
         self, scope: Scope, queries: Sequence[str], tokens: TokenBatch, k: int, depth: int | None
@@ -450,14 +449,17 @@ class Index:
         changed = [row for row in rows if not is_same(stored.get(row.id), row, with_metadata=True)]
         kept = [row for row in changed if is_same(stored.get(row.id), row, with_metadata=False)]
         new = [row for row in changed if not is_same(stored.get(row.id), row, with_metadata=False)]
-        if new:
-            self._store.upsert(new, self._encode_documents(new))
         if kept:
             # The text is as it was, only its metadata changed: the vectors are moved, not made again.
             snapshot = self._store.snapshot()
             now = snapshot.find([row.id for row in kept])
-            if still := [row for row in kept if is_same(now.get(row.id), row, with_metadata=False)]:
+            still = [row for row in kept if is_same(now.get(row.id), row, with_metadata=False)]
+            # What another process deleted or changed meanwhile has no vectors to move.
+            new += [row for row in kept if row not in still]
+            if still:
                 self._store.upsert(still, snapshot.tokens([now[row.id].row_id for row in still], spans=True))
+        if new:
+            self._store.upsert(new, self._encode_documents(new))
         updated = sum(row.id in stored for row in changed)
         return AddReport(len(changed) - updated, updated, len(documents) - len(changed))
 

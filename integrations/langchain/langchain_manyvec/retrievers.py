@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
@@ -14,13 +14,11 @@ from langchain_core.runnables import RunnableConfig, run_in_executor
 from pydantic import ConfigDict
 
 from langchain_manyvec._convert import to_langchain, to_manyvec, trace_params
-from manyvec import Encoder, Filter, Hit, Index
+from manyvec import Encoder, Hit, Index, Where
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
     from typing_extensions import Self
-
-Where: TypeAlias = Filter | Mapping[str, Any]
 
 
 class ManyvecRetriever(BaseRetriever):
