@@ -271,7 +271,8 @@ def _whole_words(text: str, sentence_bounds: Bounds, n_chars: int) -> Bounds:
 
     last = np.searchsorted(ends, sentence_ends, side="right") - 1
     first = np.searchsorted(starts, ends[last] - n_chars)
-    return np.concatenate([forward, np.stack([starts[first], ends[last]], axis=1)[first <= last]])
+    fits = first <= last
+    return np.concatenate([forward, np.stack([starts[first[fits]], ends[last[fits]]], axis=1)])
 
 
 def _cut(text: str, start: int, n_chars: int) -> int:
