@@ -1,0 +1,170 @@
+"""Evidence on real data: is it right, what does it cost, and does the best passage hold the answer?
+
+    python examples/benchmarks/evidence.py cost SCIFACT [N_DOCUMENTS]
+    python examples/benchmarks/evidence.py passages SQUAD
+
+`cost` encodes the first N_DOCUMENTS (500 by default) and all test queries. `passages` takes each test query's judged
+document, whose answer `metadata.answers` in queries.jsonl names, and compares its best passage with the window of the
+same length that has the rarest words of the query (BM25's weights; every other query as a part, then all).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import report
+
+from manyvec import Index, load_encoder
+from manyvec.bm25 import words_of
+from manyvec.evaluation import Dataset, load_beir
+from manyvec.explain import Evidence, explain
+from manyvec.words import sentences, words
+
+
+class Encoded:
+    """The encoder, its answers to the data set's queries known beforehand: only the search is timed."""
+
+    def __init__(self, queries: list[str]) -> None:
+        encoder = load_encoder("minilm", device="cpu")
+        self.name, self.dim, self.fingerprint = encoder.name, encoder.dim, encoder.fingerprint
+        self.encode_documents = encoder.encode_documents
+        tokens = encoder.encode_queries(queries)
+        self._known = {query: tokens.select([i]) for i, query in enumerate(queries)}
+
+    def encode_queries(self, queries):
+        return self._known[queries[0]]
+
+
+def cost(dataset: Dataset, n_documents: int) -> None:
+    queries = list(dataset.queries.values())
+    encoder = Encoded(queries)
+    index = Index.create(tempfile.mkdtemp(), encoder)
+    documents = dataset.documents[:n_documents]
+    index.add(documents, show_progress=True)
+    hits = [hit for query in queries for hit in index.search(query, evidence=True)]
+    matches = [(hit, match) for hit in hits for match in hit.evidence.words]
+    inside = [m.span is not None and hit.text[slice(*m.span)] == m.text and m.text.strip() != "" for hit, m in matches]
+    sums = [sum(m.share for m in hit.evidence.words) + hit.evidence.unshown for hit in hits]
+    # Encoded one by one here, in other batches than the index's.
+    again = {d.id: encoder.encode_documents([d.text]) for d in documents[:200]}
+    stored = {
+        id: index._store.snapshot().tokens([row.row_id], spans=True)
+        for id, row in index._store.find(list(again)).items()
+    }
+    ordinary = Index.open(index.uri, encoder)
+    milliseconds = []
+    for query in queries[:60]:
+        contenders = {
+            "without": partial(ordinary.search, query),
+            "with": partial(ordinary.search, query, evidence=True),
+        }
+        milliseconds.append(report.medians(contenders, rounds=5))
+    typical = {name: round(float(np.median([row[name] for row in milliseconds])), 2) for name in ("without", "with")}
+    report.write(
+        f"evidence-{dataset.name}",
+        {
+            "documents": n_documents,
+            "hits": len(hits),
+            "words": len(matches),
+            "spans_that_lie_in_the_text_and_cover_words": sum(inside),
+            "largest_difference_of_shares_and_score": max(abs(s - h.score) for s, h in zip(sums, hits, strict=True)),
+            "documents_encoded_again": len(again),
+            "of_these_with_the_same_spans": sum(np.array_equal(again[i].spans, stored[i].spans) for i in again),
+            "milliseconds_a_search": typical,
+            "times_the_cost": round(typical["with"] / typical["without"], 2),
+        },
+    )
+
+
+def passages(dataset: Dataset, folder: Path) -> None:
+    answers = {row["_id"]: row["metadata"]["answers"] for row in map(json.loads, (folder / "queries.jsonl").open())}
+    rarity = _rarity(dataset)
+    judged = {query: next(id for id, grade in grades.items() if grade > 0) for query, grades in dataset.qrels.items()}
+    texts = {d.id: d.text for d in dataset.documents if d.id in set(judged.values())}
+    encoder = load_encoder("minilm", device="cpu")
+    tokens = encoder.encode_documents(list(texts.values()))
+    query_tokens = encoder.encode_queries(list(dataset.queries.values()))
+    place = {id: i for i, id in enumerate(texts)}
+    results = {}
+    for n_chars in (100, 200, 300):
+        counts: dict[str, Counter[str]] = {"part": Counter(), "all": Counter()}
+        for i, (query, text) in enumerate(dataset.queries.items()):
+            document = texts[judged[query]]
+            by_maxsim = explain(text, query_tokens.select([i]), [document], tokens.select([place[judged[query]]]))[0]
+            by_words = _by_words(text, document, rarity)
+            passage = by_maxsim.best_passage(n_chars)
+            found = {
+                "best_passage": (passage.start, passage.end),
+                "bm25_window": _best_window(by_words, passage.end - passage.start),
+                "bm25_passage": (lambda p: (p.start, p.end))(by_words.best_passage(n_chars)),
+            }
+            for part in ("part", "all") if i % 5 == 0 else ("all",):
+                counts[part] += Counter({"queries": 1})
+                for name, span in found.items():
+                    counts[part] += _judged(name, span, document, max(answers[query], key=len))
+        results[f"{n_chars} characters"] = {
+            part: {
+                name: round(n / count["queries"], 4) if name != "queries" else n for name, n in sorted(count.items())
+            }
+            for part, count in counts.items()
+        }
+    report.write(f"passages-{dataset.name}", results)
+
+
+def _judged(name: str, span: tuple[int, int], document: str, answer: str) -> Counter[str]:
+    start, end = span
+    places = [(m.start(), m.end()) for m in re.finditer(re.escape(answer), document)]
+    marked = [(a, b) for a, b in sentences(document).tolist() if any(a < last and b > first for first, last in places)]
+    return Counter(
+        {
+            f"{name} overlaps the answer's sentence": int(any(start < b and end > a for a, b in marked)),
+            f"{name} holds the answer": int(any(start <= a and b <= end for a, b in places)),
+            f"{name} characters": end - start,
+        }
+    )
+
+
+def _rarity(dataset: Dataset) -> dict[str, float]:
+    """BM25's weight of each word."""
+    n_found = Counter(word for document in dataset.documents for word in set(words_of(document.text)))
+    n = len(dataset.documents)
+    return {word: float(np.log1p((n - found + 0.5) / (found + 0.5))) for word, found in n_found.items()}
+
+
+def _by_words(query: str, document: str, rarity: dict[str, float]) -> Evidence:
+    """Evidence as BM25 has it: a word is as similar to its equal as it is rare, and to no other."""
+    bounds = words(document)
+    stems = [(words_of(document[start:end]) or [""])[0] for start, end in bounds.tolist()]
+    wanted = list(dict.fromkeys(words_of(query)))
+    similarities = np.array([[rarity.get(w, 0) * (w == stem) for stem in stems] for w in wanted], np.float32)
+    return Evidence(document, (), 0, 0, similarities.reshape(len(wanted), len(stems)), bounds[:, 0])
+
+
+def _best_window(evidence: Evidence, n_chars: int) -> tuple[int, int]:
+    """Of all runs of whole words the best; the middle one where several are."""
+    starts, ends = words(evidence.text).T
+    last = np.searchsorted(ends, starts + n_chars, side="right") - 1
+    runs = np.stack([starts, ends[last]], axis=1)[last >= np.arange(len(starts))]
+    scores = evidence._scores(runs)
+    best = np.flatnonzero(scores >= scores.max() - 1e-6)
+    return tuple(runs[best[len(best) // 2]].tolist())
+
+
+def main() -> None:
+    what, folder, *rest = sys.argv[1:]
+    dataset = load_beir(folder)
+    if what == "cost":
+        cost(dataset, int(rest[0]) if rest else 500)
+    else:
+        passages(dataset, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
