@@ -20,7 +20,7 @@ from manyvec.words import Bounds, is_extender, sentences, widened, words
 
 # A pooled token, or a word of a hundred thousand characters, is cut to this in `to_dict` and in lines of a terminal.
 _SHOWN_CHARS = 80
-# 2 %: of 1 to 10 % the share at which passages hold SQuAD's answers most often (`examples/benchmarks/evidence.py`).
+# A whole sentence reads better and more often holds the whole answer; cutting one has to carry this much more.
 _WORTH_CUTTING = 0.02
 Span = tuple[int, int]
 
