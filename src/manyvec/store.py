@@ -447,9 +447,9 @@ class Snapshot:
         return self._store.manifest.storage != "float16"
 
     def token_bytes(self, states: RowStates, documents: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(n,) bytes of these documents' token vectors, as they are kept and, but for two bytes a token, held."""
+        """(n,) bytes of these documents' token vectors, on disk and in memory."""
         manifest = self._store.manifest
-        coded, half = (bytes_per_token(storage, manifest.dim) for storage in (manifest.storage, "int16"))
+        coded, half = (bytes_per_token(storage, manifest.dim) for storage in (manifest.storage, "float16"))
         return states.n_tokens[documents] * np.where(states.is_coded[documents], coded, half)
 
     def _stored_tokens(
