@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from manyvec.errors import InputError
 
 # The weight that `examples/benchmarks/mix.py` recommends: chosen on every other query, confirmed on the rest.
-LEXICAL_WEIGHT = 0.35
+LEXICAL_WEIGHT = 0.3
 # So much BM25 counts as a similarity of 1: about what a document reaches that has all words of a wordy request.
 BM25_UNIT = 40.0
 
