@@ -23,8 +23,8 @@ BM25_UNIT = 40.0
 def mixed(similarities: NDArray[np.floating], bm25: NDArray[np.floating], weight: float) -> NDArray[np.float32]:
     """Mix MaxSim with BM25: `(1 - weight) * similarity + weight * bm25 / 40`.
 
-    No document's mix depends on the other candidates, so it stays the same at any depth and compares between queries
-    of one index.
+    No document's mix depends on the other candidates. One that has the words but lies beyond the depth to which BM25
+    was asked counts as if it had none; the figures above are for 300 deep.
 
     Args:
         similarities: (n,) mean MaxSim per query token; the sum of a long query would drown BM25.
