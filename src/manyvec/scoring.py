@@ -97,7 +97,7 @@ class MaxSimScorer:
         lengths = documents.lengths if subset is None else documents.lengths[subset]
         scores = np.full((len(queries), len(lengths)), -np.inf, np.float32)
         answered = np.flatnonzero(queries.lengths)
-        blocks = self._blocks(lengths, documents.dim)
+        blocks = document_blocks(lengths, self.block_bytes // (4 * documents.dim))
         if not len(answered) or not blocks:
             return scores
         similarities = _similarities_to(queries, documents.codec)
@@ -121,19 +121,19 @@ class MaxSimScorer:
             scores[answered] /= queries.lengths[answered, None]
         return scores
 
-    def _blocks(self, lengths: NDArray[np.int64], dim: int) -> list[slice]:
-        """Runs of whole documents, none of them without tokens."""
-        ends = np.cumsum(lengths)
-        max_tokens = max(1, self.block_bytes // (4 * dim))
-        blocks = []
-        first = 0
-        while first < len(lengths):
-            done = ends[first] - lengths[first]
-            last = max(first + 1, int(np.searchsorted(ends, done + max_tokens, side="right")))
-            if ends[last - 1] > done:
-                blocks.append(slice(first, last))
-            first = last
-        return blocks
+
+def document_blocks(lengths: NDArray[np.int64], max_tokens: int) -> list[slice]:
+    """Runs of whole documents, none of them without tokens; a larger document makes a run of its own."""
+    ends = np.cumsum(lengths)
+    blocks = []
+    first = 0
+    while first < len(lengths):
+        done = ends[first] - lengths[first]
+        last = max(first + 1, int(np.searchsorted(ends, done + max_tokens, side="right")))
+        if ends[last - 1] > done:
+            blocks.append(slice(first, last))
+        first = last
+    return blocks
 
 
 def _similarities_to(queries: TokenBatch, codec: Codec | None) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
