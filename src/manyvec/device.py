@@ -159,7 +159,7 @@ class DeviceDocuments:
         # Rows that are gathered, and their numbers; without the kernel also similarities, four times while they are
         # made, and unpacked codes.
         bytes_per_token = 2 * self.dim + (24 if kernel else 16 * padded + 6 * self.dim)
-        block_tokens = max(1, self.scratch_bytes // bytes_per_token)
+        block_tokens = max(1, min(self.scratch_bytes // bytes_per_token, len(self.rows)))
         try:
             work = partial(self._score_in_blocks, queries, subset, reduction, kernel)
             return halved_until_it_fits(work, block_tokens, _LEAST_TOKENS)
