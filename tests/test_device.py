@@ -143,6 +143,17 @@ def test_int16_which_is_for_processors_becomes_float16_again():
 
 
 @devices
+def test_centroids_beyond_32767_are_found(device):
+    rng = np.random.default_rng(8)
+    codec = Codec("residual", 16, unit_vectors(rng, 40_000, 16))
+    codes = codec.encode(unit_vectors(rng, 9, 16), np.arange(9) * 4_999)
+    documents = TokenBatch.unchecked(codes, offsets_of([4, 5]), codec=codec)
+    queries = random_queries(rng, [3], 16)
+    scores = DeviceDocuments.upload(documents, device).score_many(queries)
+    assert_allclose(scores, reference(queries, documents), rtol=0, atol=tolerance(3) * 3)  # residuals longer than 1
+
+
+@devices
 def test_a_document_larger_than_the_scratch_memory_is_scored_whole(device):
     rng = np.random.default_rng(2)
     documents = random_documents(rng, [1, 5000, 2], 128, "int4")
