@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from manyvec.encoders import SentenceTransformerEncoder as SentenceTransformerEncoder
     from manyvec.encoders import TruncationWarning as TruncationWarning
     from manyvec.encoders import load_encoder as load_encoder
+    from manyvec.errors import DeviceMemoryError as DeviceMemoryError
     from manyvec.errors import EncoderError as EncoderError
     from manyvec.errors import FilterError as FilterError
     from manyvec.errors import IndexNotFoundError as IndexNotFoundError
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 # The same names once more, for the interpreter: a test keeps the two in step.
 _MODULES = {
     "encoders": "Encoder SentenceTransformerEncoder TruncationWarning load_encoder",
-    "errors": "EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError MissingPackageError "
-    "ShapeError StoreError",
+    "errors": "DeviceMemoryError EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError "
+    "MissingPackageError ShapeError StoreError",
     "explain": "Evidence Passage WordMatch",
     "filters": "AllOf AnyOf F Filter",
     "ingest": "AddReport",

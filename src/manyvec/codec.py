@@ -158,7 +158,7 @@ def _packed(integers: NDArray[np.float32], bits: int) -> Codes:
     per_byte = 8 // bits
     codes = np.zeros((n, _packed_width(dim, bits) * per_byte), np.uint8)
     codes[:, :dim] = (integers + (2**bits - 1)) / 2
-    shifted = codes.reshape(n, -1, per_byte) << np.arange(0, 8, bits, dtype=np.uint8)
+    shifted = codes.reshape(n, _packed_width(dim, bits), per_byte) << np.arange(0, 8, bits, dtype=np.uint8)
     return np.asarray(np.bitwise_or.reduce(shifted, axis=2), np.uint8)
 
 

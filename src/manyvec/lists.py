@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from manyvec.codebook import Assignments, Codebook, n_centroids_for
 from manyvec.ingest import train_codebook
 from manyvec.resident import Resident
-from manyvec.scoring import blocks_of, in_parallel, scratch
+from manyvec.scoring import document_blocks, in_parallel, scratch
 from manyvec.store import Store, windows
 from manyvec.tokens import offsets_of, ragged_rows
 
@@ -112,7 +112,7 @@ class CentroidLists:
             best = np.maximum.reduceat(of_postings, starts[block.start : block.stop] - starts[block.start], axis=1)
             scores[block] = best.sum(axis=0)
 
-        in_parallel(score_block, blocks_of(lengths, _POSTINGS_AT_A_TIME))
+        in_parallel(score_block, document_blocks(lengths, _POSTINGS_AT_A_TIME))
         return scores
 
     def find(self, tokens: NDArray[np.floating], passing: Places | None, depth: int) -> Places:

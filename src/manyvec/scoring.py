@@ -98,7 +98,7 @@ class MaxSimScorer:
         lengths = documents.lengths if subset is None else documents.lengths[subset]
         scores = np.full((len(queries), len(lengths)), -np.inf, np.float32)
         answered = np.flatnonzero(queries.lengths)
-        blocks = blocks_of(lengths, max(1, self.block_bytes // (4 * documents.dim)))
+        blocks = document_blocks(lengths, max(1, self.block_bytes // (4 * documents.dim)))
         if not len(answered) or not blocks:
             return scores
         similarities = _similarities_to(queries, documents.codec)
@@ -125,7 +125,7 @@ class MaxSimScorer:
         return scores
 
 
-def blocks_of(lengths: NDArray[np.int64], max_tokens: int) -> list[slice]:
+def document_blocks(lengths: NDArray[np.int64], max_tokens: int) -> list[slice]:
     """Runs of whole documents of at most so many tokens together, or of one longer document; none without tokens."""
     ends = np.cumsum(lengths)
     blocks = []
