@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from manyvec.filters import AnyOf as AnyOf
     from manyvec.filters import F as F
     from manyvec.filters import Filter as Filter
+    from manyvec.filters import HasId as HasId
     from manyvec.index import Index as Index
     from manyvec.index import IndexInfo as IndexInfo
     from manyvec.index import Where as Where
@@ -47,7 +48,7 @@ _MODULES = {
     "encoders": "Encoder SentenceTransformerEncoder TruncationWarning load_encoder",
     "errors": "EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError MissingPackageError "
     "ShapeError StoreError",
-    "filters": "AllOf AnyOf F Filter",
+    "filters": "AllOf AnyOf F Filter HasId",
     "ingest": "AddReport",
     "index": "Index IndexInfo Where",
     "reranker": "Reranker",
