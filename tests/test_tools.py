@@ -3,10 +3,12 @@
 import time
 from collections.abc import Sequence
 
+import mcp_types
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from manyvec import InputError, TokenBatch, ToolIndex
+from manyvec import IndexNotFoundError, InputError, ManifestError, TokenBatch, ToolIndex
 from manyvec.bm25 import BM25, words_of
 from manyvec.testing import HashEncoder
 from manyvec.tools import _read
@@ -31,13 +33,20 @@ def convert(amount: float, currency: str = "EUR") -> float:
     return amount * len(currency)
 
 
-class McpTool:
+READ_FILE = mcp_types.Tool(
+    name="read_file", input_schema={"type": "object", "properties": {"path": {"description": "of the file"}}}
+)
+
+
+class McpToolOfVersion1:
+    """The SDK's first versions spell it so."""
+
     name = "read_file"
     description = None
-    inputSchema = {"properties": {"path": {"description": "of the file"}}}  # noqa: N815, RUF012
+    inputSchema = READ_FILE.input_schema  # noqa: N815
 
 
-ALL = [WEATHER, MAIL, PLAY, convert, McpTool()]
+ALL = [WEATHER, MAIL, PLAY, convert, READ_FILE]
 
 
 def names(hits):
@@ -56,7 +65,8 @@ def tools():
         (MAIL, "sendMail", "sendMail send Mail. Writes to people. to"),
         (PLAY, "music.play", "music.play music play. song; artist: singer"),
         (convert, "convert", "convert. Changes money into another currency. amount: float; currency: str"),
-        (McpTool(), "read_file", "read_file read file. path: of the file"),
+        (READ_FILE, "read_file", "read_file read file. path: of the file"),
+        (McpToolOfVersion1(), "read_file", "read_file read file. path: of the file"),
         ({"name": "HTTPGet2"}, "HTTPGet2", "HTTPGet2 HTTP Get2"),
     ],
 )
@@ -128,6 +138,13 @@ def test_tools_can_be_added_and_removed(tools):
     assert tools.remove(tools.names) == 5
     assert tools.select("mail") == []
     assert tools.add([MAIL]) == ["sendMail"] and names(tools.select("mail")) == ["sendMail"]
+
+
+def test_what_an_mcp_session_lists_is_added_as_it_is():
+    listed = mcp_types.ListToolsResult(tools=[READ_FILE, mcp_types.Tool(name="write_file", input_schema={})])
+    tools = ToolIndex(HashEncoder(), listed)
+    assert tools.names == ["read_file", "write_file"]
+    assert tools.select("read_file", 1)[0].tool is READ_FILE
 
 
 def test_equal_names_are_an_error_that_names_them_and_nothing_is_added(tools):
@@ -233,3 +250,66 @@ def test_a_selection_among_thousands_is_faster_than_an_exact_score_for_each():
         taken[depth].append(time.perf_counter() - started)
     # Milliseconds depend on what else the machine does (the benchmark has them); many times fewer are scored.
     assert min(taken[100]) < min(taken[len(many)]) / 2
+
+
+# Saved and loaded
+
+
+def test_a_loaded_catalog_answers_as_the_saved_one_and_encodes_nothing(tmp_path):
+    file = tmp_path / "new" / "tools.safetensors"
+    saved = ToolIndex(CountingEncoder(), ALL, lexical_weight=0.4, depth=3)
+    saved.save(file)
+    CountingEncoder.n_texts = 0
+    loaded, given = ToolIndex.load(file, CountingEncoder()), ToolIndex.load(file, CountingEncoder(), tools=ALL)
+
+    assert CountingEncoder.n_texts == 0
+    assert (loaded.names, loaded.lexical_weight, loaded.depth) == (saved.names, 0.4, 3)
+    for query in ("mail to people", "convert", "a song of that singer"):
+        assert given.select(query) == saved.select(query)
+        assert [(hit.name, hit.score) for hit in loaded.select(query)] == [
+            (h.name, h.score) for h in saved.select(query)
+        ]
+    # Dicts come back as they were, what is no JSON as a JSON-schema tool.
+    assert [loaded["sendMail"], loaded["read_file"]["name"]] == [MAIL, "read_file"]
+    assert [path.name for path in file.parent.iterdir()] == ["tools.safetensors"]
+
+
+def test_a_catalog_that_has_changed_since_encodes_what_is_new(tmp_path):
+    file = tmp_path / "tools"
+    ToolIndex(CountingEncoder(), ALL).save(file)
+    CountingEncoder.n_texts = 0
+    changed = {**MAIL, "description": "Writes letters."}
+    loaded = ToolIndex.load(file, CountingEncoder(), tools=[changed, WEATHER, {"name": "new"}])
+
+    assert CountingEncoder.n_texts == 2
+    assert loaded.names == ["sendMail", "get_current_weather", "new"]
+    fresh = ToolIndex(HashEncoder(), [changed, WEATHER, {"name": "new"}])
+    assert loaded.select("letters about the weather") == fresh.select("letters about the weather")
+
+
+def test_saving_replaces_a_file_and_an_empty_catalog_can_be_saved(tmp_path):
+    file = tmp_path / "tools"
+    ToolIndex("minilm", [MAIL]).save(file)
+    assert names(ToolIndex.load(file).select("write to people")) == ["sendMail"]
+    ToolIndex("minilm").save(file)
+    assert ToolIndex.load(file).names == []
+
+
+def test_loading_what_is_no_file_of_tools_or_of_another_encoder_is_an_error(tmp_path):
+    with pytest.raises(IndexNotFoundError, match="ToolIndex.save"):
+        ToolIndex.load(tmp_path / "nothing")
+    (tmp_path / "text").write_text("no tools")
+    save_file({"vectors": np.zeros((1, 2))}, tmp_path / "other")
+    for name in ("text", "other"):
+        with pytest.raises(ManifestError, match="damaged"):
+            ToolIndex.load(tmp_path / name)
+    ToolIndex(HashEncoder(), ALL).save(tmp_path / "tools")
+    with pytest.raises(ManifestError, match="hash-64"):
+        ToolIndex.load(tmp_path / "tools", HashEncoder(32))
+
+
+def test_a_tool_that_json_cannot_hold_is_not_saved(tmp_path):
+    tools = ToolIndex(HashEncoder(), [MAIL, {"name": "odd", "default": object()}])
+    with pytest.raises(InputError, match="'odd'"):
+        tools.save(tmp_path / "tools")
+    assert not (tmp_path / "tools").exists()
