@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from manyvec.diversity import diversify as diversify
     from manyvec.encoders import Encoder as Encoder
     from manyvec.encoders import SentenceTransformerEncoder as SentenceTransformerEncoder
     from manyvec.encoders import TruncationWarning as TruncationWarning
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 # The same names once more, for the interpreter: a test keeps the two in step.
 _MODULES = {
+    "diversity": "diversify",
     "encoders": "Encoder SentenceTransformerEncoder TruncationWarning load_encoder",
     "errors": "EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError MissingPackageError "
     "ShapeError StoreError",
