@@ -32,6 +32,7 @@ from manyvec import (
     IndexNotFoundError,
     InputError,
 )
+from manyvec.filters import from_dict
 
 Filters = MetadataFilters | Filter | Mapping[str, Any]
 
@@ -109,8 +110,8 @@ def to_query(query: QueryBundle) -> str:
     return "\n".join(query.embedding_strs)
 
 
-def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | Mapping[str, Any] | None:
-    """Write LlamaIndex's filters in manyvec's terms; manyvec's own go through as they are.
+def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | None:
+    """Write LlamaIndex's filters in manyvec's terms; manyvec's own mean what they mean there.
 
     The meaning is that of LlamaIndex's in-memory store (`build_metadata_filter_fn`), nested filters included: a missing
     value fits `!=`, `nin` and `is_empty` only, and NOT asks that none of the filters fits.
@@ -122,7 +123,7 @@ def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | M
         FilterError: an operator that manyvec lacks, or one that the column or the value does not fit.
     """
     if not isinstance(filters, MetadataFilters):
-        return filters
+        return None if filters is None else from_dict(filters)
     return _all_conditions(filters, columns)
 
 

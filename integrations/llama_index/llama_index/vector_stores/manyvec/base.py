@@ -27,7 +27,6 @@ from llama_index.retrievers.manyvec._convert import (
 
 from manyvec import AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify
 from manyvec.candidates import Lexical
-from manyvec.filters import from_dict
 
 _Store = TypeVar("_Store", bound="ManyvecVectorStore")
 
@@ -209,12 +208,8 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         raise InputError(f"manyvec has no query mode {query.mode.value!r}; use default, text_search, hybrid or mmr")
 
     def _where(self, filters: Filters | None, node_ids: Sequence[str] | None) -> Filter:
-        parts: list[Filter] = []
-        if filters is not None:
-            parts.append(from_dict(to_filter(filters, self._index.filters) or {}))
-        if node_ids is not None:
-            parts.append(HasId(node_ids))
-        return AllOf(tuple(parts))
+        named = None if node_ids is None else HasId(node_ids)
+        return AllOf(tuple(part for part in (to_filter(filters, self._index.filters), named) if part is not None))
 
     def _cut_from(self, ref_doc_ids: Sequence[str]) -> Filter:
         """The nodes that were cut from these documents, and these documents themselves."""
