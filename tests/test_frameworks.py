@@ -104,7 +104,8 @@ def test_the_python_of_a_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys,
     blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
     assert blocks
     monkeypatch.chdir(tmp_path)
+    names = {}
     for block in blocks:
-        exec(compile(block, readme, "exec"), {})
+        exec(compile(block, readme, "exec"), names)
     if readme == "README.md":
         assert capsys.readouterr().out.startswith("1 a1 ")

@@ -10,6 +10,7 @@ from llama_index.core import get_response_synthesizer
 from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
 from llama_index.core.llms import MockLLM
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever, RouterRetriever
 from llama_index.core.schema import TextNode
@@ -80,7 +81,9 @@ def test_engines_that_cite_and_rerank_answer_from_the_nodes_found(retriever: Man
 
 @pytest.mark.parametrize("kind", [ContextChatEngine, CondensePlusContextChatEngine], ids=lambda kind: kind.__name__)
 def test_a_chat_engine_answers_from_the_nodes_found(retriever: ManyvecRetriever, kind: type) -> None:
-    chat = kind.from_defaults(retriever=retriever, llm=MockLLM(is_chat_model=True))
+    # LlamaIndex's default memory leaves a database connection open.
+    memory = ChatMemoryBuffer.from_defaults(token_limit=10_000)
+    chat = kind.from_defaults(retriever=retriever, llm=MockLLM(is_chat_model=True), memory=memory)
     first = chat.chat("black coffee")
     assert ids(first.source_nodes)[0] == "coffee"
     assert "black coffee" in str(first)

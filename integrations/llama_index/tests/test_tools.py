@@ -40,8 +40,8 @@ def job(number: int) -> FunctionTool:
     )
 
 
-# LlamaIndex's agents look at every attribute of theirs, also at what pydantic has deprecated.
-of_agents = pytest.mark.filterwarnings("ignore:The `__:DeprecationWarning")
+# LlamaIndex uses what pydantic and its own workflows have deprecated.
+of_agents = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TOOLS = [get_weather, FunctionTool.from_defaults(add), *map(job, range(30))]
 
 
@@ -186,5 +186,5 @@ async def test_a_react_agent_finds_the_tool_it_names_even_if_the_request_does_no
     agent = ReActAgent(tool_retriever=retriever, llm=Scripted(answers=answers))
     handler = agent.run("the weather in Lima")
     called = [event async for event in handler.stream_events() if isinstance(event, ToolCallResult)]
-    assert [(event.tool_name, event.tool_output.content) for event in called] == [("add", "5")]
     assert str(await handler) == "it is 5"
+    assert [(event.tool_name, event.tool_output.content) for event in called] == [("add", "5")]
