@@ -36,7 +36,7 @@ Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 
 # Chosen on the dev split of seal-tools and the train split of metatool; `examples/benchmarks/tools.py` compares weights
 # on four test splits.
-LEXICAL_WEIGHT = 0.025
+LEXICAL_WEIGHT = 0.02
 # So many tools of a larger catalog get an exact score: the first by mean token vectors, and half as many by BM25.
 DEPTH = 100
 _FILE_FORMAT = 1

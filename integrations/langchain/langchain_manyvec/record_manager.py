@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ TABLE = "langchain_records"
 _VALUES_PER_STATEMENT = 1000
 # A float of seconds since 1970 still tells these apart.
 _TICK = 1e-6
+# Two that create a table at the same moment both succeed in LanceDB, and the second empties what the first has written.
+_CREATING = threading.Lock()
 
 
 class ManyvecRecordManager(RecordManager):
@@ -31,8 +34,9 @@ class ManyvecRecordManager(RecordManager):
         records = ManyvecRecordManager("papers", index.uri)
         langchain_core.indexing.index(documents, records, store, cleanup="full", key_encoder="blake2b")
 
-    Several processes may write. Time is this machine's clock, moved on where the newest record is ahead of it, so that
-    a clock set back hides no outdated document from a cleanup.
+    Several processes may write, once `create_schema` or the first write of one of them has made the table. Time is this
+    machine's clock, moved on where the newest record is ahead of it, so that a clock set back hides no outdated
+    document from a cleanup.
 
     Args:
         namespace: records of one namespace know nothing of another's.
@@ -177,9 +181,10 @@ class ManyvecRecordManager(RecordManager):
         import lancedb
 
         try:
-            if self._opened is None:
-                database = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
-                self._opened = database.create_table(TABLE, schema=_schema(), exist_ok=True)
+            with _CREATING:
+                if self._opened is None:
+                    database = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
+                    self._opened = database.create_table(TABLE, schema=_schema(), exist_ok=True)
             yield self._opened
         except (RuntimeError, OSError, ValueError) as error:
             raise StoreError(f"cannot read or write the records in {self.uri}: {error}") from error

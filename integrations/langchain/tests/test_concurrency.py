@@ -104,7 +104,14 @@ async def test_a_batch_encodes_all_its_queries_in_one_pass(counting):
 
 async def test_a_batch_finds_what_each_invoke_would_with_its_options(retriever):
     queries = ["late interaction", "early", "交互", "nothing"]
-    for options in ({}, {"k": 0}, {"k": 2}, {"filter": F("year") > 2020}, {"score_threshold": 0.4}):
+    for options in (
+        {},
+        {"k": 0},
+        {"k": 2},
+        {"filter": F("year") > 2020},
+        {"score_threshold": 0.4},
+        {"depth": 1, "evidence": True},
+    ):
         expected = [retriever.invoke(query, **options) for query in queries]
         assert retriever.batch(queries, **options) == expected
         assert await retriever.abatch(queries, **options) == expected

@@ -1,6 +1,7 @@
 """`ManyvecRetriever` on a real index: what goes in comes out, per call, per chain, per event loop."""
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,41 @@ def test_a_score_threshold_works_in_the_constructor_and_in_a_call(retriever):
     assert len(strict.invoke("late interaction", score_threshold=-1.0)) == 3
     assert ids(retriever.invoke("late interaction", score_threshold=0.9)) == ["a/1"]
     assert retriever.invoke("late interaction", score_threshold=1.1) == []
+
+
+def test_evidence_in_the_metadata_says_which_words_matched_which_and_is_json(retriever):
+    explaining = ManyvecRetriever(index=retriever.index, evidence=True)
+    for best in (explaining.invoke("late", k=1)[0], retriever.invoke("late", k=1, evidence=True)[0]):
+        (word,) = best.metadata["evidence"]["words"]
+        start, end = word["span"]
+        assert (word["word"], word["text"], best.page_content[start:end]) == ("late", "late", "late")
+        assert word["similarity"] == pytest.approx(1, abs=FLOAT16)
+        assert json.loads(json.dumps(best.metadata["evidence"])) == best.metadata["evidence"]
+
+    assert "evidence" not in retriever.invoke("late")[0].metadata
+    assert "evidence" not in explaining.invoke("late", evidence=False)[0].metadata
+
+
+class Depths:
+    """A first stage that remembers what depth it was asked for, and looks at every document."""
+
+    def __init__(self) -> None:
+        self.asked: list[int | None] = []
+
+    def find(self, query: Any, scope: Any, depth: int | None) -> None:
+        self.asked.append(depth)
+
+
+def test_a_depth_works_in_the_constructor_and_in_a_call(retriever):
+    retriever.index.candidates = depths = Depths()
+    deep = ManyvecRetriever(index=retriever.index, depth=7)
+
+    assert ids(deep.invoke("late", k=1)) == ids(deep.invoke("late", k=1, depth=5)) == ["a/1"]
+    retriever.invoke("late")
+    deep.batch(["late", "early"], depth=3)
+    assert depths.asked == [7, 5, None, 3, 3]
+    with pytest.raises(manyvec.InputError, match="depth"):
+        retriever.invoke("late", depth=0)
 
 
 # Adding
