@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
 import manyvec
-from langchain_manyvec import ManyvecRetriever
+from langchain_manyvec import ManyvecReranker, ManyvecRetriever
 from langchain_manyvec._convert import to_langchain
 from manyvec import F
 from manyvec.testing import HashEncoder
@@ -212,6 +213,13 @@ def test_adding_gives_the_ids_in_the_order_of_the_documents(index):
     assert [document.text for document in index.get(given[:3])] == ["one", "two", "three"]
 
 
+def test_of_documents_with_equal_ids_the_last_is_stored(index):
+    given = ManyvecRetriever(index=index).add_documents([Document("old", id="a"), Document("new", id="a")])
+
+    assert given == ["a", "a"]
+    assert [document.text for document in index.get(["a"])] == ["new"]
+
+
 def test_adding_an_id_again_replaces_the_document(index):
     retriever = ManyvecRetriever(index=index)
     retriever.add_documents([Document("old", id="a", metadata={"year": 2020})])
@@ -358,3 +366,17 @@ def test_a_negative_k_is_an_error(retriever):
 def test_an_unknown_argument_of_a_call_is_an_error(retriever):
     with pytest.raises(TypeError, match="filters"):
         retriever.invoke("late", filters={"year": 2024})
+
+
+async def test_an_index_deleted_from_disk_is_an_error_and_not_an_empty_answer(retriever):
+    retriever.invoke("late")
+    shutil.rmtree(retriever.index.uri)
+
+    with pytest.raises(manyvec.ManyvecError):
+        retriever.invoke("late")
+    with pytest.raises(manyvec.ManyvecError):
+        await retriever.abatch(["late", "early"])
+    with pytest.raises(manyvec.ManyvecError):
+        retriever.add_documents([Document("one")])
+    with pytest.raises(manyvec.ManyvecError):
+        ManyvecReranker(index=retriever.index).compress_documents(DOCUMENTS, "late")
