@@ -21,7 +21,7 @@ from langchain_manyvec import ManyvecReranker
 from manyvec import Index
 from manyvec.evaluation import load_beir
 
-N_DOCUMENTS, N_QUERIES = 100, 5
+N_DOCUMENTS, N_QUERIES = 100, 3
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ What is encoded with `minilm` is kept in the folder VECTORS, for another run.
 
 - `bm25, LanceDB`: its full-text index over the plain text of the data set, as `manyvec eval` measures it.
 - `bm25, own words` and `pooled`: over the text of a tool, with the words and the mean vectors that `ToolIndex` has.
-- `ToolIndex`: as users get it, candidates and all. `weight ...` is another lexical weight for its 100 best; with the
-  weight 0 that is MaxSim alone.
+- `ToolIndex`: as users get it, candidates and all. `weight ...` is another lexical weight for the tools that it gave an
+  exact score; with the weight 0 that is MaxSim alone.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from manyvec.candidates import Lexical
 from manyvec.evaluation import Dataset, Run, evaluate, load_beir
 from manyvec.testing import HashEncoder
 from manyvec.tokens import offsets_of
-from manyvec.tools import LEXICAL_WEIGHT
+from manyvec.tools import DEPTH, LEXICAL_WEIGHT
 
 SETS = ("metatool", "livemcpbench", "stabletoolbench", "seal-tools")
 WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.06)
 MEASURES = ("nDCG@10", "Recall@5")
-DEPTH = 100
 
 
 def as_tool(document: Document) -> dict[str, Any]:
@@ -62,8 +61,8 @@ def tool_index(dataset: Dataset, folder: Path) -> ToolIndex:
     file, tools = folder / f"{dataset.name}.safetensors", map(as_tool, dataset.documents)
     index = ToolIndex.load(file, tools=tools) if file.exists() else ToolIndex("minilm", tools)
     index.save(file)
-    # A file has the weight that it was written with.
-    index.lexical_weight = LEXICAL_WEIGHT
+    # A file has the weight and the depth that it was written with.
+    index.lexical_weight, index.depth = LEXICAL_WEIGHT, DEPTH
     return index
 
 
