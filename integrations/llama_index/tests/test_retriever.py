@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llama_index.core import get_response_synthesizer
-from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.indices.query.query_transform.base import BaseQueryTransform
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent, RetrievalStartEvent
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
@@ -132,11 +129,12 @@ def test_an_embedding_is_not_stored(tmp_path: Path) -> None:
     assert node.embedding == [0.5, 0.5]
 
 
-def test_other_readers_see_a_plain_node_as_it_is_and_one_key_more_on_a_linked_one(retriever: ManyvecRetriever) -> None:
+def test_other_readers_see_a_plain_node_as_it_is_and_two_keys_more_on_a_linked_one(retriever: ManyvecRetriever) -> None:
     plain, linked = retriever.index.get(["plain", "linked"])
     assert plain == manyvec.Document("plain", "red apple", {"year": 2021})
     assert linked.text == "green tea"
-    assert set(linked.metadata) == {"year", "page", "_llama_index"}
+    assert set(linked.metadata) == {"year", "page", "_llama_index", "_ref_doc_id"}
+    assert linked.metadata["_ref_doc_id"] == "menu.pdf"
 
 
 def test_documents_of_any_other_writer_are_retrieved_as_text_nodes(tmp_path: Path) -> None:
@@ -318,22 +316,7 @@ def test_what_a_query_transform_wrote_is_searched_for(retriever: ManyvecRetrieve
     assert ids(response.source_nodes) == ["linked"]
 
 
-class Recorder(BaseEventHandler):
-    events: list[BaseEvent] = Field(default_factory=list)
-
-    def handle(self, event: BaseEvent, **kwargs: object) -> None:
-        self.events.append(event)
-
-
-@pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    handler, root = Recorder(), get_dispatcher("root")
-    root.add_event_handler(handler)
-    yield handler
-    root.event_handlers.remove(handler)
-
-
-def test_retrieval_events_carry_the_query_and_the_nodes(retriever: ManyvecRetriever, recorder: Recorder) -> None:
+def test_retrieval_events_carry_the_query_and_the_nodes(retriever: ManyvecRetriever, recorder: Any) -> None:
     found = [retriever.retrieve("green tea"), asyncio.run(retriever.aretrieve("green tea"))]
     kinds = [type(event) for event in recorder.events]
     assert kinds == [RetrievalStartEvent, RetrievalEndEvent] * 2

@@ -12,7 +12,14 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
-from llama_index.retrievers.manyvec._convert import Filters, to_document, to_filter, to_node_with_score, to_query
+from llama_index.retrievers.manyvec._convert import (
+    Filters,
+    open_or_create,
+    to_document,
+    to_filter,
+    to_node_with_score,
+    to_query,
+)
 
 from manyvec import Encoder, Index
 
@@ -84,8 +91,7 @@ class ManyvecRetriever(BaseRetriever):
             filter_columns: metadata keys that `filters` can name, with their types: `{"year": int, "tags": list[str]}`.
                 An index that is there must have been created with the same ones, and with this encoder.
         """
-        index = Index.create(uri, encoder, filters=filter_columns, exist_ok=True)
-        retriever = cls(index, similarity_top_k, filters, callback_manager)
+        retriever = cls(open_or_create(uri, encoder, filter_columns), similarity_top_k, filters, callback_manager)
         retriever.add_nodes(nodes, show_progress=show_progress)
         return retriever
 
@@ -100,7 +106,7 @@ class ManyvecRetriever(BaseRetriever):
         Raises:
             manyvec.InputError: a node has no text, or metadata that JSON cannot hold.
         """
-        documents = [to_document(node) for node in nodes]
+        documents = [to_document(node, self.index.filters) for node in nodes]
         self.index.add(documents, show_progress=show_progress)
         return [document.id for document in documents]
 
