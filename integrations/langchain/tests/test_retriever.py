@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
@@ -308,26 +307,6 @@ async def test_it_is_the_first_step_of_an_async_chain(retriever):
     assert await chain.ainvoke("early interaction") == ["b 2", "a/1", "ç'3"]
 
 
-class Recorder(BaseCallbackHandler):
-    """Keeps the events of retrievers."""
-
-    def __init__(self) -> None:
-        self.started: list[tuple[str, dict[str, Any]]] = []
-        self.ended: list[list[str | None]] = []
-        self.errors: list[BaseException] = []
-
-    def on_retriever_start(
-        self, serialized: Any, query: str, *, metadata: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        self.started.append((query, metadata or {}))
-
-    def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
-        self.ended.append(ids(documents))
-
-    def on_retriever_error(self, error: BaseException, **kwargs: Any) -> None:
-        self.errors.append(error)
-
-
 TRACED = {
     "ls_retriever_name": "manyvec",
     "ls_vector_store_provider": "LanceDB",
@@ -336,8 +315,8 @@ TRACED = {
 }
 
 
-async def test_a_tracer_sees_the_query_the_documents_and_what_searched(retriever):
-    recorder = Recorder()
+async def test_a_tracer_sees_the_query_the_documents_and_what_searched(retriever, new_recorder):
+    recorder = new_recorder()
     retriever.invoke("late", {"callbacks": [recorder]}, k=1)
     await retriever.ainvoke("early", {"callbacks": [recorder]}, k=1)
 
@@ -346,8 +325,8 @@ async def test_a_tracer_sees_the_query_the_documents_and_what_searched(retriever
     assert recorder.ended == [["a/1"], ["b 2"]]
 
 
-async def test_a_filter_on_an_undeclared_column_is_an_error_that_a_tracer_sees(retriever):
-    recorder = Recorder()
+async def test_a_filter_on_an_undeclared_column_is_an_error_that_a_tracer_sees(retriever, new_recorder):
+    recorder = new_recorder()
     config = {"callbacks": [recorder]}
 
     with pytest.raises(manyvec.FilterError, match="'lang'"):
