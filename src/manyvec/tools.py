@@ -1,15 +1,16 @@
 """`ToolIndex`: keeps the tools that fit a request, out of a handful or thousands, in memory.
 
-The text of a tool is its name, description, and argument names and descriptions. Its score is exact MaxSim mixed with
-BM25 over the same text, because people name things ("my Spotify playlist") as often as they describe them. BM25 is
-divided by the most that the request's words can reach, so it counts for little where the tools share few of them, and
-scores compare between requests.
+The text of a tool is its name, description, and argument names and descriptions. Its score is exact MaxSim, the mean
+over the request's tokens, and a little of BM25 over the same text, because people name things ("my Spotify playlist")
+as often as they describe them. BM25 is a sum: the more rare words a request shares with a tool, the more it decides;
+where it shares few, MaxSim does.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
 Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 
-# Chosen on samples of four sets of tools; `examples/benchmarks/tools.py` compares weights on the whole of them.
-LEXICAL_WEIGHT = 0.65
-# So many tools of a larger catalog get an exact score: the first by mean token vectors, and half as many by BM25.
-DEPTH = 100
+# Chosen on the dev split of seal-tools and the train split of metatool; `examples/benchmarks/tools.py` compares weights
+# on four test splits.
+LEXICAL_WEIGHT = 0.02
+# So many tools of a larger catalog get an exact score. On all four sets 40 give the measures that 150 do.
+DEPTH = 50
 _FILE_FORMAT = 1
 
 
@@ -45,10 +47,9 @@ class ToolHit:
     """A tool that fits a request.
 
     Attributes:
-        score: at most 1: similarity and BM25 share, mixed; 1 for a tool whose very name was asked for. Comparable
-            between requests.
+        score: similarity plus weighted BM25; higher is better.
         similarity: mean MaxSim per query token, in [-1, 1].
-        rank: 1 is best. Equal scores are ordered by name.
+        rank: 1 is best: a tool whose very name was asked for, then by score. Equal scores are ordered by name.
         tool: as it was given.
     """
 
@@ -65,9 +66,9 @@ class ToolIndex:
     Args:
         encoder: a name for `load_encoder`, or an encoder.
         tools: see `add`.
-        lexical_weight: of BM25 in the score, 0 to 1; MaxSim has the rest.
-        depth: tools that get an exact score; the others are left out by BM25 and mean token vectors. All get one
-            where there are no more tools than this.
+        lexical_weight: of BM25, which is added to the similarity; 0 for MaxSim alone.
+        depth: tools that get an exact score: the best by the same mix with the similarity of mean vectors in MaxSim's
+            place. All get one where there are no more tools than this.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class ToolIndex:
         lexical_weight: float = LEXICAL_WEIGHT,
         depth: int = DEPTH,
     ) -> None:
-        if not 0 <= lexical_weight <= 1:
-            raise InputError(f"lexical_weight must be between 0 and 1, got {lexical_weight!r}")
+        if not 0 <= lexical_weight < math.inf:
+            raise InputError(f"lexical_weight must be 0 or more, got {lexical_weight!r}")
         self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         self.lexical_weight = lexical_weight
         self.depth = depth
@@ -262,17 +263,19 @@ class ToolIndex:
         named = catalog.named(query)
         if catalog.tokens is None or not tokens.n_tokens:
             return []
-        lexical = catalog.bm25.share(words_of(query))
+        lexical = np.float32(self.lexical_weight) * catalog.bm25.scores(words_of(query))
         chosen = catalog.candidates(tokens, lexical, max(self.depth, k), named)
         similarities = self._scorer.score(tokens[0], catalog.tokens, chosen)
-        scores = (1 - self.lexical_weight) * similarities + self.lexical_weight * lexical[chosen]
+        scores = similarities + lexical[chosen]
         names = catalog.names[chosen]
+        ordering = scores.copy()
         for place in named:
-            # Above every mix, so that the name decides; among names that differ in case only, the very one.
-            scores[np.searchsorted(chosen, place)] = 3.0 if catalog.names[place] == query.strip() else 2.0
+            # The name decides; among names that differ in case only, the very one.
+            is_exact = catalog.names[place] == query.strip()
+            ordering[np.searchsorted(chosen, place)] = np.inf if is_exact else np.finfo(np.float32).max
         return [
-            ToolHit(names[i], min(float(scores[i]), 1.0), float(similarities[i]), rank, catalog.tools[names[i]])
-            for rank, i in enumerate(top_k(scores, names, k), start=1)
+            ToolHit(names[i], float(scores[i]), float(similarities[i]), rank, catalog.tools[names[i]])
+            for rank, i in enumerate(top_k(ordering, names, k), start=1)
         ]
 
 
@@ -295,13 +298,11 @@ class _Catalog:
         return self._folded.get(query.strip().casefold(), [])
 
     def candidates(self, tokens: TokenBatch, lexical: Scores, depth: int, named: list[int]) -> NDArray[np.int64]:
-        """(n,) places worth an exact score, rising: by mean vectors and, up to half as many again, by words."""
+        """Places worth an exact score, rising: the `depth` best by mean vectors and words, and those named."""
         if len(self.tools) <= depth or self.pooled is None:
             return np.arange(len(self.tools))
-        pooled = self.pooled @ tokens.vectors.astype(np.float32).mean(axis=0)
-        nearest = np.argpartition(-pooled, depth)[:depth]
-        wordy = np.argpartition(-lexical, depth // 2)[: depth // 2]
-        return np.union1d(np.concatenate([nearest, wordy]), np.array(named, np.int64))
+        likely = self.pooled @ tokens.pooled()[0] + lexical
+        return np.union1d(np.argpartition(-likely, depth)[:depth], np.array(named, np.int64))
 
 
 def _read(tool: Any) -> tuple[str, str]:
