@@ -34,8 +34,8 @@ def main(llm: LLM | None = None) -> None:
     print(f"Question: {QUESTION}\nAnswer: {str(response)[:200]}…\n")
     for number, source in enumerate(response.source_nodes, start=1):
         print(f"[{number}] {source.node.metadata['title']}, score {source.score:.2f}: {source.text[:80]!r}…")
-        for word in source.node.metadata["evidence"]["words"]:
-            print(f"    {word}")
+        words = [word for word in source.node.metadata["evidence"]["words"] if word["similarity"] > 0.6]
+        print("    found by", ", ".join(f"{w['word']} = {w['text']} ({w['similarity']:.2f})" for w in words))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ PRINTED = {
         "1 nodes were made, the store holds 2",
         "tea.txt: Black tea",
     ],
-    "query_engine_with_citations.py": ["[1] Oxygen", "MockLLM"],
+    "query_engine_with_citations.py": ["[1] Oxygen", "burn = burning", "MockLLM"],
     "rerank_bm25.py": ["the best of its 20", "Oxygen__"],
 }
 

@@ -23,6 +23,7 @@ from llama_index.core.schema import (
     ImageNode,
     IndexNode,
     MediaResource,
+    MetadataMode,
     Node,
     NodeRelationship,
     NodeWithScore,
@@ -209,8 +210,38 @@ def test_an_empty_query_gives_no_nodes(retriever: ManyvecRetriever) -> None:
 
 
 def test_a_query_that_is_an_image_alone_is_an_error(retriever: ManyvecRetriever) -> None:
-    with pytest.raises(manyvec.InputError, match=r"a\.png"):
+    with pytest.raises(manyvec.InputError, match=r"a\.png, and hash-64 reads no images: ask with a text"):
         retriever.retrieve(QueryBundle("", image_path="a.png"))
+
+
+class Seeing(HashEncoder):
+    """Reads the words that an image file holds."""
+
+    def encode_images(self, images: Sequence[str]) -> TokenBatch:
+        return self.encode_documents([Path(image).read_text() for image in images])
+
+
+def test_a_query_that_is_an_image_finds_what_is_like_it(tmp_path: Path) -> None:
+    retriever = ManyvecRetriever.from_nodes(NODES, tmp_path / "index", Seeing(), filter_columns={"year": int})
+    (tmp_path / "a.png").write_text("green tea")
+    query = QueryBundle("", image_path=str(tmp_path / "a.png"))
+    assert retriever.retrieve(query) == retriever.retrieve("green tea")
+    assert asyncio.run(retriever.with_options(similarity_top_k=1).aretrieve(query))[0].node == LINKED
+    assert ids(retriever.with_options(filters={"year": 2021}).retrieve(query)) == ["plain"]
+    assert retriever.with_options(similarity_top_k=0).retrieve(query) == []
+
+
+def test_evidence_says_which_words_matched_and_no_model_reads_it(retriever: ManyvecRetriever) -> None:
+    (found,) = retriever.with_options(similarity_top_k=1, evidence=True).retrieve("green tea")
+    words = found.node.metadata["evidence"]["words"]
+    assert [(word["word"], word["text"], word["span"]) for word in words] == [
+        ("green", "green", [0, 5]),
+        ("tea", "tea", [6, 9]),
+    ]
+    for mode in (MetadataMode.LLM, MetadataMode.EMBED):
+        assert "evidence" not in found.node.get_content(mode)
+    assert retriever.retrieve("green tea")[0].node == LINKED
+    assert retriever.evidence is False
 
 
 def test_add_nodes_answers_ids_in_order_and_replaces_nodes_of_the_same_id(retriever: ManyvecRetriever) -> None:

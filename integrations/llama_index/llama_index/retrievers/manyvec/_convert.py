@@ -41,6 +41,7 @@ Filters = MetadataFilters | Filter | Mapping[str, Any]
 NODE_KEY = "_llama_index"
 # And under this one the id of the document that a node was cut from, where the index has a filter column of that name.
 REF_DOC_KEY = "_ref_doc_id"
+EVIDENCE_KEY = "evidence"
 
 _CLASSES = {kind.class_name(): kind for kind in (TextNode, ImageNode, IndexNode, Node, schema.Document)}
 _KEPT_BESIDE: Any = {"id_": True, "text": True, "text_resource": {"text"}, "metadata": True, "embedding": True}
@@ -85,7 +86,13 @@ def to_document(node: BaseNode, columns: Mapping[str, str]) -> Document:
 
 
 def to_node_with_score(hit: Hit) -> NodeWithScore:
-    return NodeWithScore(node=to_node(hit), score=hit.score)
+    """The node with its score and, hidden from models, its evidence; metadata stored under that key stays."""
+    node = to_node(hit)
+    if hit.evidence is not None and EVIDENCE_KEY not in node.metadata:
+        node.metadata[EVIDENCE_KEY] = hit.evidence.to_dict()
+        node.excluded_embed_metadata_keys.append(EVIDENCE_KEY)
+        node.excluded_llm_metadata_keys.append(EVIDENCE_KEY)
+    return NodeWithScore(node=node, score=hit.score)
 
 
 def to_node(document: Document | Hit) -> BaseNode:
@@ -105,8 +112,6 @@ def to_node(document: Document | Hit) -> BaseNode:
 
 def to_query(query: QueryBundle) -> str:
     """The text to encode: what a query transform such as HyDE wrote, or else the question itself."""
-    if query.image_path and not query.embedding_strs:
-        raise InputError(f"the query is the image {query.image_path}; this retriever searches by text")
     return "\n".join(query.embedding_strs)
 
 
