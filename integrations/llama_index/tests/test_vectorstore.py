@@ -160,6 +160,24 @@ def test_a_text_search_finds_only_nodes_that_share_a_word(store: ManyvecVectorSt
     assert found(store, "water", mode=VectorStoreQueryMode.TEXT_SEARCH) == []
 
 
+def test_a_hybrid_search_fuses_the_ranks_of_both(store: ManyvecVectorStore) -> None:
+    hybrid = {"mode": VectorStoreQueryMode.HYBRID}
+    query = VectorStoreQuery(query_str="green juice", similarity_top_k=9, **hybrid)
+    exact = found(store, "green juice")
+    # Only two of them hold the word.
+    assert set(found(store, "green juice", **hybrid, alpha=0)) == {"m2", "o1"}
+    assert found(store, "green juice", **hybrid, alpha=1) == exact
+    result = store.query(query)
+    assert set(result.ids[:2]) == {"m2", "o1"}
+    # First in one list and second in the other, or first in both.
+    assert result.similarities[0] in (pytest.approx(1 / 61), pytest.approx((1 / 61 + 1 / 62) / 2))
+    assert len(result.ids) == 4
+    assert len(found(store, "green juice", **hybrid, hybrid_top_k=1)) == 1
+    assert found(store, "green juice", **hybrid, filters=year(">", 2022)) == ["o1"]
+    with pytest.raises(manyvec.InputError, match="alpha"):
+        found(store, "green juice", **hybrid, alpha=2)
+
+
 def test_mmr_passes_over_a_node_that_says_the_same(store: ManyvecVectorStore) -> None:
     store.add([TextNode(id_="o2", text="green apple"), TextNode(id_="o3", text="a red apple")])
     assert found(store, "green apple", 2) == ["o1", "o2"]
