@@ -48,9 +48,10 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     It searches by the query's text and keeps one vector per token, so that embeddings of nodes and queries are left
     aside. Nodes come back equal to what went in, without their embedding. Async methods work in a thread.
 
-    The modes of a query: `default`; `text_search`, nodes that share a word with the query; `hybrid`, the ranks of
-    both fused, with `alpha` 1 for late interaction alone and 0 for BM25; `mmr`, with `mmr_threshold` 1 for the query alone and 0
-    for nodes unlike each other. An empty list of `node_ids` or `doc_ids` restricts nothing, as LlamaIndex passes it.
+    The modes of a query: `default`; `text_search`, nodes that share a word with the query; `hybrid`, the ranks of both
+    fused, with `alpha` 1 for late interaction alone and 0 for BM25; `mmr`, with `mmr_threshold` 1 for the query alone
+    and 0 for nodes unlike each other. An empty list of `node_ids` or `doc_ids` restricts nothing, as LlamaIndex passes
+    it.
 
     Args:
         index: the index; retrievers, other stores and threads may share it.
