@@ -154,9 +154,7 @@ class RetrieverContract(_Contract):
     def test_async_answers_the_same_and_leaves_the_loop_free(self, tmp_path: Path) -> None:
         retriever = self.make(self._index(tmp_path / "index", SlowEncoder()))
         expected = self.retrieve(retriever, "green tea")
-        found, longest_wait = asyncio.run(_watched(self.aretrieve(retriever, "green tea")))
-        assert found == expected
-        assert longest_wait < SlowEncoder.seconds * 0.8
+        assert _with_free_loop(lambda _: self.aretrieve(retriever, "green tea")) == expected
 
     def test_twenty_calls_at_once_get_the_answers_of_twenty_single_ones(self, tmp_path: Path) -> None:
         retriever = self.make(self._index(tmp_path / "index"))
@@ -238,9 +236,7 @@ class RerankerContract(_Contract):
     def test_async_answers_the_same_and_leaves_the_loop_free(self) -> None:
         reranker, given = self.make(encoder=SlowEncoder()), self.given(self.documents)
         expected = self.rerank(reranker, given, "green tea")
-        found, longest_wait = asyncio.run(_watched(self.arerank(reranker, given, "green tea")))
-        assert found == expected
-        assert longest_wait < SlowEncoder.seconds * 0.8
+        assert _with_free_loop(lambda _: self.arerank(reranker, given, "green tea")) == expected
 
 
 class StoreContract(_Contract):
@@ -318,13 +314,10 @@ class StoreContract(_Contract):
         assert self.search(store, "text", 9) == []
 
     def test_async_does_the_same_and_leaves_the_loop_free(self, tmp_path: Path) -> None:
-        store = self.make(tmp_path / "store", SlowEncoder())
-        ids, longest_wait = asyncio.run(_watched(self.aadd(store, self.documents)))
-        assert ids == ["apple", "pie", "tea"]
-        assert longest_wait < SlowEncoder.seconds * 0.8
-        found, longest_wait = asyncio.run(_watched(self.asearch(store, "green tea", 2)))
-        assert found == self.search(store, "green tea", 2)
-        assert longest_wait < SlowEncoder.seconds * 0.8
+        stores = [self.make(tmp_path / str(i), SlowEncoder()) for i in range(3)]
+        assert _with_free_loop(lambda i: self.aadd(stores[i], self.documents)) == ["apple", "pie", "tea"]
+        expected = self.search(stores[0], "green tea", 2)
+        assert _with_free_loop(lambda _: self.asearch(stores[0], "green tea", 2)) == expected
 
 
 class ToolRetrieverContract:
@@ -357,11 +350,10 @@ class ToolRetrieverContract:
     def test_async_keeps_the_same_and_leaves_the_loop_free(self) -> None:
         retriever = self.make(_tools(), 2, SlowEncoder())
         expected = self.select(retriever, "the weather in Lima")
-        again = self.make(_tools(), 2, SlowEncoder())
-        asyncio.run(self.aselect(again, "warm up"))
-        names, longest_wait = asyncio.run(_watched(self.aselect(again, "the weather in Lima")))
-        assert names == expected
-        assert longest_wait < SlowEncoder.seconds * 0.8
+        assert sorted(asyncio.run(self.aselect(retriever, "the weather in Lima"))) == sorted(expected)
+        # Another request each time: a choice may be remembered.
+        found = _with_free_loop(lambda i: self.aselect(retriever, f"the weather in Lima, day {i}"))
+        assert "get_weather" in found
 
 
 @dataclass(frozen=True)
@@ -387,6 +379,18 @@ class CountingEncoder(HashEncoder):
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
         self.texts.extend(texts)
         return super().encode_documents(texts)
+
+
+def _with_free_loop(work: Callable[[int], Coroutine[Any, Any, T]]) -> T:
+    """What the work gives, done up to three times until the event loop goes on meanwhile.
+
+    A loop that waits for `SlowEncoder` stands still each time; on a busy machine any may do so once or twice.
+    """
+    for i in range(3):
+        result, longest = asyncio.run(_watched(work(i)))
+        if longest < SlowEncoder.seconds / 2:
+            return result
+    raise AssertionError(f"the event loop stood still for {longest:.2f} s, whenever it was tried")
 
 
 async def _watched(work: Coroutine[Any, Any, T]) -> tuple[T, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -291,32 +290,6 @@ async def test_fifty_concurrent_calls_get_the_answers_of_fifty_single_ones(tmp_p
     answers = await asyncio.gather(*map(retriever.aretrieve, queries))
     assert [ids(answer)[0] for answer in answers] == [f"n{i}" for i in range(50)]
     assert answers == [retriever.retrieve(query) for query in queries]
-
-
-async def test_the_event_loop_goes_on_while_a_query_is_encoded(tmp_path: Path) -> None:
-    class Slow(HashEncoder):
-        def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
-            time.sleep(0.5)
-            return super().encode_queries(queries)
-
-    retriever = ManyvecRetriever.from_nodes(NODES, tmp_path, Slow())
-    retriever.retrieve("warm up: vectors are read and libraries loaded")
-    largest_gap = 0.0
-
-    async def tick() -> None:
-        nonlocal largest_gap
-        last = time.perf_counter()
-        while True:
-            await asyncio.sleep(0.005)
-            now = time.perf_counter()
-            largest_gap, last = max(largest_gap, now - last), now
-
-    ticker = asyncio.create_task(tick())
-    started = time.perf_counter()
-    assert ids(await retriever.aretrieve("green tea"))[0] == "linked"
-    assert time.perf_counter() - started >= 0.5
-    ticker.cancel()
-    assert 0 < largest_gap < 0.25
 
 
 def test_a_query_engine_answers_from_the_nodes_without_any_key(retriever: ManyvecRetriever) -> None:
