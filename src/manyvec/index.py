@@ -218,9 +218,13 @@ class Index:
         wanted = [known[id].row_id for id in ids if id in known]
         return [Document(row["id"], row["text"], json.loads(row["metadata"])) for row in snapshot.texts(wanted)]
 
-    def ids(self) -> list[str]:
-        """The ids of all documents, in order."""
-        return sorted(self._store.snapshot().states().ids.tolist())
+    def ids(self, filter: Where | None = None) -> list[str]:
+        """The ids of all documents, or of those that pass a filter, in order."""
+        snapshot = self._store.snapshot()
+        states = snapshot.states()
+        where = self._where(filter)
+        passing = states.ids if where is None else states.ids[np.isin(states.row_ids, snapshot.row_ids(where))]
+        return sorted(passing.tolist())
 
     def token_vectors(self, ids: str | Sequence[str]) -> TokenBatch:
         """Token vectors of stored documents, as stored, for scoring them without encoding them again.

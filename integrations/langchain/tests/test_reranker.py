@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 import manyvec
 from langchain_manyvec import ManyvecReranker, ManyvecRerankRetriever, ManyvecRetriever
-from manyvec.testing import HashEncoder
+from manyvec.testing import HashEncoder, SlowEncoder
 
 FLOAT16 = 2**-10
 DOCUMENTS = [
@@ -31,12 +31,6 @@ class Fixed(BaseRetriever):
 
     def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
         return list(DOCUMENTS)
-
-
-class SlowEncoder(HashEncoder):
-    def encode_documents(self, texts: Sequence[str]) -> manyvec.TokenBatch:
-        time.sleep(0.5)
-        return super().encode_documents(texts)
 
 
 class BrokenEncoder(HashEncoder):
