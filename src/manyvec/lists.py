@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.codec import Assignments, Codebook, n_centroids_for
+from manyvec.codebook import Assignments, Codebook, n_centroids_for
 from manyvec.resident import Resident, windows
 from manyvec.store import RowStates, Snapshot, Store
 

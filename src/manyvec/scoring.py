@@ -6,19 +6,24 @@ https://arxiv.org/abs/2004.12832) or averaged (FILIP, https://arxiv.org/abs/2111
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.codec import Codec, rotation
 from manyvec.errors import InputError, ShapeError
-from manyvec.tokens import TokenBatch, offsets_of
+from manyvec.tokens import TokenBatch, offsets_of, ragged_rows
+
+if TYPE_CHECKING:
+    import torch
 
 Reduction = Literal["sum", "mean"]
 Scores = NDArray[np.float32]
@@ -46,15 +51,17 @@ def maxsim_reference(query: NDArray[np.floating], documents: TokenBatch) -> Scor
 class MaxSimScorer:
     """Scores documents against queries on the CPU, exactly, in blocks that stay in the processor's cache.
 
+    Documents in a codec's bytes are scored as they are: their integers are multiplied with the query in two int8 parts
+    (15 bits), so that no float32 copy is made and only the codec's own error remains.
+
     Args:
         reduction: `sum` over the query tokens (ColBERT) or their `mean` (FILIP).
-        block_bytes: float32 bytes of document vectors converted and multiplied at a time. With 3 MB, float16
-            documents cost no more than float32 ones that take twice the memory; blocks of 64 MB take more than twice
-            as long (`examples/benchmarks/scoring.py`). A document larger than a block is scored in a block of its own.
+        block_bytes: document vectors are multiplied so many float32 bytes at a time; 1 MB is what a core's own cache
+            holds (`examples/benchmarks/scoring.py`). A larger document makes a block of its own.
     """
 
     reduction: Reduction = "sum"
-    block_bytes: int = 3 * 2**20
+    block_bytes: int = 2**20
 
     def __post_init__(self) -> None:
         if self.reduction not in ("sum", "mean"):
@@ -67,7 +74,7 @@ class MaxSimScorer:
 
         Args:
             query: (n_query_tokens, dim).
-            documents: documents of any length, same dim.
+            documents: documents of any length, same dim; vectors or codes.
             subset: (n,) which documents, each at most once, in rising order; all of them by default.
 
         Returns:
@@ -87,58 +94,141 @@ class MaxSimScorer:
             raise ShapeError(f"queries have dim {queries.dim}, documents {documents.dim}: encode both with one model")
         import torch
 
-        n_documents = len(documents) if subset is None else len(subset)
-        scores = np.full((len(queries), n_documents), -np.inf, np.float32)
+        lengths = documents.lengths if subset is None else documents.lengths[subset]
+        scores = np.full((len(queries), len(lengths)), -np.inf, np.float32)
         answered = np.flatnonzero(queries.lengths)
-        if not len(answered):
+        blocks = self._blocks(lengths, documents.dim)
+        if not len(answered) or not blocks:
             return scores
-        query_vectors = torch.zeros(_padded(queries.n_tokens), queries.dim)
-        query_vectors[: queries.n_tokens] = torch.from_dlpack(np.ascontiguousarray(queries.vectors))
+        similarities = _similarities_to(queries, documents.codec)
+        rows_of = documents.vectors if subset is None else ragged_rows(documents.offsets[subset], lengths)
+        starts = offsets_of(lengths)
 
-        def score_block(block: _Block) -> None:
-            rows = block.rows(documents)
-            # from_dlpack takes the read-only arrays that Arrow gives.
-            vectors = torch.zeros(_padded(len(rows)), documents.dim)
-            vectors[: len(rows)] = torch.from_dlpack(rows)
-            similarities = (query_vectors @ vectors.T)[: queries.n_tokens, : len(rows)].numpy()
-            filled = np.flatnonzero(block.lengths)
-            best = np.maximum.reduceat(similarities, offsets_of(block.lengths)[filled], axis=1)
+        def score_block(block: slice) -> None:
+            rows = rows_of[starts[block.start] : starts[block.stop]]
+            if subset is not None:
+                # Unlike numpy, torch gathers without holding up the other threads.
+                rows = torch.from_dlpack(documents.vectors).index_select(0, torch.from_dlpack(rows)).numpy()
+            filled = np.flatnonzero(lengths[block])
+            own_starts = starts[block.start : block.stop] - starts[block.start]
+            best = np.maximum.reduceat(similarities(rows), own_starts[filled], axis=1)
             # float32 here: near 16, float16 steps are 0.016 wide and unlike documents would tie.
-            scores[np.ix_(answered, block.first + filled)] = np.add.reduceat(best, queries.offsets[answered], axis=0)
+            summed = np.add.reduceat(best, queries.offsets[answered], axis=0)
+            scores[answered[:, None], block.start + filled] = summed
 
-        # list() passes on what a worker raised.
-        list(_workers(os.getpid()).map(score_block, self._blocks(documents, subset)))
+        _in_parallel(score_block, blocks)
         if self.reduction == "mean":
             scores[answered] /= queries.lengths[answered, None]
         return scores
 
-    def _blocks(self, documents: TokenBatch, subset: NDArray[np.int64] | None) -> Iterator[_Block]:
+    def _blocks(self, lengths: NDArray[np.int64], dim: int) -> list[slice]:
         """Runs of whole documents, none of them without tokens."""
-        lengths = documents.lengths if subset is None else documents.lengths[subset]
         ends = np.cumsum(lengths)
-        max_tokens = max(1, self.block_bytes // (4 * documents.dim))
+        max_tokens = max(1, self.block_bytes // (4 * dim))
+        blocks = []
         first = 0
         while first < len(lengths):
             done = ends[first] - lengths[first]
             last = max(first + 1, int(np.searchsorted(ends, done + max_tokens, side="right")))
             if ends[last - 1] > done:
-                yield _Block(first, lengths[first:last], None if subset is None else subset[first:last])
+                blocks.append(slice(first, last))
             first = last
+        return blocks
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Some documents: the place of the first among those to score, their lengths, and which they are if not a run."""
+def _similarities_to(queries: TokenBatch, codec: Codec | None) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """A function of rows, vectors or codes, to their (n_query_tokens, n_rows) dot products with all query tokens."""
+    import torch
 
-    first: int
-    lengths: NDArray[np.int64]
-    subset: NDArray[np.int64] | None
+    vectors = np.asarray(queries.vectors, np.float32)
+    if codec is None:
+        return partial(_products, _padded(torch.from_dlpack(np.ascontiguousarray(vectors))), len(vectors))
+    to_centroids = None if codec.centroids is None else torch.from_dlpack(vectors @ codec.centroids.T)
+    rotated = vectors @ rotation(codec.dim) if codec.is_rotated else vectors
+    if not has_fast_int8():
+        times_integers = partial(_products, _padded(torch.from_dlpack(np.ascontiguousarray(rotated))), len(vectors))
+    else:
+        times_integers = partial(_integer_products, *_int8_parts(rotated))
 
-    def rows(self, documents: TokenBatch) -> NDArray[np.floating]:
-        """(n_tokens, dim) their vectors."""
-        if self.subset is not None:
-            return documents.vectors[documents.rows(self.subset)]
-        return documents.vectors[documents.offsets[self.first] : documents.offsets[self.first + len(self.lengths)]]
+    def similarities(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        products = times_integers(codec.integers(codes))
+        products *= codec.scales(codes)
+        if to_centroids is not None:
+            products += to_centroids.index_select(1, torch.from_dlpack(codec.nearest(codes))).numpy()
+        return products
+
+    return similarities
+
+
+def _products(queries: torch.Tensor, n: int, rows: NDArray[Any]) -> NDArray[np.float32]:
+    """(n, n_rows) of the first n of (padded, dim) float32 query tokens, with rows of any type."""
+    import torch
+
+    # from_dlpack takes the read-only arrays that Arrow gives.
+    return (queries @ _padded(torch.from_dlpack(rows)).T)[:n, : len(rows)].numpy()
+
+
+def _integer_products(
+    parts: torch.Tensor, steps: NDArray[np.float32], integers: NDArray[np.int8]
+) -> NDArray[np.float32]:
+    """(n, n_rows) of n query tokens in `_int8_parts`, with int8 rows."""
+    import torch
+
+    products = torch._int_mm(parts, torch.from_dlpack(integers).T).numpy()
+    high, low = products[: len(steps)], products[len(steps) :]
+    return (high * np.float32(_LOW) + low) * steps
+
+
+def _int8_parts(vectors: NDArray[np.float32]) -> tuple[torch.Tensor, NDArray[np.float32]]:
+    """(2n, dim) int8 and (n, 1) float32 of (n, dim): vector i is steps[i] * (_LOW * parts[i] + parts[n + i])."""
+    import torch
+
+    steps = np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-30) / np.float32(127 * _LOW)
+    whole = np.rint(vectors / steps).astype(np.int32)
+    high = (whole + _LOW // 2) // _LOW
+    return torch.from_dlpack(np.concatenate([high, whole - _LOW * high]).astype(np.int8)), steps
+
+
+# The higher part of a query's numbers counts so many times; the lower one is between -64 and 63.
+_LOW = 128
+
+
+@lru_cache(maxsize=1)
+def has_fast_int8() -> bool:
+    """Whether this processor multiplies int8 faster than float32: x86 with VNNI. Elsewhere torch does it by hand."""
+    import torch
+
+    supports = getattr(torch.cpu, "_is_vnni_supported", None)
+    return bool(supports and supports() and torch.backends.mkldnn.is_available())
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    """float32 of (n, dim) rows, and rows of zeros up to the next multiple of 16.
+
+    A matrix product treats its last few rows and columns with other instructions, which round differently. With no
+    such rest, equal vectors get equal similarities wherever they stand, and equal documents tie.
+    """
+    import torch
+
+    n = len(rows)
+    padded = torch.empty(-(-n // 16) * 16, rows.shape[1])
+    padded[:n] = rows
+    padded[n:] = 0
+    return padded
+
+
+def _in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
+    """Work on all blocks; each thread takes the next one when it has done one."""
+    numbers = itertools.count()
+
+    def work_on() -> None:
+        while (number := next(numbers)) < len(blocks):
+            work(blocks[number])
+
+    pool = _workers(os.getpid())
+    waiting = [pool.submit(work_on) for _ in range(min(pool._max_workers, len(blocks)))]
+    for future in waiting:
+        future.result()
 
 
 @lru_cache(maxsize=1)
@@ -161,15 +251,6 @@ def _workers(_process: int) -> ThreadPoolExecutor:
     # The setting is each thread's own, but new threads start with the one that was made last.
     torch.set_num_threads(n_threads)
     return pool
-
-
-def _padded(n: int) -> int:
-    """The next multiple of 16.
-
-    A matrix product treats its last few rows and columns with other instructions, which round differently. With no
-    such rest, equal vectors get equal similarities wherever they stand, and equal documents tie.
-    """
-    return -(-n // 16) * 16
 
 
 def top_k(scores: Scores, ids: Sequence[str] | NDArray[np.object_], k: int) -> list[int]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.codec import Assignments, Codebook
+from manyvec.codebook import Assignments, Codebook
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, quote
 from manyvec.tokens import TokenBatch, all_finite, offsets_of
