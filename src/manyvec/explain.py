@@ -20,7 +20,7 @@ from manyvec.words import Bounds, is_extender, sentences, widened, words
 
 # A pooled token, or a word of a hundred thousand characters, is cut to this in `to_dict` and in lines of a terminal.
 _SHOWN_CHARS = 80
-# 2 %: of 1 to 10 % the share at which passages hold SQuAD's answers most often (`examples/benchmarks/evidence.py`).
+# A whole sentence reads better and more often holds the whole answer; cutting one has to carry this much more.
 _WORTH_CUTTING = 0.02
 Span = tuple[int, int]
 
@@ -167,7 +167,7 @@ def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: Tok
     Args:
         query: its text.
         tokens: its token vectors with their spans, a batch of one.
-        texts: the documents' texts.
+        texts: the documents' texts, at least one.
         documents: their token vectors with spans, in the same order.
 
     Raises:
@@ -177,42 +177,41 @@ def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: Tok
     if tokens.spans is None:
         raise InputError("the encoder gives no spans for its query tokens, which evidence needs: see TokenBatch.spans")
     spans = documents.spans
-    if documents.n_tokens and (spans is None or len(spans) != documents.n_tokens or (spans < 0).all()):
+    if spans is None or len(spans) != documents.n_tokens or (spans < 0).all():
         raise InputError(
             "evidence needs to know the characters of each token vector, and these documents were stored without: by "
             "another tool, or with an encoder that gives no spans. Add them again with one that does (see "
             "TokenBatch.spans), or search without evidence."
         )
-    return [
-        _explain(
-            query, tokens[0], tokens.spans, text, documents[i], spans[documents.offsets[i] : documents.offsets[i + 1]]
-        )
-        for i, text in enumerate(texts)
-        if spans is not None
-    ]
+    similarities = tokens[0].astype(np.float32) @ documents.vectors.astype(np.float32).T
+    query_words = widened(tokens.spans, words(query))
+    found = []
+    for text, start, end in zip(texts, documents.offsets[:-1].tolist(), documents.offsets[1:].tolist(), strict=True):
+        found.append(_explain(query, *query_words, text, similarities[:, start:end], spans[start:end]))
+    return found
 
 
 def _explain(
     query: str,
-    query_vectors: NDArray[np.floating],
-    query_spans: NDArray[np.int32],
+    query_words: Bounds,
+    word_of: NDArray[np.int64],
     text: str,
-    vectors: NDArray[np.floating],
+    similarities: NDArray[np.float32],
     spans: NDArray[np.int32],
 ) -> Evidence:
+    """One document's evidence; the query's tokens come with the spans of their words and which words these are."""
     if spans.max(initial=0) > len(text):
         raise InputError(
             f"the document {text[:40]!r} has {len(text)} characters, and a token stored with it ends at character "
             f"{spans.max()}: its spans are another text's, or count bytes. Add it again, or search without evidence."
         )
-    similarities = query_vectors.astype(np.float32) @ vectors.astype(np.float32).T
     best = similarities.argmax(axis=1)
     shares = similarities.max(axis=1).astype(np.float64)
     matched, _ = widened(spans[best], words(text))
-    query_words, word_of = widened(query_spans, words(query))
     found = []
     for word in np.unique(word_of[word_of >= 0]):
         own = np.flatnonzero(word_of == word)
+        share = float(shares[own].sum())
         start, end = int(query_words[own, 0].min()), int(query_words[own, 1].max())
         span = _heaviest(matched[own], shares[own])
         found.append(
@@ -221,8 +220,8 @@ def _explain(
                 (start, end),
                 text[slice(*span)] if span else "",
                 span,
-                float(shares[own].mean()),
-                float(shares[own].sum()),
+                share / len(own),
+                share,
             )
         )
     placed = np.flatnonzero(spans[:, 0] >= 0)
@@ -271,7 +270,8 @@ def _whole_words(text: str, sentence_bounds: Bounds, n_chars: int) -> Bounds:
 
     last = np.searchsorted(ends, sentence_ends, side="right") - 1
     first = np.searchsorted(starts, ends[last] - n_chars)
-    return np.concatenate([forward, np.stack([starts[first], ends[last]], axis=1)[first <= last]])
+    fits = first <= last
+    return np.concatenate([forward, np.stack([starts[first[fits]], ends[last[fits]]], axis=1)])
 
 
 def _cut(text: str, start: int, n_chars: int) -> int:

@@ -19,8 +19,9 @@ _LETTER = rf"[^\W{_UNSPACED}]"
 _WORD = re.compile(
     rf"[{_UNSPACED}]\0*|(?:{_LETTER}\0*)+(?:(?:['’](?={_LETTER})|(?<=\d)[.,](?=\d))(?:{_LETTER}\0*)+)*|[^\w\s]+"
 )
-# A full stop after a single letter is an initial's (U.S., J. Smith); before a small letter, an abbreviation's.
-_SENTENCE_BREAK = re.compile(r"(?<!\b\w)[.!?…]+[\"'”’)\]]*\s+(?![a-z])|[。！？]+\s*|\s*\n\s*")
+# A full stop after a single letter is an initial's (U.S., J. Smith); before a small letter, an abbreviation's. Runs are
+# looked at from their first character only, or a hundred thousand exclamation marks would take minutes.
+_SENTENCE_BREAK = re.compile(r"(?<!\b\w)(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+(?![a-z\s])|[。！？]+\s*|(?<!\s)\s*\n\s*")
 
 
 def is_extender(character: str) -> bool:
