@@ -156,13 +156,16 @@ class Ticker:
 
 async def test_the_event_loop_goes_on_while_queries_are_encoded(retriever):
     slow = ManyvecRetriever.from_uri(retriever.index.uri, encoder=SlowEncoder())
-    async with Ticker() as ticker:
-        found = await asyncio.gather(*(slow.ainvoke("early interaction", k=1) for _ in range(3)))
-        found += await slow.abatch(["early interaction"] * 3, k=1)
+    longest = []
+    for _ in range(3):
+        async with Ticker() as ticker:
+            found = await asyncio.gather(*(slow.ainvoke("early interaction", k=1) for _ in range(3)))
+            found += await slow.abatch(["early interaction"] * 3, k=1)
+        assert [ids(documents) for documents in found] == [["b 2"]] * 6
+        longest.append(ticker.longest)
 
-    assert [ids(documents) for documents in found] == [["b 2"]] * 6
-    # A loop that waited for the encoder would show at least its 0.5 s.
-    assert 0 < ticker.longest < 0.25
+    # A loop that waited for the encoder would show its 0.5 s each time; a busy machine may once or twice.
+    assert 0 < min(longest) < 0.25
 
 
 class NapEncoder(HashEncoder):
