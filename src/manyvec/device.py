@@ -63,7 +63,7 @@ class DeviceDocuments:
     def upload(
         cls, documents: TokenBatch, device: str | torch.device = "cuda", *, scratch_bytes: int = 2**29
     ) -> DeviceDocuments:
-        """Copy a batch to the device, float32 vectors and int16 codes as float16.
+        """Copy a batch to the device, float32 vectors as float16.
 
         Raises:
             DeviceMemoryError: it does not fit; nothing is left behind.
