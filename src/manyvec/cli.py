@@ -102,7 +102,7 @@ def _index(options: argparse.Namespace) -> int:
     estimate = _estimate(read_documents(options.paths), encoder)
     _say(
         f"{estimate['documents']:,} documents: about {estimate['tokens']:,} token vectors, "
-        f"{_megabytes(estimate['bytes_on_disk'])} on disk, {_duration(estimate['seconds'])} on {encoder.model.device}"
+        f"{_megabytes(estimate['bytes_on_disk'])} on disk, {_duration(estimate['seconds'])} on {encoder.device}"
     )
     if options.estimate:
         if options.json:
