@@ -70,7 +70,7 @@ class ImageEncoder(ABC):
         """Hash of the tokenizer, what is done to pixels, the prompts, and up to 64 values of every weight tensor."""
         digest = hashlib.blake2b(type(self).__name__.encode(), digest_size=16)
         processor = self.processor
-        tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        tokenizer = processor.tokenizer.get_vocab()
         prompts = [getattr(processor, name, None) for name in ("query_prefix", "visual_prompt_prefix", "image_seq_len")]
         pixels = json.loads(processor.image_processor.to_json_string())
         # How the class is called differs between machines with and without torchvision.
@@ -169,12 +169,15 @@ class PageEncoder(ImageEncoder):
     def _embed_texts(self, texts: list[str]) -> list[Embedded]:
         tokenizer = self.processor.tokenizer
         head, tail = self.processor.query_prefix, self.processor.query_augmentation_token * 10
-        if hasattr(self.processor, "image_seq_length"):  # ColPali
+        is_colpali = hasattr(self.processor, "image_seq_length")
+        if is_colpali:
             head, tail = tokenizer.bos_token + head, tail + "\n"
         if "image_grid_thw" in self.processor.model_input_names and not self._is_adapted:  # ColQwen2
             tail += "\n"
         whole = [f"{head}{text}{tail}" for text in texts]
-        inputs = tokenizer(whole, padding="longest", return_tensors="pt", return_offsets_mapping=True)
+        options = {"padding": "longest", "return_tensors": "pt", "return_offsets_mapping": True}
+        # Without types PaliGemma reads a padded batch causally, and a query's vectors would depend on its neighbours.
+        inputs = tokenizer(whole, return_token_type_ids=is_colpali, **options)
         offsets = inputs.pop("offset_mapping").numpy().astype(np.int32) - len(head)
         vectors, attention = self._forward(inputs)
         found = []
@@ -274,8 +277,7 @@ class ImageTextEncoder(ImageEncoder):
             max_length=model.config.text_config.max_position_embeddings,
             truncation=True,
             return_tensors="pt",
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
+            return_offsets_mapping=tokenizer.is_fast,
         )
         project = model.text_projection if is_clip else model.text_model.head
         attention = inputs["attention_mask"].to(self.device) if is_clip else None
@@ -283,10 +285,15 @@ class ImageTextEncoder(ImageEncoder):
             ids = inputs["input_ids"].to(self.device)
             hidden = model.text_model(input_ids=ids, attention_mask=attention).last_hidden_state
             vectors = torch.nn.functional.normalize(project(hidden).float(), dim=-1).cpu().numpy()
-        offsets = inputs["offset_mapping"].numpy().astype(np.int32)
-        # Padding, and what opens and closes a text, stand for no word; CLIP pads with its closing token.
-        is_word = offsets[..., 1] > offsets[..., 0]
-        return [Embedded(row[keep], spans[keep]) for row, spans, keep in zip(vectors, offsets, is_word, strict=True)]
+        # SigLIP's tokenizer does not say where its tokens stand.
+        offsets = np.full((*ids.shape, 2), -1) if "offset_mapping" not in inputs else inputs["offset_mapping"].numpy()
+        # Padding, and what opens and closes a text, stand for no word.
+        outer = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        is_word = ~np.isin(inputs["input_ids"].numpy(), list(outer))
+        return [
+            Embedded(row[keep], spans[keep].astype(np.int32))
+            for row, spans, keep in zip(vectors, offsets, is_word, strict=True)
+        ]
 
 
 def filip_similarity(queries: TokenBatch, documents: TokenBatch) -> NDArray[np.float32]:

@@ -87,7 +87,8 @@ def _adapted(checkpoint: Checkpoint, loading: Loading) -> tuple[torch.nn.Module,
             f"the weights of its base do not fit a {type(vlm).__name__}: {wrong!r} is {'missing' if missing else 'new'}"
         )
     processor_class = getattr(transformers, _PROCESSORS[base.model_type])
-    source = checkpoint if checkpoint.has("preprocessor_config.json") else base
+    has_processor = checkpoint.has("preprocessor_config.json") or checkpoint.has("processor_config.json")
+    source = checkpoint if has_processor else base
     processor = processor_class.from_pretrained(str(source.folder), local_files_only=True)
     return AdaptedPages(vlm, linear.to(loading.torch_dtype)).eval(), processor
 
