@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -164,10 +164,9 @@ _BIN = ("pytorch_model.bin.index.json", "pytorch_model.bin")
 
 
 def _downloaded(name: str, local_files_only: bool, backend: str, trust_remote_code: bool) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -175,16 +174,13 @@ def _downloaded(name: str, local_files_only: bool, backend: str, trust_remote_co
 
     offline = _OFFLINE.format(name=name)
     try:
-        if local_files_only:
-            return Path(snapshot_download(name, local_files_only=True))
-        try:
-            files = wanted_files(HfApi().list_repo_files(name), backend, trust_remote_code)
-        except (GatedRepoError, RepositoryNotFoundError, HFValidationError):
-            raise
-        except (HfHubHTTPError, OSError):
-            # What was downloaded before is as good.
-            return Path(snapshot_download(name, local_files_only=True))
-        return Path(snapshot_download(name, allow_patterns=files))
+        allowed, ignored = patterns(backend, trust_remote_code)
+        fetch = partial(snapshot_download, name, local_files_only=local_files_only, ignore_patterns=ignored)
+        folder = Path(fetch(allow_patterns=allowed))
+        # Pickles are read where there are no safetensors.
+        if pickles := [f"{part}*.bin" for part in _without_safetensors(folder)]:
+            fetch(allow_patterns=[*pickles, "*.dnn"] if "*.bin" in pickles else pickles)
+        return folder
     except GatedRepoError as error:
         raise EncoderError(
             f"cannot load the model {name!r}: its owners want you to accept their terms first, at "
@@ -200,21 +196,19 @@ def _downloaded(name: str, local_files_only: bool, backend: str, trust_remote_co
             f"cannot load the model {name!r}: there is no folder of this name, and no such repository on the hub "
             "that you may read (for a private one run: hf auth login)"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except OSError as error:
         raise EncoderError(f"cannot load the model {name!r}: {error}. {offline}") from error
 
 
-def wanted_files(files: Iterable[str], backend: str, trust_remote_code: bool) -> list[str]:
-    """Of a repository's files those that a model needs: one form of the weights, and code only if it is trusted."""
-    files = list(files)
-    endings = [".json", ".txt", ".model", ".metadata", ".jinja", ".safetensors", "_linear.pt"]
-    has_safetensors = {PurePosixPath(file).parent for file in files if file.endswith(".safetensors")}
-    if trust_remote_code:
-        endings.append(".py")
-    kept = [file for file in files if file.endswith(tuple(endings))]
-    # A folder's pickles are read where it has no safetensors.
-    pickles = [file for file in files if file.endswith(".bin") and PurePosixPath(file).parent not in has_safetensors]
-    kept += pickles or ([] if has_safetensors else [file for file in files if file.endswith(".dnn")])
-    exported = ("onnx/", "openvino/")
-    kept = [file for file in kept if not file.startswith(exported)]
-    return kept + [file for file in files if file.startswith(f"{backend}/")]
+def patterns(backend: str, trust_remote_code: bool) -> tuple[list[str], list[str]]:
+    """Which of a repository's files a model needs, and which it does not; code only if it is trusted."""
+    allowed = ["*.json", "*.txt", "*.model", "*.metadata", "*.jinja", "*.safetensors", "*_linear.pt", f"{backend}/*"]
+    ignored = [f"{other}/*" for other in ("onnx", "openvino") if other != backend]
+    return allowed + ["*.py"] * trust_remote_code, ignored
+
+
+def _without_safetensors(folder: Path) -> list[str]:
+    """The parts of a model that have no safetensors yet: "" is the backbone, "1_Dense/" a module."""
+    parts = {path.parent for path in folder.rglob("config.json")} | {folder}
+    bare = sorted(part for part in parts if not any(part.glob("*.safetensors")))
+    return [f"{part.relative_to(folder).as_posix()}/" if part != folder else "" for part in bare]

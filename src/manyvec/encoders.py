@@ -11,12 +11,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from manyvec import families, text_models
 from manyvec.checkpoints import Checkpoint
-from manyvec.errors import EncoderError, InputError, require
+from manyvec.errors import EncoderError, InputError, MissingPackageError, require
 from manyvec.image_encoder import ImageEncoder
 from manyvec.image_models import load_image_encoder
 from manyvec.m3_encoder import M3Encoder
@@ -90,7 +91,7 @@ def load_encoder(
 
     Raises:
         EncoderError: there is no such model, or not on this machine, or it is damaged, or lacks what it needs.
-        MissingPackageError: `minilm` without its extra.
+        MissingPackageError: `minilm` without its extra, or a backend without its packages.
         InputError: an unknown device, dtype or backend, or one this machine lacks.
     """
     if not isinstance(name, str) or not name:
@@ -99,6 +100,10 @@ def load_encoder(
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend != "torch" and find_spec("optimum") is None:
+        raise MissingPackageError(
+            f"the {backend} backend needs optimum: pip install 'sentence-transformers[{backend}]'"
+        )
     if backend != "torch" and dtype is not None:
         raise InputError(f"dtype is for the torch backend: an {backend} model is exported with its own")
     # Threads that ask at once for a model wait for one loading of it.

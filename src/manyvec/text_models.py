@@ -52,6 +52,11 @@ def last_hidden_state(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEn
     from sentence_transformers.base.modules import Normalize
 
     backbone = _backbone(checkpoint, loading)
+    if backbone.module_output_name != "token_embeddings" or "text" not in backbone.modality_config:
+        raise checkpoint.error(
+            f"{type(backbone.model).__name__} gives one vector for a text, and has no token vectors. Load a model that "
+            "has them: `manyvec models` lists some"
+        )
     specials = set(backbone.tokenizer.all_special_tokens) - {backbone.tokenizer.unk_token}
     return _model([backbone, _mask(sorted(specials), "query", "document"), Normalize("token_embeddings")], loading)
 
