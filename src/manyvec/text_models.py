@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sentence_transformers.base.modules import Dense
 
 
+_TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model")
+
+
 @dataclass(frozen=True)
 class Loading:
     """How a checkpoint is to be loaded."""
@@ -158,6 +161,9 @@ def bge_m3(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncoder:
 def _backbone(checkpoint: Checkpoint, loading: Loading, **options: Any) -> Any:
     from manyvec.torch_modules import Backbone
 
+    # transformers would make up an empty vocabulary.
+    if not any(any(checkpoint.folder.glob(pattern)) for pattern in _TOKENIZERS):
+        raise checkpoint.error(f"it has no tokenizer: none of {', '.join(_TOKENIZERS)} is there")
     folder = str(checkpoint.folder)
     return Backbone(folder, **Backbone._load_init_kwargs(folder, **loading.arguments) | options)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from manyvec.codec import Codec
 from manyvec.errors import ShapeError
 
 
@@ -25,6 +27,7 @@ class TokenBatch:
         spans: (n_tokens, 2) int32: first character and one past the last of each token in its text, counted in
             Python's characters; (-1, -1) for tokens that stand for no text. None where the encoder knows none.
         allow_empty: texts without any token are accepted.
+        codec: where `vectors` holds the (n_tokens, width) bytes of this codec instead; see `unchecked` and `decoded`.
 
     Raises:
         ShapeError: not two axes, offsets that do not fit, a value that is not finite, or a text without tokens.
@@ -34,6 +37,7 @@ class TokenBatch:
     offsets: NDArray[np.int64]
     spans: NDArray[np.int32] | None = None
     allow_empty: bool = False
+    codec: Codec | None = None
 
     def __post_init__(self) -> None:
         vectors, offsets = self.vectors, self.offsets
@@ -59,11 +63,16 @@ class TokenBatch:
 
     @classmethod
     def unchecked(
-        cls, vectors: NDArray[np.floating], offsets: NDArray[np.int64], spans: NDArray[np.int32] | None = None
+        cls,
+        vectors: NDArray[Any],
+        offsets: NDArray[np.int64],
+        spans: NDArray[np.int32] | None = None,
+        codec: Codec | None = None,
     ) -> TokenBatch:
         """A batch of parts that come from a checked one; looking through gigabytes again would cost a search."""
         batch = object.__new__(cls)
-        for name, value in (("vectors", vectors), ("offsets", offsets), ("spans", spans), ("allow_empty", True)):
+        values = {"vectors": vectors, "offsets": offsets, "spans": spans, "allow_empty": True, "codec": codec}
+        for name, value in values.items():
             object.__setattr__(batch, name, value)
         return batch
 
@@ -97,7 +106,17 @@ class TokenBatch:
             np.concatenate([batch.vectors for batch in batches]),
             offsets_of(np.concatenate([batch.lengths for batch in batches])),
             np.concatenate(spans) if len(spans) == len(batches) else None,
+            batches[0].codec,
         )
+
+    def decoded(self) -> TokenBatch:
+        """The same with float16 vectors, as far as they can be had back, where a codec's bytes are held."""
+        if self.codec is None:
+            return self
+        vectors = np.empty((self.n_tokens, self.dim), np.float16)
+        for start in range(0, self.n_tokens, 65_536):
+            vectors[start : start + 65_536] = self.codec.decode(self.vectors[start : start + 65_536])
+        return TokenBatch.unchecked(vectors, self.offsets, self.spans)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -111,11 +130,11 @@ class TokenBatch:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"TokenBatch({len(self)} texts, {self.n_tokens} tokens, dim {self.dim}, {self.vectors.dtype})"
+        return f"TokenBatch({len(self)} texts, {self.n_tokens} tokens, dim {self.dim}, {self.codec.name if self.codec else self.vectors.dtype})"
 
     @property
     def dim(self) -> int:
-        return int(self.vectors.shape[1])
+        return int(self.vectors.shape[1]) if self.codec is None else self.codec.dim
 
     @property
     def n_tokens(self) -> int:
@@ -135,7 +154,7 @@ class TokenBatch:
         chosen = np.asarray(texts, np.int64)
         rows = self.rows(chosen)
         spans = None if self.spans is None else self.spans[rows]
-        return TokenBatch.unchecked(self.vectors[rows], offsets_of(self.lengths[chosen]), spans)
+        return TokenBatch.unchecked(self.vectors[rows], offsets_of(self.lengths[chosen]), spans, self.codec)
 
     def pooled(self) -> NDArray[np.float32]:
         """(n_texts, dim) mean token vector of each text, unit length: what a single-vector model would keep."""

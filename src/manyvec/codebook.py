@@ -1,0 +1,147 @@
+"""Codebooks: every token vector by the nearest of K centroids, and documents by the centroids of theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.codec import has_fast_int8
+from manyvec.errors import InputError, ShapeError
+from manyvec.tokens import TokenBatch, offsets_of
+
+if TYPE_CHECKING:
+    import torch
+
+# float32 bytes of similarities between token vectors and centroids at a time.
+_BLOCK_BYTES = 32 * 2**20
+
+
+def n_centroids_for(n_tokens: int) -> int:
+    """The power of two nearest to 4·√n_tokens, between 16 and 65,536: 4,096 for a million token vectors."""
+    return int(np.clip(2 ** np.round(np.log2(4 * np.sqrt(max(1, n_tokens)))), 16, 65_536))
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """K centroids of token vectors.
+
+    Args:
+        centroids: (n_centroids, dim) float32, unit length.
+    """
+
+    centroids: NDArray[np.float32]
+
+    @classmethod
+    def train(cls, vectors: NDArray[np.floating], n_centroids: int, *, iterations: int = 3, seed: int = 0) -> Codebook:
+        """Spherical k-means from random rows. Repeats: the same vectors and seed give the same codebook.
+
+        Args:
+            vectors: (n, dim) a sample of the token vectors, n at least `n_centroids`; 8 times as many do well.
+        """
+        if len(vectors) < n_centroids:
+            raise InputError(f"{n_centroids} centroids need as many vectors to start from, got {len(vectors)}")
+        rng = np.random.default_rng(seed)
+        start = np.sort(rng.choice(len(vectors), n_centroids, replace=False))
+        codebook = cls(_unit(vectors[start].astype(np.float32)))
+        for _ in range(iterations):
+            codebook = codebook._moved(vectors)
+        return codebook
+
+    @property
+    def dim(self) -> int:
+        return int(self.centroids.shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(np.ascontiguousarray(self.centroids).tobytes(), digest_size=8).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    def assign(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
+        """(n,) the nearest centroid of each of (n, dim) vectors, by dot product (of int8 where these are multiplied faster:
+        of centroids that are equally near to 1 % either may be taken)."""
+        import torch
+
+        if vectors.shape[1] != self.dim:
+            raise ShapeError(f"vectors have dim {vectors.shape[1]}, the codebook {self.dim}")
+        nearest = np.empty(len(vectors), np.int32)
+        step = max(1, _BLOCK_BYTES // (4 * len(self)))
+        for start in range(0, len(vectors), step):
+            block = torch.from_dlpack(np.ascontiguousarray(vectors[start : start + step])).float()
+            if has_fast_int8():
+                # A vector's own scale does not change which centroid is nearest, so the products can be compared.
+                integers = (block * (127 / block.abs().amax(dim=1, keepdim=True).clamp(min=1e-30))).round_()
+                products = torch._int_mm(integers.to(torch.int8), self._integers.T)
+            else:
+                products = block @ torch.from_dlpack(self.centroids).T
+            # numpy finds the place of a maximum ten times faster than torch does on a CPU.
+            nearest[start : start + step] = products.numpy().argmax(axis=1)
+        return nearest
+
+    @cached_property
+    def _integers(self) -> torch.Tensor:
+        """(n_centroids, dim) int8, all with one scale."""
+        import torch
+
+        scale = 127 / max(float(np.abs(self.centroids).max()), 1e-30)
+        return torch.from_dlpack(np.rint(self.centroids * scale).astype(np.int8))
+
+    def _moved(self, vectors: NDArray[np.floating]) -> Codebook:
+        """Each centroid moved to the mean of the vectors nearest to it; one without any stays."""
+        nearest = self.assign(vectors)
+        order = np.argsort(nearest, kind="stable")
+        used, starts = np.unique(nearest[order], return_index=True)
+        centroids = self.centroids.copy()
+        centroids[used] = np.add.reduceat(vectors[order].astype(np.float32), starts, axis=0)
+        return Codebook(_unit(centroids))
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Assignments:
+    """The distinct centroids of each document's token vectors, for rows as they were when they were assigned.
+
+    Attributes:
+        row_ids: (n,) rising, each once.
+        updated: (n,) table version that had last written the row; a row written since is no longer this one.
+        offsets: (n + 1,) where each document's centroids start in `centroids`.
+        centroids: (n_postings,) uint16.
+    """
+
+    codebook: Codebook
+    row_ids: NDArray[np.int64]
+    updated: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    centroids: NDArray[np.uint16]
+
+    @classmethod
+    def of(
+        cls, codebook: Codebook, row_ids: NDArray[np.int64], updated: NDArray[np.int64], tokens: TokenBatch
+    ) -> Assignments:
+        """Assign the token vectors of documents; row ids rise."""
+        nearest = codebook.assign(tokens.vectors).astype(np.int64)
+        # One number for each pair of document and centroid, so that one sort finds the distinct ones.
+        document = np.repeat(np.arange(len(tokens)), tokens.lengths)
+        pairs = np.unique(document * len(codebook) + nearest)
+        lengths = np.bincount(pairs // len(codebook), minlength=len(tokens))
+        return cls(codebook, row_ids, updated, offsets_of(lengths), (pairs % len(codebook)).astype(np.uint16))
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def places_in(self, row_ids: NDArray[np.int64], updated: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) where each row stands among these rising row ids, -1 if it is gone or was written since."""
+        if not len(row_ids):
+            return np.full(len(self), -1, np.int64)
+        places = np.searchsorted(row_ids, self.row_ids).clip(max=len(row_ids) - 1)
+        is_same = (row_ids[places] == self.row_ids) & (updated[places] == self.updated)
+        return np.where(is_same, places, -1)
