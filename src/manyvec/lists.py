@@ -143,10 +143,7 @@ class ListKeeper:
             return
         assigned = self._store.assignments()
         if assigned is None or n_centroids_for(n_tokens) >= 2 * len(assigned.codebook):
-            codebook, missing = (
-                train_codebook(snapshot, states, n_centroids_for(n_tokens)),
-                np.arange(len(states.row_ids)),
-            )
+            codebook, missing = train_codebook(snapshot, states, n_centroids_for(n_tokens)), np.arange(len(states.row_ids))
             self._store.start_codebook(codebook)
         else:
             codebook, places = assigned.codebook, assigned.places_in(states.row_ids, states.updated)

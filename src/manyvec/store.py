@@ -452,7 +452,9 @@ class Snapshot:
         coded, half = (bytes_per_token(storage, manifest.dim) for storage in (manifest.storage, "int16"))
         return states.n_tokens[documents] * np.where(states.is_coded[documents], coded, half)
 
-    def _stored_tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, is_coded: bool, spans: bool) -> TokenBatch:
+    def _stored_tokens(
+        self, row_ids: Sequence[int] | NDArray[np.int64], *, is_coded: bool, spans: bool
+    ) -> TokenBatch:
         column = "codes" if is_coded else "tokens"
         table = self._take(row_ids, [column, "spans"] if spans else [column])
         chunks = table[column].chunks
