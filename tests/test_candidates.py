@@ -8,7 +8,7 @@ import pytest
 
 from manyvec import F, Index, InputError, ShapeError, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
-from manyvec.codec import Assignments, Codebook, _unit, n_centroids_for
+from manyvec.codebook import Assignments, Codebook, _unit, n_centroids_for
 from manyvec.testing import HashEncoder
 
 ENCODER = HashEncoder(32)
