@@ -48,7 +48,8 @@ def test_an_estimate_makes_nothing(tmp_path, capsys):
     status, out, _ = run(capsys, "index", str(tmp_path), "--db", str(tmp_path / "db"), "--estimate", "--json")
     assert status == 0
     assert json.loads(out)["tokens"] == 100
-    assert json.loads(out)["bytes_on_disk"] == 100 * (2 * 384 + 3) + 849
+    estimated = json.loads(out)["bytes_on_disk"]
+    assert estimated["float16"] == 100 * (2 * 384 + 3) + 849 and estimated["binary"] == 100 * (384 // 8 + 3) + 849
     assert not (tmp_path / "db").exists()
 
 

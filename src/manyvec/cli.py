@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from manyvec.codec import STORAGES, bytes_per_token
 from manyvec.errors import FilterError, InputError, ManyvecError
 from manyvec.filters import AllOf, ColumnType, F, Filter
 from manyvec.types import Document, Hit
@@ -53,7 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         dest="filters",
         help="metadata to filter on, when the index is new: year=int, tags=list[str]; may be repeated",
     )
-    index.add_argument("--estimate", action="store_true", help="print what it would take, and stop")
+    index.add_argument(
+        "--storage", choices=STORAGES, help="how token vectors are kept, when the index is new (default float16)"
+    )
+    index.add_argument(
+        "--pool-factor", type=float, metavar="N", help="keep 1 in N token vectors, when the index is new (default all)"
+    )
+    index.add_argument("--estimate", action="store_true", help="print what each storage would take, and stop")
     index.set_defaults(run=_index)
 
     search = commands.add_parser("search", help="search an index", description=_search.__doc__)
@@ -69,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         help="'year>=2023', 'lang=en', 'tags~ir' (~: contains); all given ones must hold",
     )
     search.add_argument("--evidence", action="store_true", help="show which words matched, and the best passage")
+    search.add_argument(
+        "--lexical-weight", type=float, default=0, metavar="W", help="of BM25 in the order, 0 (default) to 1"
+    )
     search.set_defaults(run=_search)
 
     evaluate = commands.add_parser("eval", help="measure on a judged data set", description=_eval.__doc__)
@@ -103,22 +113,28 @@ def _index(options: argparse.Namespace) -> int:
 
     filters = {name: kind or "str" for name, _, kind in (text.partition("=") for text in options.filters)}
     encoder = load_encoder(options.encoder, device=options.device)
-    estimate = _estimate(read_documents(options.paths), encoder)
+    storage, pool_factor = options.storage or "float16", options.pool_factor or 1
+    estimate = _estimate(read_documents(options.paths), encoder, pool_factor)
     _say(
         f"{estimate['documents']:,} documents: about {estimate['tokens']:,} token vectors, "
-        f"{_megabytes(estimate['bytes_on_disk'])} on disk, {_duration(estimate['seconds'])} on {encoder.device}"
+        f"{_megabytes(estimate['bytes_on_disk'][storage])} on disk, "
+        f"{_duration(estimate['seconds'])} on {encoder.device}"
     )
     if options.estimate:
         if options.json:
             print(json.dumps(estimate))
+        else:
+            print("\n".join(_storages(estimate)))
         return 0
     try:
         index = Index.open(options.db, encoder)
     except FileNotFoundError:
-        index = Index.create(options.db, encoder, filters=filters)
+        index = Index.create(options.db, encoder, filters=filters, storage=storage, pool_factor=pool_factor)
     else:
         if filters and index.filters != filters:
             raise InputError(f"the index {options.db} has the filters {index.filters or 'none'} already")
+        if options.storage not in (None, index.info().storage):
+            raise InputError(f"the index {options.db} has the storage {index.info().storage} already")
     columns = {name: ColumnType.parse(kind) for name, kind in index.filters.items()}
     started = time.monotonic()
     documents = _Sized((_typed(d, columns) for d in read_documents(options.paths)), estimate["documents"])
@@ -144,7 +160,11 @@ def _search(options: argparse.Namespace) -> int:
     if options.device != "auto":
         index = Index.open(options.db, load_encoder(index.model, device=options.device, local_files_only=True))
     hits = index.search(
-        options.query, options.k, filter=_conditions(options.conditions, index.filters), evidence=options.evidence
+        options.query,
+        options.k,
+        filter=_conditions(options.conditions, index.filters),
+        lexical_weight=options.lexical_weight,
+        evidence=options.evidence,
     )
     if options.json:
         print(json.dumps({"query": options.query, "hits": [_record(hit) for hit in hits]}, ensure_ascii=False))
@@ -242,7 +262,14 @@ class _Sized:
         return self.documents
 
 
-def _estimate(documents: Iterable[Document], encoder: Any) -> dict[str, Any]:
+def _storages(estimate: dict[str, Any]) -> Iterator[str]:
+    """A line for each way to keep token vectors: bytes a document, and in all."""
+    for storage, n_bytes in estimate["bytes_on_disk"].items():
+        each = round(n_bytes / max(1, estimate["documents"]))
+        yield f"{storage:<10} {each:>12,} bytes a document {_megabytes(n_bytes):>12} in all"
+
+
+def _estimate(documents: Iterable[Document], encoder: Any, pool_factor: float) -> dict[str, Any]:
     """Count documents, and estimate tokens, disk space and time from a few of them, evenly spread."""
     sample: list[str] = []
     n_documents, n_characters, step = 0, 0, 1
@@ -254,13 +281,13 @@ def _estimate(documents: Iterable[Document], encoder: Any) -> dict[str, Any]:
         n_documents += 1
         n_characters += len(document.text)
     if not sample:
-        return {"documents": 0, "tokens": 0, "bytes_on_disk": 0, "seconds": 0}
+        return {"documents": 0, "tokens": 0, "bytes_on_disk": dict.fromkeys(STORAGES, 0), "seconds": 0}
     started = time.monotonic()
     per_character = encoder.encode_documents(sample).n_tokens / sum(map(len, sample))
     seconds = (time.monotonic() - started) * n_characters / sum(map(len, sample))
-    n_tokens = round(per_character * n_characters)
-    # float16 vectors; spans take about 3 bytes once compressed.
-    n_bytes = n_tokens * (2 * encoder.dim + 3) + n_characters
+    n_tokens = round(per_character * n_characters / pool_factor)
+    # Spans take about 3 bytes once compressed.
+    n_bytes = {s: n_tokens * (bytes_per_token(s, encoder.dim) + 3) + n_characters for s in STORAGES}
     return {"documents": n_documents, "tokens": n_tokens, "bytes_on_disk": n_bytes, "seconds": round(seconds)}
 
 

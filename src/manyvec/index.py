@@ -273,7 +273,7 @@ class Index:
             k: how many hits, at most; 0 gives none.
             filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
             depth: how many candidates are scored where there are centroid lists (see `optimize`), by default as many
-                as hold 20,000 token vectors and at least 100. Small indexes, and small parts of large ones that a
+                as hold 10,000 token vectors and at least 64. Small indexes, and small parts of large ones that a
                 filter leaves, are scored whole.
             lexical_weight: of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; its best 300 documents are
                 candidates too. With `minilm` 0.3 is best on nine of eleven judged sets, and never 0.001 worse
