@@ -17,8 +17,9 @@ from numpy.testing import assert_allclose
 from safetensors.torch import save_file
 
 import manyvec.encoders
-from manyvec import EncoderError, InputError, MaxSimScorer, MissingPackageError, checkpoints, families, load_encoder
-from manyvec.families import FAMILIES
+from manyvec import EncoderError, InputError, MaxSimScorer, MissingPackageError, load_encoder
+from manyvec.models import checkpoints, families
+from manyvec.models.families import FAMILIES
 
 WORDS = "late interaction keeps one vector for each token of the text a query".split()
 BERT_VOCABULARY = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", *WORDS]
@@ -373,7 +374,7 @@ def test_the_golden_test_fails_when_a_part_is_wrong(written, part, name):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_each_checkpoint_is_recognised_by_its_files(written, name):
-    from manyvec.checkpoints import Checkpoint
+    from manyvec.models.checkpoints import Checkpoint
 
     expected = {"margin-mse": "margin_mse", "bge-m3": "bge_m3", "pylate": "sentence_transformers"}
     expected["plain"] = "last_hidden_state"
@@ -489,8 +490,8 @@ def test_bge_m3_gives_token_vectors_lexical_weights_and_a_dense_vector_in_one_pa
 
 def test_dense_and_lexical_outputs_of_bge_m3_are_candidate_stages_of_an_index(written, tmp_path):
     from manyvec import Index
-    from manyvec.m3_encoder import lexical_score
     from manyvec.m3_stages import M3Dense, M3Lexical, M3Vectors
+    from manyvec.models.m3 import lexical_score
 
     encoder = fresh(written["bge-m3"][0])
     index = Index.create(tmp_path / "index", encoder, filters={"n": int})
@@ -822,7 +823,7 @@ def test_lateon_gives_the_scores_of_its_model_card():
 @pytest.mark.hub
 @pytest.mark.usefixtures("reachable")
 def test_bge_m3_gives_the_scores_of_its_model_card():
-    from manyvec.m3_encoder import lexical_score
+    from manyvec.models.m3 import lexical_score
 
     encoder = load_encoder("BAAI/bge-m3", device="cpu")
     questions = encoder.encode_all(["What is BGE M3?", "Defination of BM25"])

@@ -190,7 +190,7 @@ def _info(options: argparse.Namespace) -> int:
 
 def _models(options: argparse.Namespace) -> int:
     """List models that people use, by family: dims of their token vectors, size, and what each is good for."""
-    from manyvec.families import FAMILIES, table
+    from manyvec.models.families import FAMILIES, table
 
     if options.json:
         print(json.dumps(list(table())))

@@ -10,8 +10,8 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from manyvec.checkpoints import CODE, Checkpoint
 from manyvec.errors import EncoderError
+from manyvec.models.checkpoints import CODE, Checkpoint
 
 
 @dataclass(frozen=True)
