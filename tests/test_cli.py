@@ -145,7 +145,7 @@ def test_python_m_manyvec_is_the_command(db):
 
 
 def test_models_lists_every_family_with_dims_sizes_and_what_each_is_good_for(capsys):
-    from manyvec.families import FAMILIES
+    from manyvec.models.families import FAMILIES
 
     status, out, _ = run(capsys, "models")
     assert status == 0

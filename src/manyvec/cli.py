@@ -210,7 +210,7 @@ def _info(options: argparse.Namespace) -> int:
 
 def _models(options: argparse.Namespace) -> int:
     """List models that people use, by family: dims of their token vectors, size, and what each is good for."""
-    from manyvec.families import FAMILIES, table
+    from manyvec.models.families import FAMILIES, table
 
     if options.json:
         print(json.dumps(list(table())))
@@ -219,7 +219,8 @@ def _models(options: argparse.Namespace) -> int:
         print(f"{family.name} ({family.reads}): {family.recipe}")
         for model in family.published:
             dim = f"{model.dim} dims" if model.dim else ""
-            print(f"  {model.name:<66} {dim:>9} {model.millions:>6g}M  {model.good_for}")
+            size = f"{model.millions:g}M" if model.millions else ""
+            print(f"  {model.name:<66} {dim:>9} {size:>7}  {model.good_for}")
     print("\nA folder with any other checkpoint of these families can be loaded too.")
     return 0
 
