@@ -119,7 +119,9 @@ class Codebook:
     def _groups(self) -> tuple[Codebook, list[NDArray[np.int64]]]:
         """Centroids of the centroids, and for each of these the centroids that belong to it or its neighbours."""
         groups = Codebook.train(self.centroids, 2 ** round(np.log2(len(self)) / 2))
-        group_of = groups._nearest(self.centroids)
+        # Groups of equal centroids get none: only the first of equals is nearest.
+        used, group_of = np.unique(groups._nearest(self.centroids), return_inverse=True)
+        groups = Codebook(groups.centroids[used])
         neighbours = np.argsort(-(groups.centroids @ groups.centroids.T), axis=1)[:, : max(8, len(groups) // 8)]
         return groups, [np.flatnonzero(np.isin(group_of, near)) for near in neighbours]
 
