@@ -110,6 +110,13 @@ def test_assignment_takes_the_nearest_centroid_in_blocks_of_any_size(monkeypatch
     assert codebook.assign(batch.vectors.astype(np.float16)).tolist() == assigned.tolist()
 
 
+def test_many_centroids_of_few_unlike_vectors_are_assigned_too():
+    words = _unit(np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32))
+    vectors = words[np.arange(2048) % 20]
+    codebook = Codebook.train(vectors, 2048)
+    np.testing.assert_allclose(codebook.centroids[codebook.assign(vectors)], vectors, atol=1e-5)
+
+
 def test_too_few_vectors_or_another_dim_are_refused():
     with pytest.raises(InputError, match="16 centroids need as many vectors to start from, got 3"):
         Codebook.train(np.eye(3, dtype=np.float32), 16)
