@@ -25,6 +25,7 @@ from manyvec.lists import ListKeeper
 from manyvec.resident import Resident
 from manyvec.scoring import MaxSimScorer, Scores, top_k
 from manyvec.store import FILTER_PREFIX, Manifest, Row, Store, disk_bytes, where_ids
+from manyvec.timing import stage
 from manyvec.tokens import TokenBatch
 from manyvec.types import Document, Hit
 
@@ -268,8 +269,7 @@ class Index:
             Hits, best first; equal scores in the order of ids.
 
         Raises:
-            InputError: `query` is no text, or `k` is negative; or `evidence` is asked of documents that were stored
-                without the characters of their token vectors.
+            InputError: `query` is no text, or `k` is negative.
             FilterError: the filter names an undeclared column, or a value has another type.
         """
         if not isinstance(query, str):
@@ -390,6 +390,7 @@ class Index:
             )
         return encoder
 
+    @stage("fetch")
     def _documents(self) -> Resident:
         """The newest version of the table, its token vectors in memory as far as the budget goes."""
         resident = self._resident
@@ -408,6 +409,7 @@ class Index:
             return None
         return to_sql(from_dict(condition), self._store.manifest.columns, FILTER_PREFIX)
 
+    @stage("encode")
     def _encode_queries(self, queries: Sequence[str]) -> TokenBatch:
         tokens = self.encoder.encode_queries(queries)
         if len(tokens) != len(queries) or tokens.dim != self._store.manifest.dim:
@@ -434,6 +436,7 @@ class Index:
                 raise
             return self._search_version(self._scope(self._documents(), where, k), queries, tokens, k, depth, evidence)
 
+    @stage("candidates")
     def _scope(self, documents: Resident, where: str | None, k: int = 0) -> Scope:
         passing = None if where is None else documents.passing(where)
         lists = self._lists.over(documents) if isinstance(self.candidates, Auto) else None
@@ -444,7 +447,8 @@ class Index:
     ) -> list[list[Hit]]:
         resident = scope.documents
         everything = np.arange(len(resident)) if scope.passing is None else scope.passing
-        found = [self.candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
+        with stage("candidates"):
+            found = [self.candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
         if all(places is None for places in found):
             # The same documents for all queries, so all are scored in one pass over them.
             scored = list(resident.score(self._scorer, tokens, scope.passing))
@@ -472,7 +476,9 @@ class Index:
         found: Sequence[Evidence | None] = [None] * len(rows)
         if evidence and rows:
             stored = resident.snapshot.tokens(row_ids, spans=True)
-            found = explain(query, tokens, [row["text"] for row in rows], stored)
+            # The spans of a page image are patches, never to be read as characters.
+            texts = [None if row.get("image") else row["text"] for row in rows]
+            found = explain(query, tokens, texts, stored)
         return [
             Hit(row["id"], row["text"], json.loads(row["metadata"]), score, score / tokens.n_tokens, rank, why)
             for rank, (row, score, why) in enumerate(zip(rows, scores.tolist(), found, strict=True), start=1)

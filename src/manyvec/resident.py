@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from manyvec.scoring import MaxSimScorer, Scores
 from manyvec.store import RowStates, Snapshot
+from manyvec.timing import stage
 from manyvec.tokens import TokenBatch, offsets_of
 
 # Bytes of token vectors read from disk at a time.
@@ -84,6 +85,7 @@ class Resident:
         """(n,) the documents for which the condition holds, in rising order."""
         return self.places(self.snapshot.row_ids(where))
 
+    @stage("score")
     def score(self, scorer: MaxSimScorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
         """(n_queries, n_documents) scores of these documents, given in rising order, or of all."""
         chosen = np.arange(len(self)) if documents is None else documents

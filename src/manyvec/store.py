@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from manyvec.codebook import Assignments, Codebook
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, quote
+from manyvec.timing import stage
 from manyvec.tokens import TokenBatch, all_finite, offsets_of
 
 if TYPE_CHECKING:
@@ -340,6 +341,7 @@ class Snapshot:
         ranked = zip(found["_rowid"].to_pylist(), found["_score"].to_pylist(), found["id"].to_pylist(), strict=True)
         return [(row_id, score) for row_id, score, _ in sorted(ranked, key=lambda row: (-row[1], row[2]))]
 
+    @stage("fetch")
     def _take(self, row_ids: Sequence[int] | NDArray[np.int64], columns: list[str]) -> pa.Table:
         wanted = np.asarray(row_ids, np.int64)
         rising, places = np.unique(wanted, return_inverse=True)
