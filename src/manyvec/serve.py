@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from mcp.server.transport_security import TransportSecuritySettings
@@ -111,6 +112,12 @@ def create_app(index: Index, *, host: str = "127.0.0.1", token: str | None = Non
     @app.exception_handler(ManyvecError)
     def refuse(_: Request, error: ManyvecError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=400 if isinstance(error, InputError) else 500)
+
+    @app.exception_handler(RequestValidationError)
+    def refuse_malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        # Without what came: it may be long, and a lone surrogate in it cannot be written back.
+        problems = [{"loc": problem["loc"], "msg": problem["msg"]} for problem in error.errors()]
+        return JSONResponse({"detail": problems}, status_code=422)
 
     @app.post("/api/search", summary="Find documents, with evidence")
     def search(request: SearchRequest) -> SearchResponse:
