@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.codec import has_fast_int8
 from manyvec.errors import InputError, ShapeError
 from manyvec.tokens import TokenBatch, offsets_of
+
+if TYPE_CHECKING:
+    import torch
 
 # float32 bytes of similarities between token vectors and centroids at a time.
 _BLOCK_BYTES = 32 * 2**20
@@ -59,19 +64,33 @@ class Codebook:
         return len(self.centroids)
 
     def assign(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
-        """(n,) the nearest centroid of each of (n, dim) vectors, by dot product; the first of equals."""
+        """(n,) the nearest centroid of each of (n, dim) vectors, by dot product (of int8 where these are multiplied faster:
+        of centroids that are equally near to 1 % either may be taken)."""
         import torch
 
         if vectors.shape[1] != self.dim:
             raise ShapeError(f"vectors have dim {vectors.shape[1]}, the codebook {self.dim}")
-        centroids = torch.from_dlpack(self.centroids).T
         nearest = np.empty(len(vectors), np.int32)
         step = max(1, _BLOCK_BYTES // (4 * len(self)))
         for start in range(0, len(vectors), step):
             block = torch.from_dlpack(np.ascontiguousarray(vectors[start : start + step])).float()
+            if has_fast_int8():
+                # A vector's own scale does not change which centroid is nearest, so the products can be compared.
+                integers = (block * (127 / block.abs().amax(dim=1, keepdim=True).clamp(min=1e-30))).round_()
+                products = torch._int_mm(integers.to(torch.int8), self._integers.T)
+            else:
+                products = block @ torch.from_dlpack(self.centroids).T
             # numpy finds the place of a maximum ten times faster than torch does on a CPU.
-            nearest[start : start + step] = (block @ centroids).numpy().argmax(axis=1)
+            nearest[start : start + step] = products.numpy().argmax(axis=1)
         return nearest
+
+    @cached_property
+    def _integers(self) -> torch.Tensor:
+        """(n_centroids, dim) int8, all with one scale."""
+        import torch
+
+        scale = 127 / max(float(np.abs(self.centroids).max()), 1e-30)
+        return torch.from_dlpack(np.rint(self.centroids * scale).astype(np.int8))
 
     def _moved(self, vectors: NDArray[np.floating]) -> Codebook:
         """Each centroid moved to the mean of the vectors nearest to it; one without any stays."""

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.codebook import Assignments, Codebook, n_centroids_for
-from manyvec.resident import Resident, windows
-from manyvec.store import RowStates, Snapshot, Store
+from manyvec.ingest import train_codebook
+from manyvec.resident import Resident
+from manyvec.store import Store, windows
 
 Places = NDArray[np.int64]
 
@@ -142,13 +143,13 @@ class ListKeeper:
             return
         assigned = self._store.assignments()
         if assigned is None or n_centroids_for(n_tokens) >= 2 * len(assigned.codebook):
-            codebook, missing = self._train(snapshot, states, n_centroids_for(n_tokens)), np.arange(len(states.row_ids))
+            codebook, missing = train_codebook(snapshot, states, n_centroids_for(n_tokens)), np.arange(len(states.row_ids))
             self._store.start_codebook(codebook)
         else:
             codebook, places = assigned.codebook, assigned.places_in(states.row_ids, states.updated)
             missing = np.setdiff1d(np.arange(len(states.row_ids)), places)
         with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
-            for window in windows(states.n_tokens[missing], codebook.dim):
+            for window in windows(snapshot.token_bytes(states, missing)):
                 rows = missing[window]
                 tokens = snapshot.tokens(states.row_ids[rows])
                 assignments = Assignments.of(codebook, states.row_ids[rows], states.updated[rows], tokens)
@@ -157,11 +158,3 @@ class ListKeeper:
         # Also when only the lists grew: the new version tells readers to look again.
         if len(missing):
             self._store.use_codebook(codebook.fingerprint)
-
-    @staticmethod
-    def _train(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
-        """A codebook from the token vectors of randomly drawn documents, about 8 for each centroid."""
-        order = np.random.default_rng(0).permutation(len(states.row_ids))
-        n_documents = int(np.searchsorted(np.cumsum(states.n_tokens[order]), max(65_536, 8 * n_centroids))) + 1
-        sample = np.sort(order[:n_documents])
-        return Codebook.train(snapshot.tokens(states.row_ids[sample]).vectors, n_centroids)

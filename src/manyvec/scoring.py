@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.codec import Codec, rotation
+from manyvec.codec import Codec, has_fast_int8, rotation
 from manyvec.errors import InputError, ShapeError
 from manyvec.tokens import TokenBatch, offsets_of, ragged_rows
 
@@ -225,15 +225,6 @@ class _IntegerProducts:
         if codec.centroids is not None:
             products += self._to_centroids.index_select(1, torch.from_dlpack(codec.nearest(rows)))
         return products.numpy()
-
-
-@lru_cache(maxsize=1)
-def has_fast_int8() -> bool:
-    """Whether this processor multiplies int8 faster than float32: x86 with VNNI. Elsewhere torch does it by hand."""
-    import torch
-
-    supports = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(supports and supports() and torch.backends.mkldnn.is_available())
 
 
 def _padded(rows: torch.Tensor) -> torch.Tensor:
