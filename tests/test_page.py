@@ -13,7 +13,7 @@ pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'manyv
 
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 from manyvec.serve import create_app  # noqa: E402
 
@@ -163,9 +163,9 @@ def test_filters_are_built_from_the_declared_columns_and_narrow_the_hits(page):
     assert [shown.text for shown in page.all(".filter legend")] == ["lang", "year", "open"]
     page.search("Paris")
     page.wait(lambda: len(page.ids()) == 4)
-    page.one("[data-column=open]").send_keys("false")
+    Select(page.one("[data-column=open]")).select_by_visible_text("false")
     page.wait_for("hauptstadt")
-    page.one("[data-column=open]").send_keys("any")
+    Select(page.one("[data-column=open]")).select_by_visible_text("any")
     page.wait(lambda: len(page.ids()) == 4)
     page.one("[data-column=year][data-op='>=']").send_keys("2000\n")
     page.wait_for("long")

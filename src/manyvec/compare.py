@@ -72,6 +72,8 @@ def compare(index: Index, query: str, k: int = 10, *, filter: Where | None = Non
     """
     # The search comes first: it refuses what is no query before work is done.
     late = [hit.id for hit in index.search(query, max(k, _DEPTH) if k else 0, filter=filter)]
+    if not late:  # no document passes, or the query has no token
+        return Comparison(k, ())
     others = [index.rank([query], method, max(k, _DEPTH), filter=filter)[0] for method in (Lexical(), Pooled())]
     rankings = dict(zip(METHODS, [*others, late], strict=True))
     places = {method: {id: rank for rank, id in enumerate(ids, start=1)} for method, ids in rankings.items()}

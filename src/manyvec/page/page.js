@@ -206,6 +206,8 @@ function marked(characters, from, words) {
     const mark = element("mark", { textContent: text, tabIndex: 0 });
     mark.dataset.words = covering.join(" ");
     mark.style.setProperty("--strength", strength(Math.max(...covering.map((j) => words[j].similarity))));
+    mark.addEventListener("mouseenter", (event) => traceBack(event, true));
+    mark.addEventListener("mouseleave", (event) => traceBack(event, false));
     explainOn(mark, () => covering.map((j) => words[j]));
     return mark;
   });
@@ -230,6 +232,12 @@ function trace(item, place) {
   item.classList.toggle("tracing", place !== null);
   for (const mark of item.querySelectorAll("mark"))
     mark.classList.toggle("traced", mark.dataset.words.split(" ").includes(String(place)));
+}
+
+function traceBack({ target }, isOver) {
+  const places = target.dataset.words.split(" ");
+  const words = target.closest(".hit").querySelectorAll(".words li");
+  words.forEach((word, i) => word.classList.toggle("traced", isOver && places.includes(String(i))));
 }
 
 function metadataOf([name, value]) {
