@@ -28,7 +28,7 @@ def running():
 
     @contextmanager
     def run(app):
-        config = uvicorn.Config(app, port=0, log_level="warning", proxy_headers=False)
+        config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=3)
         server, listening = uvicorn.Server(config), config.bind_socket()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

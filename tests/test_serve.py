@@ -236,9 +236,9 @@ def test_with_a_token_everything_but_the_page_needs_it(guarded_url, path):
     with httpx2.Client(timeout=120, base_url=guarded_url) as client:
         assert client.get("/").status_code == client.get("/page.js").status_code == 200
         for given in ("", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer"):
-            response = client.get(path, headers={"Authorization": given})
+            response = client.post(path, headers={"Authorization": given})
             assert (response.status_code, response.json()) == (401, {"detail": "a token is needed"})
-        assert client.get(path, headers={"Authorization": f"Bearer {TOKEN}"}).status_code != 401
+        assert client.post(path, headers={"Authorization": f"Bearer {TOKEN}"}).status_code != 401
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "example.com"])
@@ -318,7 +318,7 @@ def test_the_command_serves_until_it_is_interrupted(db):
         if process.poll() is None:
             process.kill()
             process.communicate()
-    assert process.returncode in (0, 130)
+    assert process.returncode == 0
 
 
 def test_the_command_refuses_to_listen_to_others_without_a_token(db, capsys, monkeypatch):

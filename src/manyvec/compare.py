@@ -71,7 +71,7 @@ def compare(index: Index, query: str, k: int = 10, *, filter: Where | None = Non
         InputError, FilterError: as `Index.search`.
     """
     # The search comes first: it refuses what is no query before work is done.
-    late = [hit.id for hit in index.search(query, max(k, _DEPTH) if k else 0, filter=filter)]
+    late = [hit.id for hit in index.search(query, max(k, _DEPTH) if k > 0 else k, filter=filter)]
     if not late:  # no document passes, or the query has no token
         return Comparison(k, ())
     others = [index.rank([query], method, max(k, _DEPTH), filter=filter)[0] for method in (Lexical(), Pooled())]

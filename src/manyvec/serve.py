@@ -11,7 +11,7 @@ import hmac
 import ipaddress
 import sys
 from collections.abc import AsyncIterator, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,12 +61,23 @@ def serve(index: Index, *, host: str = "127.0.0.1", port: int = 8765, token: str
     app = create_app(index, host=host, token=token)
     # The model and the token vectors are loaded now, and what is wrong with them shows now.
     index.search("manyvec", k=1)
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", server_header=False, proxy_headers=False)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        # Agents keep streams open that would never end by themselves.
+        timeout_graceful_shutdown=3,
+    )
     server = uvicorn.Server(config)
     listening = config.bind_socket()
     shown, bound_port = listening.getsockname()[:2]
     print(f"http://{f'[{shown}]' if ':' in shown else shown}:{bound_port}/ (MCP: /mcp)", file=sys.stderr, flush=True)
-    server.run(sockets=[listening])
+    # uvicorn raises it again after it has stopped in order.
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
 
 
 def create_app(index: Index, *, host: str = "127.0.0.1", token: str | None = None) -> FastAPI:
