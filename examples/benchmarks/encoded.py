@@ -37,11 +37,15 @@ class Encoded:
         """Cut to `dim` by the principal components of a sample of token vectors (not centred), unit length again."""
         if dim == self.documents.dim:
             return self
-        rows = np.random.default_rng(0).choice(len(self.documents.vectors), min(200_000, self.documents.n_tokens), False)
+        rows = np.random.default_rng(0).choice(
+            len(self.documents.vectors), min(200_000, self.documents.n_tokens), False
+        )
         sample = self.documents.vectors[np.sort(rows)].astype(np.float32)
         _, vectors = np.linalg.eigh(sample.T @ sample)
         basis = np.ascontiguousarray(vectors[:, ::-1][:, :dim])
-        return Encoded(self.dataset, _projected(self.documents, basis, np.float16), _projected(self.queries, basis, np.float32))
+        return Encoded(
+            self.dataset, _projected(self.documents, basis, np.float16), _projected(self.queries, basis, np.float32)
+        )
 
 
 def _projected(batch: TokenBatch, basis: np.ndarray, dtype: type) -> TokenBatch:

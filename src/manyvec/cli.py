@@ -90,9 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("db", metavar="DIR")
     serving.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     serving.add_argument("--port", type=int, default=8765, help="0 for any that is free (default 8765)")
-    serving.add_argument(
-        "--token", help="what clients must send; MANYVEC_TOKEN does the same, unseen by `ps`"
-    )
+    serving.add_argument("--token", help="what clients must send; MANYVEC_TOKEN does the same, unseen by `ps`")
     serving.set_defaults(run=_serve)
 
     agents = commands.add_parser("mcp", help="an MCP server on standard input and output", description=_mcp.__doc__)

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     import torch
 
 # float32 bytes of similarities between token vectors and centroids at a time.
-_BLOCK_BYTES = 32 * 2**20
+_BLOCK_BYTES = 4 * 2**20
+_ROWS_AT_A_TIME = 131_072
 
 
 def n_centroids_for(n_tokens: int) -> int:
-    """The power of two nearest to 4·√n_tokens, between 16 and 65,536: 4,096 for a million token vectors."""
-    return int(np.clip(2 ** np.round(np.log2(4 * np.sqrt(max(1, n_tokens)))), 16, 65_536))
+    """The power of two nearest to 16·√n_tokens, between 16 and 65,536: 16,384 for a million token vectors."""
+    return int(np.clip(2 ** np.round(np.log2(16 * np.sqrt(max(1, n_tokens)))), 16, 65_536))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +65,34 @@ class Codebook:
         return len(self.centroids)
 
     def assign(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
-        """(n,) the nearest centroid of each of (n, dim) vectors, by dot product (of int8 where these are multiplied faster:
-        of centroids that are equally near to 1 % either may be taken)."""
-        import torch
+        """(n,) a nearest centroid of each of (n, dim) vectors, by dot product.
 
+        From 2,048 centroids on these are looked for among the members of the nearest groups of centroids, an eighth
+        of all: 9 in 10 vectors get their nearest, the others one of the next, in a fraction of the time.
+        """
         if vectors.shape[1] != self.dim:
             raise ShapeError(f"vectors have dim {vectors.shape[1]}, the codebook {self.dim}")
+        if len(self) < 2048:
+            return self._nearest(vectors)
+        groups, members = self._groups
+        nearest = np.empty(len(vectors), np.int32)
+        for start in range(0, len(vectors), _ROWS_AT_A_TIME):
+            rows = vectors[start : start + _ROWS_AT_A_TIME]
+            group_of = groups._nearest(rows)
+            order = np.argsort(group_of, kind="stable")
+            ends = np.searchsorted(group_of[order], np.arange(len(groups)), side="right")
+            for group, places in enumerate(np.split(order, ends[:-1])):
+                among = Codebook(self.centroids[members[group]])
+                nearest[start + places] = members[group][among._nearest(rows[places])]
+        return nearest
+
+    def _nearest(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
+        """(n,) the nearest of all centroids, the first of equals.
+
+        Where int8 is multiplied faster, of two that are equally near to 1 % either may be taken.
+        """
+        import torch
+
         nearest = np.empty(len(vectors), np.int32)
         step = max(1, _BLOCK_BYTES // (4 * len(self)))
         for start in range(0, len(vectors), step):
@@ -91,6 +114,14 @@ class Codebook:
 
         scale = 127 / max(float(np.abs(self.centroids).max()), 1e-30)
         return torch.from_dlpack(np.rint(self.centroids * scale).astype(np.int8))
+
+    @cached_property
+    def _groups(self) -> tuple[Codebook, list[NDArray[np.int64]]]:
+        """Centroids of the centroids, and for each of these the centroids that belong to it or its neighbours."""
+        groups = Codebook.train(self.centroids, 2 ** round(np.log2(len(self)) / 2))
+        group_of = groups._nearest(self.centroids)
+        neighbours = np.argsort(-(groups.centroids @ groups.centroids.T), axis=1)[:, : max(8, len(groups) // 8)]
+        return groups, [np.flatnonzero(np.isin(group_of, near)) for near in neighbours]
 
     def _moved(self, vectors: NDArray[np.floating]) -> Codebook:
         """Each centroid moved to the mean of the vectors nearest to it; one without any stays."""

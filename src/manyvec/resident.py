@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.codec import Codec, has_fast_int8
 from manyvec.scoring import MaxSimScorer, Scores
 from manyvec.store import RowStates, Snapshot, windows
 from manyvec.timing import stage
@@ -72,7 +71,7 @@ class Resident:
         for is_coded in (True, False):
             if len(group := fitting[states.is_coded[fitting] == is_coded]):
                 segment_of[group], place_of[group] = len(segments), np.arange(len(group))
-                segments.append(_read(snapshot, states, group, self.dim))
+                segments.append(_read(snapshot, states, group))
                 _merge_newest(segments, segment_of, place_of)
         return Resident(snapshot, states, self.dim, self.budget, tuple(segments), segment_of, place_of)
 
@@ -85,50 +84,36 @@ class Resident:
         return self.places(self.snapshot.row_ids(where))
 
     @stage("score")
-    def score(
-        self,
-        scorer: MaxSimScorer,
-        queries: TokenBatch,
-        documents: NDArray[np.int64] | None = None,
-        *,
-        coarse: bool = False,
-    ) -> Scores:
-        """(n_queries, n_documents) scores of these documents, given in rising order, or of all.
-
-        Args:
-            coarse: see `MaxSimScorer.score_many`.
-        """
+    def score(self, scorer: MaxSimScorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
+        """(n_queries, n_documents) scores of these documents, given in rising order, or of all."""
         chosen = np.arange(len(self)) if documents is None else documents
         scores = np.full((len(queries), len(chosen)), -np.inf, np.float32)
         segment_of = self.segment_of[chosen]
         for number, segment in enumerate(self.segments):
             if len(here := np.flatnonzero(segment_of == number)):
                 subset = None if len(here) == len(segment) else self.place_of[chosen[here]]
-                scores[:, here] = scorer.score_many(queries, segment, subset, coarse=coarse)
+                scores[:, here] = scorer.score_many(queries, segment, subset)
         on_disk = np.flatnonzero(segment_of == _ON_DISK)
         for is_coded in (True, False):
             group = on_disk[self.states.is_coded[chosen[on_disk]] == is_coded]
             for window in windows(self.snapshot.token_bytes(self.states, chosen[group])):
                 here = group[window]
                 tokens = self.snapshot.stored_tokens(self.states.row_ids[chosen[here]], is_coded=is_coded)
-                scores[:, here] = scorer.score_many(queries, tokens, coarse=coarse)
+                scores[:, here] = scorer.score_many(queries, tokens)
         return scores
 
 
-def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64], dim: int) -> TokenBatch:
+def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> TokenBatch:
     """One segment of these documents, all kept one way, filled window by window: memory never holds it twice."""
     is_coded = bool(states.is_coded[documents[0]])
-    # float16 is held as two planes of int8 where these are multiplied faster.
-    planes = Codec("int16", dim) if not is_coded and has_fast_int8() else None
     offsets = offsets_of(states.n_tokens[documents])
     held: TokenBatch | None = None
     for window in windows(snapshot.token_bytes(states, documents)):
         rows = snapshot.stored_tokens(states.row_ids[documents[window]], is_coded=is_coded)
-        values = rows.vectors if planes is None else planes.encode(rows.vectors)
         if held is None:
-            codec = rows.codec if planes is None else planes
-            held = TokenBatch.unchecked(np.empty((offsets[-1], values.shape[1]), values.dtype), offsets, None, codec)
-        held.vectors[offsets[window.start] : offsets[window.stop]] = values
+            empty = np.empty((offsets[-1], rows.vectors.shape[1]), rows.vectors.dtype)
+            held = TokenBatch.unchecked(empty, offsets, None, rows.codec)
+        held.vectors[offsets[window.start] : offsets[window.stop]] = rows.vectors
     assert held is not None
     return held
 
