@@ -65,7 +65,7 @@ def test_search_prints_one_json_object(db, capsys):
     found = json.loads(out)
     assert found["hits"][0]["id"] == "bread"
     assert found["hits"][0]["metadata"] == {"year": 2021, "lang": "en"}
-    assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank"}
+    assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank", "final_score"}
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def serve(index: Index, *, host: str = "127.0.0.1", port: int = 8765, token: str
     )
     server = uvicorn.Server(config)
     listening = config.bind_socket()
+    # Whoever reads the address may connect at once.
+    listening.listen(config.backlog)
     shown, bound_port = listening.getsockname()[:2]
     print(f"http://{f'[{shown}]' if ':' in shown else shown}:{bound_port}/ (MCP: /mcp)", file=sys.stderr, flush=True)
     # uvicorn raises it again after it has stopped in order.
