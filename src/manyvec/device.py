@@ -70,9 +70,6 @@ class DeviceDocuments:
         """
         import torch
 
-        if documents.codec is not None and documents.codec.bits == 16:
-            # In memory for a processor's sake: a GPU takes the float16 vectors that these were.
-            documents = documents.decoded()
         codec, n_tokens = documents.codec, documents.n_tokens
         vectors = documents.vectors if codec else documents.vectors.astype(np.float16, copy=False)
         table = centroids = None
