@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from manyvec.codec import STORAGES, bytes_per_token
-from manyvec.errors import FilterError, InputError, ManyvecError
+from manyvec.errors import FilterError, InputError, ManyvecError, require
 from manyvec.filters import AllOf, ColumnType, F, Filter
 from manyvec.types import Document, Hit
 
@@ -75,7 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         dest="conditions",
         help="'year>=2023', 'lang=en', 'tags~ir' (~: contains); all given ones must hold",
     )
-    search.add_argument("--evidence", action="store_true", help="show which words matched, and the best passage")
+    shown = search.add_mutually_exclusive_group()
+    shown.add_argument("--evidence", action="store_true", help="show which words matched, and the best passage")
+    shown.add_argument(
+        "--compare", action="store_true", help="show what BM25, the pooled vector and late interaction each find"
+    )
     search.add_argument(
         "--lexical-weight", type=float, default=0, metavar="W", help="of BM25 in the order, 0 (default) to 1"
     )
@@ -91,6 +96,17 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("db", metavar="DIR")
     info.set_defaults(run=_info)
 
+    serving = commands.add_parser("serve", help="a web page, JSON API and MCP server", description=_serve.__doc__)
+    serving.add_argument("db", metavar="DIR")
+    serving.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    serving.add_argument("--port", type=int, default=8765, help="0 for any that is free (default 8765)")
+    serving.add_argument("--token", help="what clients must send; MANYVEC_TOKEN does the same, unseen by `ps`")
+    serving.set_defaults(run=_serve)
+
+    agents = commands.add_parser("mcp", help="an MCP server on standard input and output", description=_mcp.__doc__)
+    agents.add_argument("db", metavar="DIR")
+    agents.set_defaults(run=_mcp)
+
     models = commands.add_parser("models", help="which models can be loaded", description=_models.__doc__)
     models.set_defaults(run=_models)
 
@@ -100,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--encoder", default="minilm", metavar="NAME", help="minilm (default), a folder, a hub name"
         )
-    for command in (index, search, evaluate):
+    for command in (index, search, evaluate, serving, agents):
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     return parser
 
@@ -153,24 +169,62 @@ def _index(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     """Print the documents that match a query best, with their scores."""
-    from manyvec.encoders import load_encoder
-    from manyvec.index import Index
-
-    index = Index.open(options.db)
-    if options.device != "auto":
-        index = Index.open(options.db, load_encoder(index.model, device=options.device, local_files_only=True))
+    index = _opened(options)
+    where = _conditions(options.conditions, index.filters)
+    if options.compare:
+        return _search_compared(index, options, where)
     hits = index.search(
-        options.query,
-        options.k,
-        filter=_conditions(options.conditions, index.filters),
-        lexical_weight=options.lexical_weight,
-        evidence=options.evidence,
+        options.query, options.k, filter=where, lexical_weight=options.lexical_weight, evidence=options.evidence
     )
     if options.json:
         print(json.dumps({"query": options.query, "hits": [_record(hit) for hit in hits]}, ensure_ascii=False))
     else:
         print("\n".join(_lines(hits)) if hits else "nothing found")
     return 0
+
+
+def _search_compared(index: Any, options: argparse.Namespace, where: Filter | None) -> int:
+    """Print where each found document stands with BM25, the pooled vector and late interaction."""
+    from manyvec.compare import compare
+
+    compared = compare(index, options.query, options.k, filter=where)
+    if options.json:
+        print(json.dumps({"query": options.query, **compared.to_dict()}, ensure_ascii=False))
+    else:
+        print(compared.to_terminal())
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Offer an index as a web page, a JSON API (described at /openapi.json) and an MCP server (at /mcp)."""
+    require("fastapi", extra="serve")
+    require("mcp", extra="serve")
+    from manyvec.serve import serve
+
+    token = options.token if options.token is not None else os.environ.get("MANYVEC_TOKEN")
+    serve(_opened(options), host=options.host, port=options.port, token=token)
+    return 0
+
+
+def _mcp(options: argparse.Namespace) -> int:
+    """Offer an index to an agent as an MCP server on standard input and output, with `search` and `get_document`."""
+    require("mcp", extra="serve")
+    from manyvec.api import Api
+    from manyvec.mcp_server import mcp_server
+
+    mcp_server(Api(_opened(options))).run("stdio")
+    return 0
+
+
+def _opened(options: argparse.Namespace) -> Any:
+    """The index, with its encoder on the device asked for."""
+    from manyvec.encoders import load_encoder
+    from manyvec.index import Index
+
+    index = Index.open(options.db)
+    if options.device != "auto":
+        index = Index.open(options.db, load_encoder(index.model, device=options.device, local_files_only=True))
+    return index
 
 
 def _eval(options: argparse.Namespace) -> int:
