@@ -40,7 +40,9 @@ class Encoded:
         """Cut to `dim` by the principal components of a sample of token vectors (not centred), unit length again."""
         if dim == self.documents.dim:
             return self
-        rows = np.random.default_rng(0).choice(len(self.documents.vectors), min(200_000, self.documents.n_tokens), False)
+        rows = np.random.default_rng(0).choice(
+            len(self.documents.vectors), min(200_000, self.documents.n_tokens), False
+        )
         sample = self.documents.vectors[np.sort(rows)].astype(np.float32)
         _, vectors = np.linalg.eigh(sample.T @ sample)
         basis = np.ascontiguousarray(vectors[:, ::-1][:, :dim])

@@ -47,7 +47,7 @@ def main() -> None:
     def lance(i: int) -> None:
         vectors = encoded.queries[i].astype(np.float16)
         search = table.search(vectors, vector_column_name="tokens").distance_type("cosine")
-        found["lancedb", i] = search.limit(10).select(["id"]).to_arrow()["id"].to_pylist()
+        found["lancedb", i] = search.limit(10).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
 
     rows = [
         report.medians({"manyvec": partial(manyvec, i), "lancedb": partial(lance, i)}, rounds=2)

@@ -81,7 +81,9 @@ def main() -> None:
     overlap, milliseconds, processor = {}, {name: [] for name in SETTINGS}, {name: [] for name in SETTINGS}
     for name, setting in SETTINGS.items():
         found = search(queries, **setting)
-        shared = [len({document for document, _ in ranked} & {*best}) for ranked, best in zip(found, wanted, strict=True)]
+        shared = [
+            len({document for document, _ in ranked} & {*best}) for ranked, best in zip(found, wanted, strict=True)
+        ]
         overlap[name] = round(sum(shared) / (10 * len(queries)), 4)
     for query in queries[: options.timed]:
         for name, setting in SETTINGS.items():
