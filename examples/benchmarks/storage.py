@@ -2,8 +2,8 @@
 
     python examples/benchmarks/storage.py DATA_FOLDER VECTORS [SET ...] [--dim 128] [--queries 150]
 
-Every storage of `manyvec.codec`, and sentence-transformers' hierarchical token pooling by 2 and 3 kept as float16. Bytes
-are those of the vectors, for each token before pooling. Sets are those that `encoded.py` has encoded.
+Every storage of `manyvec.codec`, and sentence-transformers' hierarchical token pooling by 2 and 3 kept as float16.
+Bytes are those of the vectors, for each token before pooling. Sets are those that `encoded.py` has encoded.
 """
 
 from __future__ import annotations
