@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from manyvec.errors import MissingPackageError as MissingPackageError
     from manyvec.errors import ShapeError as ShapeError
     from manyvec.errors import StoreError as StoreError
+    from manyvec.explain import Evidence as Evidence
+    from manyvec.explain import Passage as Passage
+    from manyvec.explain import WordMatch as WordMatch
     from manyvec.filters import AllOf as AllOf
     from manyvec.filters import AnyOf as AnyOf
     from manyvec.filters import F as F
@@ -47,6 +50,7 @@ _MODULES = {
     "encoders": "Encoder SentenceTransformerEncoder TruncationWarning load_encoder",
     "errors": "EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError MissingPackageError "
     "ShapeError StoreError",
+    "explain": "Evidence Passage WordMatch",
     "filters": "AllOf AnyOf F Filter",
     "ingest": "AddReport",
     "index": "Index IndexInfo Where",

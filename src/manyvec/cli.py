@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="conditions",
         help="'year>=2023', 'lang=en', 'tags~ir' (~: contains); all given ones must hold",
     )
+    search.add_argument("--evidence", action="store_true", help="show which words matched, and the best passage")
     search.set_defaults(run=_search)
 
     evaluate = commands.add_parser("eval", help="measure on a judged data set", description=_eval.__doc__)
@@ -139,9 +140,11 @@ def _search(options: argparse.Namespace) -> int:
     index = Index.open(options.db)
     if options.device != "auto":
         index = Index.open(options.db, load_encoder(index.model, device=options.device, local_files_only=True))
-    hits = index.search(options.query, options.k, filter=_conditions(options.conditions, index.filters))
+    hits = index.search(
+        options.query, options.k, filter=_conditions(options.conditions, index.filters), evidence=options.evidence
+    )
     if options.json:
-        print(json.dumps({"query": options.query, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
+        print(json.dumps({"query": options.query, "hits": [_record(hit) for hit in hits]}, ensure_ascii=False))
     else:
         print("\n".join(_lines(hits)) if hits else "nothing found")
     return 0
@@ -292,7 +295,13 @@ def _conditions(texts: Sequence[str], filters: dict[str, str]) -> Filter | None:
 def _lines(hits: Sequence[Hit]) -> Iterator[str]:
     for hit in hits:
         yield f"{hit.rank:>3}. {hit.id}   score {hit.score:.3f}   similarity {hit.similarity:.3f}"
-        yield textwrap.indent(textwrap.shorten(hit.text, 240, placeholder=" …"), "     ")
+        shown = hit.evidence.to_terminal() if hit.evidence else textwrap.shorten(hit.text, 240, placeholder=" …")
+        yield textwrap.indent(shown, "     ")
+
+
+def _record(hit: Hit) -> dict[str, Any]:
+    record = {name: value for name, value in vars(hit).items() if name != "evidence"}
+    return record | {"evidence": hit.evidence.to_dict()} if hit.evidence else record
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from manyvec.candidates import Auto, Candidates, Query, Scope
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
+from manyvec.explain import Evidence, explain
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
 from manyvec.ingest import AddReport, batches, content_hash, is_same, to_row
 from manyvec.lists import ListKeeper
@@ -243,7 +244,15 @@ class Index:
         """How many documents there are, or pass a filter."""
         return self._store.snapshot().count(self._where(filter))
 
-    def search(self, query: str, k: int = 10, *, filter: Where | None = None, depth: int | None = None) -> list[Hit]:
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        filter: Where | None = None,
+        depth: int | None = None,
+        evidence: bool = False,
+    ) -> list[Hit]:
         """Find the documents that match a query best.
 
         Args:
@@ -253,20 +262,28 @@ class Index:
             depth: how many candidates are scored where there are centroid lists (see `optimize`), by default as many
                 as hold 60,000 token vectors and at least 300. Small indexes, and small parts of large ones that a
                 filter leaves, are scored whole.
+            evidence: say of each hit which words matched (`Hit.evidence`), read from the version that was searched.
 
         Returns:
             Hits, best first; equal scores in the order of ids.
 
         Raises:
-            InputError: `query` is no text, or `k` is negative.
+            InputError: `query` is no text, or `k` is negative; or `evidence` is asked of documents that were stored
+                without the characters of their token vectors.
             FilterError: the filter names an undeclared column, or a value has another type.
         """
         if not isinstance(query, str):
             raise InputError(f"a query is a text, got {type(query).__name__}")
-        return self.search_many([query], k, filter=filter, depth=depth)[0]
+        return self.search_many([query], k, filter=filter, depth=depth, evidence=evidence)[0]
 
     def search_many(
-        self, queries: Sequence[str], k: int = 10, *, filter: Where | None = None, depth: int | None = None
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        filter: Where | None = None,
+        depth: int | None = None,
+        evidence: bool = False,
     ) -> list[list[Hit]]:
         """`search` for several queries, encoded in one pass and scored in one: a list of hits for each."""
         if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
@@ -282,7 +299,7 @@ class Index:
         hits: list[list[Hit]] = []
         for part in _parts(len(queries), len(self._documents())):
             part_tokens = tokens.select(np.arange(part.start, part.stop))
-            hits += self._search_part(queries[part], part_tokens, k, where, depth)
+            hits += self._search_part(queries[part], part_tokens, k, where, depth, evidence)
         return hits
 
     def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:
@@ -400,16 +417,22 @@ class Index:
         return tokens
 
     def _search_part(
-        self, queries: Sequence[str], tokens: TokenBatch, k: int, where: str | None, depth: int | None
+        self,
+        queries: Sequence[str],
+        tokens: TokenBatch,
+        k: int,
+        where: str | None,
+        depth: int | None,
+        evidence: bool,
     ) -> list[list[Hit]]:
         documents = self._documents()
         try:
-            return self._search_version(self._scope(documents, where, k), queries, tokens, k, depth)
+            return self._search_version(self._scope(documents, where, k), queries, tokens, k, depth, evidence)
         except StoreError:
             # Another process may have removed this version from under us; a newer one is as good an answer.
             if self._store.version == documents.snapshot.version:
                 raise
-            return self._search_version(self._scope(self._documents(), where, k), queries, tokens, k, depth)
+            return self._search_version(self._scope(self._documents(), where, k), queries, tokens, k, depth, evidence)
 
     def _scope(self, documents: Resident, where: str | None, k: int = 0) -> Scope:
         passing = None if where is None else documents.passing(where)
@@ -417,7 +440,7 @@ class Index:
         return Scope(documents, lists, where, passing, k)
 
     def _search_version(
-        self, scope: Scope, queries: Sequence[str], tokens: TokenBatch, k: int, depth: int | None
+        self, scope: Scope, queries: Sequence[str], tokens: TokenBatch, k: int, depth: int | None, evidence: bool
     ) -> list[list[Hit]]:
         resident = scope.documents
         everything = np.arange(len(resident)) if scope.passing is None else scope.passing
@@ -430,16 +453,29 @@ class Index:
             chosen = [everything if places is None else np.sort(places) for places in found]
             scored = [resident.score(self._scorer, tokens.select([i]), places)[0] for i, places in enumerate(chosen)]
         return [
-            self._hits(resident, places[best], scores[best], n_tokens)
-            for places, scores, n_tokens in zip(chosen, scored, tokens.lengths.tolist(), strict=True)
+            self._hits(resident, places[best], scores[best], queries[i], tokens.select([i]), evidence)
+            for i, (places, scores) in enumerate(zip(chosen, scored, strict=True))
             for best in [top_k(scores, resident.states.ids[places], k)]
         ]
 
-    def _hits(self, resident: Resident, documents: NDArray[np.int64], scores: Scores, n_tokens: int) -> list[Hit]:
-        rows = resident.snapshot.texts(resident.states.row_ids[documents])
+    def _hits(
+        self,
+        resident: Resident,
+        documents: NDArray[np.int64],
+        scores: Scores,
+        query: str,
+        tokens: TokenBatch,
+        evidence: bool,
+    ) -> list[Hit]:
+        row_ids = resident.states.row_ids[documents]
+        rows = resident.snapshot.texts(row_ids)
+        found: Sequence[Evidence | None] = [None] * len(rows)
+        if evidence and rows:
+            stored = resident.snapshot.tokens(row_ids, spans=True)
+            found = explain(query, tokens, [row["text"] for row in rows], stored)
         return [
-            Hit(row["id"], row["text"], json.loads(row["metadata"]), score, score / n_tokens, rank)
-            for rank, (row, score) in enumerate(zip(rows, scores.tolist(), strict=True), start=1)
+            Hit(row["id"], row["text"], json.loads(row["metadata"]), score, score / tokens.n_tokens, rank, why)
+            for rank, (row, score, why) in enumerate(zip(rows, scores.tolist(), found, strict=True), start=1)
         ]
 
     def _add_batch(self, documents: Sequence[Document]) -> AddReport:

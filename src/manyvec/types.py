@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manyvec.errors import InputError, check_unicode
+from manyvec.explain import Evidence, Passage
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Hit:
         score: ColBERT's MaxSim, the best match of every query token, summed; at most the number of query tokens.
         similarity: the mean instead of the sum (FILIP), in [-1, 1]: comparable between queries of unlike length.
         rank: 1 is best. Equal scores are ordered by id.
+        evidence: which words matched, if the search was asked for it.
     """
 
     id: str
@@ -81,6 +83,17 @@ class Hit:
     score: float
     similarity: float
     rank: int
+    evidence: Evidence | None = None
+
+    def best_passage(self, n_chars: int = 300) -> Passage:
+        """The stretch of the text, at most `n_chars` long, that carries most of the score: what to quote and cite.
+
+        Raises:
+            InputError: the search was not asked for evidence.
+        """
+        if self.evidence is None:
+            raise InputError(f"the hit {self.id!r} has no evidence: search with evidence=True")
+        return self.evidence.best_passage(n_chars)
 
 
 def _json_problems(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -1,0 +1,304 @@
+"""Evidence: which words of a document made it a hit, from stored token vectors and spans; nothing is encoded again.
+
+MaxSim is a sum over query tokens, each of which takes its similarity from one document token. `explain` gathers these
+pairs into whole words, and keeps the similarities, so that `Evidence.best_passage` can score any stretch of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.errors import InputError
+from manyvec.render import Mark, has_color, printable, to_html, to_terminal
+from manyvec.tokens import TokenBatch
+from manyvec.words import Bounds, is_extender, sentences, widened, words
+
+# A pooled token, or a word of a hundred thousand characters, is cut to this in `to_dict` and in lines of a terminal.
+_SHOWN_CHARS = 80
+# A whole sentence reads better and more often holds the whole answer; cutting one has to carry this much more.
+_WORTH_CUTTING = 0.02
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class WordMatch:
+    """A word of the query and what it found.
+
+    Attributes:
+        word: as the query has it.
+        query_span: its characters in the query.
+        text: the matched words of the document; empty if only markers or special tokens of the document were matched.
+        span: their characters in the document; None in that case.
+        similarity: mean over the word's tokens, in [-1, 1].
+        share: their sum: what the word adds to the score.
+    """
+
+    word: str
+    query_span: Span
+    text: str
+    span: Span | None
+    similarity: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of a document's text: `text` is its characters from `start` to `end`."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why a document matched. The shares of all words and `unshown` add up to `score`.
+
+    Attributes:
+        text: the document's text as it was when the search scored it.
+        words: in the query's order; a word that the query has twice is there twice.
+        unshown: what the query's markers, special and expansion tokens add to the score: they stand for no word.
+        score: MaxSim of the query and the document.
+        similarities: (n_query_tokens, n_placed_tokens) float32, of the document's tokens that stand for text, in the
+            order of `starts`.
+        starts: (n_placed_tokens,) where in the text each of these tokens begins, rising.
+    """
+
+    text: str = field(repr=False)
+    words: tuple[WordMatch, ...]
+    unshown: float
+    score: float
+    similarities: NDArray[np.float32] = field(repr=False, compare=False)
+    starts: NDArray[np.int64] = field(repr=False, compare=False)
+
+    def best_passage(self, n_chars: int = 300) -> Passage:
+        """The stretch of the text that carries most of the score: what to quote and cite.
+
+        Stretches are compared by the MaxSim score that each would have by itself. Whole sentences are given unless
+        a stretch that begins or ends within one carries 2 % more.
+
+        Args:
+            n_chars: at most so many characters. Only where a single word is longer is a word cut.
+
+        Raises:
+            InputError: `n_chars` is not a whole number of at least 1.
+        """
+        if isinstance(n_chars, bool) or not isinstance(n_chars, int) or n_chars < 1:
+            raise InputError(f"n_chars must be a whole number, 1 or more, got {n_chars!r}")
+        sentence_bounds = sentences(self.text)
+        whole = _whole_sentences(sentence_bounds, n_chars)
+        cut = _whole_words(self.text, sentence_bounds, n_chars)
+        whole_scores, cut_scores = self._scores(whole), self._scores(cut)
+        if len(whole) and whole_scores.max() >= cut_scores.max() - _WORTH_CUTTING * abs(cut_scores.max()):
+            start, end = whole[whole_scores.argmax()].tolist()
+        else:
+            start, end = cut[cut_scores.argmax()].tolist()
+        return Passage(self.text[start:end], start, end)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and metadata: numbers to four places, and of long matches the beginning; spans are exact."""
+        return {
+            "score": round(self.score, 4),
+            "unshown": round(self.unshown, 4),
+            "words": [
+                {
+                    "word": _shortened(match.word),
+                    "query_span": list(match.query_span),
+                    "text": _shortened(match.text),
+                    "span": list(match.span) if match.span else None,
+                    "similarity": round(match.similarity, 4),
+                    "share": round(match.share, 4),
+                }
+                for match in self.words
+            ],
+        }
+
+    def to_html(self) -> str:
+        """The text with its matched words marked, as an HTML element; everything in it is escaped."""
+        return f'<div dir="auto" style="white-space: pre-wrap">{to_html(self.text, self._marks())}</div>'
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_terminal(self, n_chars: int = 300, *, color: bool | None = None) -> str:
+        """Two lines: the best passage with its matched words marked, and what each word of the query found.
+
+        Args:
+            n_chars: of the passage, at most.
+            color: by default, if standard output is a terminal and NO_COLOR is not set.
+        """
+        color = has_color() if color is None else color
+        passage = self.best_passage(n_chars)
+        marks = [
+            Mark(max(mark.start - passage.start, 0), min(mark.end, passage.end) - passage.start, mark.strength, "")
+            for mark in self._marks()
+            if mark.start < passage.end and mark.end > passage.start
+        ]
+        before, after = "… " if passage.start else "", " …" if passage.end < len(self.text.rstrip()) else ""
+        found = [
+            f"{_shortened(match.word)} → {_shortened(match.text) or '(no word)'} {match.similarity:.2f}"
+            for match in self.words
+        ]
+        if self.unshown:
+            found.append(f"tokens that stand for no word {self.unshown:.2f}")
+        return f"{before}{to_terminal(passage.text, marks, color=color)}{after}\n{printable(' · '.join(found))}"
+
+    def _scores(self, stretches: Bounds) -> NDArray[np.float32]:
+        """(n,) the MaxSim score that each stretch of the text would have by itself; -inf if it holds no token."""
+        first, last = np.searchsorted(self.starts, stretches.T)
+        return _maxsim_of_ranges(self.similarities, first, last)
+
+    def _marks(self) -> list[Mark]:
+        return [
+            Mark(*match.span, min(max(match.similarity, 0.0), 1.0), f"{match.word} {match.similarity:.2f}")
+            for match in self.words
+            if match.span
+        ]
+
+
+def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: TokenBatch) -> list[Evidence]:
+    """Say why each document matches a query.
+
+    Args:
+        query: its text.
+        tokens: its token vectors with their spans, a batch of one.
+        texts: the documents' texts, at least one.
+        documents: their token vectors with spans, in the same order.
+
+    Raises:
+        InputError: the query or the documents have no spans, or they do not lie in the text: pointing at words would
+            point at wrong ones.
+    """
+    if tokens.spans is None:
+        raise InputError("the encoder gives no spans for its query tokens, which evidence needs: see TokenBatch.spans")
+    spans = documents.spans
+    if spans is None or len(spans) != documents.n_tokens or (spans < 0).all():
+        raise InputError(
+            "evidence needs to know the characters of each token vector, and these documents were stored without: by "
+            "another tool, or with an encoder that gives no spans. Add them again with one that does (see "
+            "TokenBatch.spans), or search without evidence."
+        )
+    similarities = tokens[0].astype(np.float32) @ documents.vectors.astype(np.float32).T
+    query_words = widened(tokens.spans, words(query))
+    found = []
+    for text, start, end in zip(texts, documents.offsets[:-1].tolist(), documents.offsets[1:].tolist(), strict=True):
+        found.append(_explain(query, *query_words, text, similarities[:, start:end], spans[start:end]))
+    return found
+
+
+def _explain(
+    query: str,
+    query_words: Bounds,
+    word_of: NDArray[np.int64],
+    text: str,
+    similarities: NDArray[np.float32],
+    spans: NDArray[np.int32],
+) -> Evidence:
+    """One document's evidence; the query's tokens come with the spans of their words and which words these are."""
+    if spans.max(initial=0) > len(text):
+        raise InputError(
+            f"the document {text[:40]!r} has {len(text)} characters, and a token stored with it ends at character "
+            f"{spans.max()}: its spans are another text's, or count bytes. Add it again, or search without evidence."
+        )
+    best = similarities.argmax(axis=1)
+    shares = similarities.max(axis=1).astype(np.float64)
+    matched, _ = widened(spans[best], words(text))
+    found = []
+    for word in np.unique(word_of[word_of >= 0]):
+        own = np.flatnonzero(word_of == word)
+        share = float(shares[own].sum())
+        start, end = int(query_words[own, 0].min()), int(query_words[own, 1].max())
+        span = _heaviest(matched[own], shares[own])
+        found.append(
+            WordMatch(
+                query[start:end],
+                (start, end),
+                text[slice(*span)] if span else "",
+                span,
+                share / len(own),
+                share,
+            )
+        )
+    placed = np.flatnonzero(spans[:, 0] >= 0)
+    # Pooling leaves tokens out of the text's order.
+    placed = placed[np.argsort(spans[placed, 0], kind="stable")]
+    return Evidence(
+        text,
+        tuple(found),
+        float(shares[word_of < 0].sum()),
+        float(shares.sum()),
+        similarities[:, placed],
+        spans[placed, 0].astype(np.int64),
+    )
+
+
+def _heaviest(spans: Bounds, shares: NDArray[np.float64]) -> Span | None:
+    """Where the tokens of a word found the most similarity together; None if only where no text is."""
+    totals: dict[Span, float] = {}
+    for (start, end), share in zip(spans.tolist(), shares.tolist(), strict=True):
+        if start >= 0:
+            totals[start, end] = totals.get((start, end), 0.0) + share
+    return max(totals, key=totals.__getitem__, default=None)
+
+
+def _whole_sentences(sentence_bounds: Bounds, n_chars: int) -> Bounds:
+    """(n, 2) from each sentence on, as many as `n_chars` hold, where they hold one."""
+    starts, ends = sentence_bounds.T
+    last = np.searchsorted(ends, starts + n_chars, side="right") - 1
+    fits = last >= np.arange(len(starts))
+    return np.stack([starts[fits], ends[last[fits]]], axis=1)
+
+
+def _whole_words(text: str, sentence_bounds: Bounds, n_chars: int) -> Bounds:
+    """(n, 2) as many words as `n_chars` hold: from the start of each sentence and up to its end, and, in sentences that
+    are longer, from each word on."""
+    sentence_starts, sentence_ends = sentence_bounds.T
+    starts, ends = words(text).T
+    sentence_of = np.searchsorted(sentence_starts, starts, side="right") - 1
+    is_long = (sentence_ends - sentence_starts > n_chars)[sentence_of]
+    first = np.flatnonzero(is_long | np.isin(starts, sentence_starts))
+    last = np.searchsorted(ends, starts[first] + n_chars, side="right") - 1
+    stops = np.where(last >= first, ends[last], 0)
+    for i in np.flatnonzero(last < first):
+        stops[i] = _cut(text, int(starts[first[i]]), n_chars)
+    forward = np.stack([starts[first], stops], axis=1)
+
+    last = np.searchsorted(ends, sentence_ends, side="right") - 1
+    first = np.searchsorted(starts, ends[last] - n_chars)
+    fits = first <= last
+    return np.concatenate([forward, np.stack([starts[first[fits]], ends[last[fits]]], axis=1)])
+
+
+def _cut(text: str, start: int, n_chars: int) -> int:
+    """Where to cut a word that is too long: not between a character and its marks, unless these alone are too many."""
+    end = start + n_chars
+    while end > start and is_extender(text[end]):
+        end -= 1
+    return end if end > start else start + n_chars
+
+
+def _maxsim_of_ranges(
+    similarities: NDArray[np.float32], first: NDArray[np.int64], last: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """(n,) the score that the columns [first, last) have by themselves, -inf for none.
+
+    The maximum over a range is that over two, possibly overlapping, runs of a power of two; one level of such runs is
+    held at a time.
+    """
+    totals = np.full(len(first), -np.inf, np.float32)
+    level, width = similarities, 1
+    while width <= (last - first).max(initial=0):
+        here = np.flatnonzero((last - first >= width) & (last - first < 2 * width))
+        totals[here] = np.maximum(level[:, first[here]], level[:, last[here] - width]).sum(axis=0)
+        level = np.maximum(level[:, :-width], level[:, width:])
+        width *= 2
+    return totals
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"

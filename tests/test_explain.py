@@ -1,0 +1,384 @@
+"""Evidence: words, spans, shares and passages that can be worked out by hand, in any script."""
+
+import json
+import unicodedata
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from manyvec import Document, Index, InputError, TokenBatch
+from manyvec.cli import main
+from manyvec.explain import explain
+from manyvec.testing import HashEncoder
+from manyvec.tokens import offsets_of
+from manyvec.words import sentences, words
+
+ENCODER = HashEncoder(64)
+TEXT = "Paris is the capital of France. Bread is baked from flour. Berlin is in Germany."
+
+
+@pytest.fixture
+def index(tmp_path):
+    index = Index.create(tmp_path / "index", ENCODER)
+    index.add([{"id": "paris", "text": TEXT}, {"id": "bread", "text": "Flour and water"}])
+    return index
+
+
+def batch(vectors, spans=None):
+    spans = None if spans is None else np.array(spans, np.int32).reshape(-1, 2)
+    return TokenBatch(np.array(vectors, np.float32).reshape(len(vectors), -1), offsets_of([len(vectors)]), spans)
+
+
+def explained(query, text, encoder=ENCODER):
+    return explain(query, encoder.encode_queries([query]), [text], encoder.encode_documents([text]))[0]
+
+
+def found(evidence):
+    return {match.word: match.text for match in evidence.words}
+
+
+def cut(text, bounds):
+    return [text[start:end] for start, end in bounds(text)]
+
+
+class PieceEncoder(HashEncoder):
+    """A token for every two characters of a word, as sub-word tokenizers have; a marker before and after them."""
+
+    def encode_documents(self, texts):
+        batches = []
+        for text in texts:
+            pieces = [(i, min(i + 2, end)) for start, end in words(text) for i in range(start, end, 2)]
+            tokens = super().encode_documents(["[CLS]"[1:4], *(text[a:b] for a, b in pieces), "SEP"])
+            spans = [(-1, -1), *pieces, (-1, -1)]
+            batches.append(TokenBatch(tokens.vectors, offsets_of([tokens.n_tokens]), np.array(spans, np.int32)))
+        return TokenBatch.concatenate(batches)
+
+
+class SpanlessEncoder(HashEncoder):
+    """An encoder that knows no spans for documents."""
+
+    def encode_documents(self, texts):
+        tokens = super().encode_documents(texts)
+        return TokenBatch(tokens.vectors, tokens.offsets)
+
+    def encode_queries(self, queries):
+        return super().encode_documents(queries)
+
+
+def test_each_word_of_the_query_points_at_its_equal_in_the_document(index):
+    evidence = index.search("capital of bread", k=1, evidence=True)[0].evidence
+    assert [(m.word, m.query_span, m.text, m.span) for m in evidence.words] == [
+        ("capital", (0, 7), "capital", (13, 20)),
+        ("of", (8, 10), "of", (21, 23)),
+        ("bread", (11, 16), "Bread", (32, 37)),
+    ]
+    # float16 storage keeps 11 bits.
+    assert_allclose([m.similarity for m in evidence.words], 1, atol=2**-10)
+    assert_allclose([m.share for m in evidence.words], 1, atol=2**-10)
+    assert evidence.unshown == 0
+
+
+def test_shares_add_up_to_the_score_of_every_hit(index):
+    for query in ("capital of france", "flour", "nothing of this", "? !"):
+        for hit in index.search(query, evidence=True):
+            total = sum(match.share for match in hit.evidence.words) + hit.evidence.unshown
+            assert_allclose([total, hit.evidence.score], hit.score, atol=1e-5)
+
+
+def test_many_queries_get_the_evidence_that_each_gets_alone(index):
+    queries = ["flour", "", "capital of france"]
+    together = index.search_many(queries, evidence=True)
+    assert together == [index.search(query, evidence=True) for query in queries]
+    assert [hit.evidence.words[0].word for hit in together[2]] == ["capital", "capital"]
+
+
+def test_only_a_search_that_asks_gets_evidence(index):
+    hit = index.search("flour")[0]
+    assert hit.evidence is None
+    with pytest.raises(InputError, match="search with evidence=True"):
+        hit.best_passage(100)
+    assert index.search("flour", k=0, evidence=True) == []
+
+
+def test_sub_word_pieces_are_gathered_into_words_and_markers_counted_apart(tmp_path):
+    index = Index.create(tmp_path / "index", PieceEncoder(64))
+    index.add([{"id": "a", "text": "late interaction"}])
+    hit = index.search("interaction", evidence=True)[0]
+    (match,) = hit.evidence.words
+    assert (match.word, match.text, match.span) == ("interaction", "interaction", (5, 16))
+    # Six pieces and two markers, each found again.
+    assert_allclose([match.similarity, match.share, hit.evidence.unshown, hit.score], [1, 6, 2, 8], atol=8 * 2**-10)
+
+
+def test_a_match_on_a_special_token_of_the_document_is_not_highlighted_but_counts():
+    query = batch([[1, 0], [0, 1]], [(0, 3), (4, 7)])
+    document = batch([[1, 0], [0, 0.5], [-1, 0]], [(-1, -1), (0, 4), (5, 9)])
+    evidence = explain("one two", query, ["text here"], document)[0]
+    assert [(m.word, m.text, m.span, m.share) for m in evidence.words] == [
+        ("one", "", None, 1.0),
+        ("two", "text", (0, 4), 0.5),
+    ]
+    assert (evidence.score, evidence.unshown) == (1.5, 0)
+    assert evidence.to_html().count("<mark") == 1
+    assert "one → (no word) 1.00" in evidence.to_terminal(color=False)
+
+
+def test_a_word_whose_pieces_match_in_two_places_shows_where_most_similarity_is():
+    query = batch([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [(0, 2), (2, 4), (4, 6)])
+    document = batch([[0.9, 0, 0], [0, 0.5, 0.5]], [(0, 3), (4, 7)])
+    (match,) = explain("abcdef", query, ["one two"], document)[0].words
+    assert match.text == "two"
+    assert_allclose([match.similarity, match.share], [1.9 / 3, 1.9], atol=1e-6)
+
+
+def test_the_evidence_is_of_the_version_that_was_searched(index):
+    """Another writer replaces the text between the scoring and the reading of the hits."""
+    changed = "All other words are here now"
+    before = index._scope(index._documents(), None)
+    Index.open(index.uri, ENCODER).add([{"id": "paris", "text": changed}])
+    Index.open(index.uri, ENCODER).delete("bread")
+    query = "capital flour"
+    (hits,) = index._search_version(before, [query], ENCODER.encode_queries([query]), 2, None, True)
+    assert [hit.text for hit in hits] == [TEXT, "Flour and water"]
+    assert found(hits[0].evidence) == {"capital": "capital", "flour": "flour"}
+    assert found(hits[1].evidence)["flour"] == "Flour"
+    assert [hit.text for hit in index.search("words", evidence=True)] == [changed]
+
+
+def test_documents_stored_without_spans_are_refused_with_what_to_do(tmp_path):
+    index = Index.create(tmp_path / "index", SpanlessEncoder(64))
+    index.add([{"id": "a", "text": "some text"}])
+    assert len(index.search("text")) == 1
+    with pytest.raises(InputError, match=r"stored without.* Add them again with one that does"):
+        index.search("text", evidence=True)
+
+
+def test_spans_beyond_the_text_are_refused():
+    with pytest.raises(InputError, match="has 4 characters, and a token stored with it ends at character 9"):
+        explain("a", batch([[1.0]], [(0, 1)]), ["text"], batch([[1.0]], [(5, 9)]))
+    with pytest.raises(InputError, match="no spans for its query tokens"):
+        explain("a", batch([[1.0]]), ["text"], batch([[1.0]], [(0, 4)]))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't pay 1,234.56 (now)!", ["Don't", "pay", "1,234.56", "(", "now", ")!"]),
+        ("caf\u0065\u0301s na\u0308ive", ["cafe\u0301s", "na\u0308ive"]),
+        ("👩\u200d🔬 and 👍🏽", ["👩\u200d🔬", "and", "👍🏽"]),
+        ("שָׁלוֹם עולם", ["שָׁלוֹם", "עולם"]),
+        ("مُحَمَّد", ["مُحَمَّد"]),
+        ("a\tb\nc\u00a0d", ["a", "b", "c", "d"]),
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("東京は", ["東", "京", "は"]),
+        ("น้ำ", ["น้", "ำ"]),
+        ("<b>bold</b>", ["<", "b", ">", "bold", "</", "b", ">"]),
+        ("snake_case x2", ["snake_case", "x2"]),
+        (" \t\n", []),
+    ],
+)
+def test_words_of_a_text(text, expected):
+    assert cut(text, words) == expected
+
+
+def test_every_visible_character_is_in_one_word():
+    text = "".join(map(chr, [*range(32, 0xD800), *range(0xE000, 0x11000), *range(0x1F000, 0x20100)]))
+    covered = np.zeros(len(text), int)
+    for start, end in words(text):
+        covered[start:end] += 1
+    assert covered.max() == 1
+    assert {text[i] for i in np.flatnonzero(covered == 0) if not text[i].isspace()} == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. Two? Three!", ["One.", "Two?", "Three!"]),
+        ("The U.S. President spoke. He left.", ["The U.S. President spoke.", "He left."]),
+        ("approx. ten\n\n  next line ", ["approx. ten", "next line"]),
+        ('He said "go." Then left.', ['He said "go."', "Then left."]),
+        ("東京です。はい。", ["東京です。", "はい。"]),
+        ("no end", ["no end"]),
+    ],
+)
+def test_sentences_of_a_text(text, expected):
+    assert cut(text, sentences) == expected
+
+
+def test_a_span_within_a_character_and_its_marks_is_widened_over_all_of_them():
+    text = "un cafe\u0301 noir"
+    evidence = explain("x", batch([[1.0]], [(0, 1)]), [text], batch([[1.0]], [(3, 7)]))[0]
+    assert unicodedata.normalize("NFC", evidence.words[0].text) == "café"
+    emoji = "an 👩\u200d🔬 works"
+    evidence = explain("x", batch([[1.0]], [(0, 1)]), [emoji], batch([[1.0]], [(3, 4)]))[0]
+    assert evidence.words[0].text == "👩\u200d🔬"
+
+
+def test_a_span_that_holds_the_space_before_its_word_is_that_word():
+    """Byte-level tokenizers count the space in."""
+    evidence = explain("a bc", batch([[1.0]], [(1, 4)]), ["x yz"], batch([[1.0]], [(1, 4)]))[0]
+    assert [(m.word, m.query_span, m.text, m.span) for m in evidence.words] == [("bc", (2, 4), "yz", (2, 4))]
+
+
+def test_a_pooled_token_shows_all_the_words_it_stands_for():
+    evidence = explain("x", batch([[1.0]], [(0, 1)]), ["one two three"], batch([[1.0]], [(1, 6)]))[0]
+    assert evidence.words[0].text == "one two"
+
+
+def test_a_word_of_a_hundred_thousand_characters_is_one_word_and_is_cut_only_to_fit():
+    for text in ("x" * 100_000, "é" * 50_000 + "e\u0301" * 25_000, "!" * 100_000):
+        evidence = explain("q", batch([[1.0]], [(0, 1)]), [text], batch([[1.0]], [(10, 20)]))[0]
+        assert evidence.words[0].span == (0, len(text))
+        assert len(evidence.best_passage(200).text) == 200
+        assert len(json.dumps(evidence.to_dict())) < 1000
+        assert len(evidence.to_terminal(color=False)) < 1000
+
+
+def test_a_cut_never_parts_a_character_from_its_marks():
+    evidence = explained("e", "e\u0301" * 500)
+    assert evidence.best_passage(5).text == "e\u0301e\u0301"
+    assert evidence.best_passage(1).text == "e"
+
+
+def test_the_best_passage_is_the_sentence_that_matches_most():
+    assert explained("baked flour", TEXT).best_passage(40).text == "Bread is baked from flour."
+    assert explained("where is berlin", TEXT).best_passage(40).text == "Berlin is in Germany."
+    passage = explained("capital flour", TEXT).best_passage(60)
+    assert (passage.text, passage.start, passage.end) == (TEXT[:58], 0, 58)
+    assert explained("berlin", TEXT).best_passage(1000).text == TEXT
+
+
+def test_a_sentence_that_is_too_long_is_cut_between_words():
+    text = " ".join(f"w{i}" for i in range(200))
+    passage = explained("w100 w103", text).best_passage(30)
+    assert {"w100", "w103"} <= set(passage.text.split()) <= set(text.split())
+    assert len(passage.text) <= 30
+    assert text[passage.start : passage.end] == passage.text
+
+
+def test_a_passage_is_the_best_of_all_runs_of_sentences():
+    """Against every run, scored one by one."""
+    rng = np.random.default_rng(0)
+    text = " ".join(f"S{' '.join(f'w{w}' for w in rng.integers(0, 60, rng.integers(2, 9)))}." for _ in range(60))
+    bounds = sentences(text).tolist()
+    for query in ("w1 w2 w3 w4", "w5 w6 w7 w8 w9 w10", "w11"):
+        evidence = explained(query, text)
+        tokens = ENCODER.encode_documents([text])
+
+        def score(start, end, query=query, tokens=tokens):
+            own = (tokens.spans[:, 0] >= start) & (tokens.spans[:, 0] < end)
+            return (ENCODER.encode_queries([query]).vectors @ tokens.vectors[own].T).max(axis=1).sum()
+
+        runs = [score(a, b) for i, (a, _) in enumerate(bounds) for _, b in bounds[i:] if b - a <= 120]
+        passage = evidence.best_passage(120)
+        assert len(passage.text) <= 120
+        assert score(passage.start, passage.end) >= max(runs) - 1e-4
+
+
+@pytest.mark.parametrize("n_chars", [0, -1, True, 2.5, "9"])
+def test_a_passage_has_a_whole_number_of_characters(n_chars):
+    with pytest.raises(InputError, match="n_chars must be a whole number"):
+        explained("a", "a b").best_passage(n_chars)
+
+
+@pytest.mark.parametrize("text", ["\u0301", "a", "\u200b\u200b", "🏽", " . ", "\tתשובה\u0301\t", "\x00\x1b[31m"])
+def test_any_text_has_evidence_a_passage_and_renderings(text):
+    evidence = explain("q", batch([[1.0]], [(0, 1)]), [text], batch([[1.0]], [(0, len(text))]))[0]
+    for n_chars in (1, 2, 100):
+        passage = evidence.best_passage(n_chars)
+        assert text[passage.start : passage.end] == passage.text
+        assert 0 < len(passage.text) <= n_chars
+    assert json.loads(json.dumps(evidence.to_dict())) == evidence.to_dict()
+    assert evidence.to_html().startswith("<div")
+    assert "\x1b" not in evidence.to_terminal(color=False)
+
+
+def test_a_document_or_query_never_injects_markup():
+    attack = "\"><script>alert(1)</script><b onclick='x'>&amp;"
+    for query, text in ((attack, attack), ("script", attack), (attack, "plain words")):
+        rendered = explained(query, text)._repr_html_()
+        from html.parser import HTMLParser
+
+        seen = []
+
+        class Parser(HTMLParser):
+            def handle_starttag(self, tag, attributes, seen=seen):
+                seen.append((tag, tuple(sorted(name for name, _ in attributes))))
+
+        parser = Parser(convert_charrefs=True)
+        shown = []
+        parser.handle_data = shown.append
+        parser.feed(rendered)
+        parser.close()
+        assert set(seen) <= {("div", ("dir", "style")), ("mark", ("style", "title"))}
+        assert "".join(shown) == text
+
+
+def test_html_shows_strength_and_which_word_matched():
+    document = batch([[1, 0], [0.5, 0]], [(0, 3), (4, 7)])
+    query = batch([[1, 0], [0.25, 0]], [(0, 1), (2, 3)])
+    html = explain("a b", query, ["one two"], document)[0].to_html()
+    assert (
+        '<mark title="a 1.00, b 0.25" style="color: inherit; background: rgba(255, 176, 0, 1.00)">one</mark> two'
+        in html
+    )
+
+
+def test_the_terminal_falls_back_to_brackets_and_no_text_steers_it(monkeypatch):
+    evidence = explained("capital", "the\x1b[2J\u202e capital\nof\tFrance")
+    first, second = evidence.to_terminal().split("\n")
+    assert first == "the\ufffd[2J\ufffd [capital] of France"
+    assert second == "capital → capital 1.00"
+    colored = evidence.to_terminal(color=True)
+    assert colored.count("\x1b[") == 2
+    assert "48;5;214mcapital\x1b[0m" in colored
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in evidence.to_terminal()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in evidence.to_terminal()
+
+
+def test_to_dict_holds_what_a_citation_needs():
+    record = explained("capital", TEXT).to_dict()
+    assert record == {
+        "score": 1.0,
+        "unshown": 0.0,
+        "words": [
+            {
+                "word": "capital",
+                "query_span": [0, 7],
+                "text": "capital",
+                "span": [13, 20],
+                "similarity": 1.0,
+                "share": 1.0,
+            }
+        ],
+    }
+
+
+def test_spans_of_windows_lie_in_the_whole_text(tmp_path):
+    """A text longer than the model reads is encoded in windows."""
+    text = " ".join(f"number {i} is here." for i in range(300)) + " A giraffe eats leaves."
+    index = Index.create(tmp_path / "index", "minilm")
+    index.add([Document("long", text)])
+    hit = index.search("giraffes", evidence=True)[0]
+    (match,) = hit.evidence.words
+    assert (match.text, match.span) == ("giraffe", (text.index("giraffe"), text.index("giraffe") + 7))
+    assert "giraffe" in hit.best_passage(40).text
+    assert_allclose(sum(m.share for m in hit.evidence.words) + hit.evidence.unshown, hit.score, atol=1e-4)
+
+
+def test_the_command_shows_evidence(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Bread is baked from flour. It is eaten warm.")
+    assert main(["index", str(tmp_path / "a.txt"), "--db", str(tmp_path / "db")]) == 0
+    capsys.readouterr()
+    assert main(["search", "flour", "--db", str(tmp_path / "db"), "--evidence"]) == 0
+    out = capsys.readouterr().out
+    assert "[flour]" in out
+    assert "flour → flour 0." in out
+    assert main(["search", "flour", "--db", str(tmp_path / "db"), "--evidence", "--json"]) == 0
+    (hit,) = json.loads(capsys.readouterr().out)["hits"]
+    assert hit["evidence"]["words"][0]["text"] == "flour"
