@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyvec import F, FilterError, Index, InputError
+from manyvec import F, FilterError, HasId, Index, InputError
 from manyvec.filters import AllOf, AnyOf, ColumnType, Comparison, Not, to_sql
 from manyvec.testing import HashEncoder
 
@@ -22,6 +22,8 @@ NASTY = [
     "line\nbreak",
     "日本語",
     "é",
+    "ÄPFEL",
+    "Äpfel",
     "' OR 1=1 --",
     "%",
     "_",
@@ -37,9 +39,13 @@ def holds(condition, values):
         return any(holds(part, values) for part in condition.parts)
     if isinstance(condition, Not):
         return not holds(condition.part, values)
+    if isinstance(condition, HasId):
+        return values["id"] in condition.ids
     value = values.get(condition.column)
     if condition.op == "is null":
         return value is None
+    if condition.op == "is empty":
+        return value is None or value in ("", [])
     if value is None:
         return False
     return {
@@ -50,6 +56,7 @@ def holds(condition, values):
         ">=": lambda: value >= condition.value,
         "in": lambda: value in condition.value,
         "contains": lambda: condition.value in value,
+        "contains, any case": lambda: condition.value.lower() in value.lower(),
     }[condition.op]()
 
 
@@ -75,7 +82,9 @@ leaves = st.one_of(
     st.builds(Comparison, st.just("n"), st.just("in"), st.lists(numbers, max_size=3).map(tuple)),
     st.builds(Comparison, st.just("s"), st.just("in"), st.lists(texts, max_size=3).map(tuple)),
     st.builds(Comparison, st.sampled_from(["s", "tags"]), st.just("contains"), texts),
-    st.builds(Comparison, st.sampled_from(["n", "x", "s", "b", "tags"]), st.just("is null")),
+    st.builds(Comparison, st.just("s"), st.just("contains, any case"), texts),
+    st.builds(Comparison, st.sampled_from(["n", "x", "s", "b", "tags"]), st.sampled_from(["is null", "is empty"])),
+    st.builds(HasId, st.lists(st.integers(0, 20).map(str), max_size=5)),
 )
 conditions = st.recursive(
     leaves,
@@ -95,9 +104,10 @@ def test_every_filter_agrees_with_python(tmp_path_factory, rows, conditions):
     index = Index.create(tmp_path_factory.mktemp("filters") / "index", HashEncoder(8), filters=filters)
     index.add({"id": str(i), "text": "word", "metadata": row} for i, row in enumerate(rows))
     for condition in conditions:
-        expected = {str(i) for i, row in enumerate(rows) if holds(condition, row)}
+        expected = {str(i) for i, row in enumerate(rows) if holds(condition, {**row, "id": str(i)})}
         assert {hit.id for hit in index.search("word", k=100, filter=condition)} == expected
         assert index.count(condition) == len(expected)
+        assert index.ids(condition) == sorted(expected)
 
 
 def test_the_short_forms_mean_what_they_say():
@@ -105,6 +115,8 @@ def test_the_short_forms_mean_what_they_say():
     assert (F("n") != 2) == Not(Comparison("n", "==", 2))
     assert F("n").not_in([1]) == Not(Comparison("n", "in", (1,)))
     assert (F("n") == None) == F("n").is_null()  # noqa: E711
+    assert F("s").contains("x", ignore_case=True) == Comparison("s", "contains, any case", "x")
+    assert F("s").is_empty() == Comparison("s", "is empty")
     assert ~(F("n") < 1) == Not(Comparison("n", "<", 1))
 
 
@@ -123,6 +135,16 @@ def test_in_nothing_is_false_and_not_in_nothing_true():
     assert to_sql(F("n").not_in([]), COLUMNS) == "true"
     assert to_sql(AllOf(()), COLUMNS) == "true"
     assert to_sql(AnyOf(()), COLUMNS) == "false"
+
+
+def test_documents_are_named_by_id_whatever_the_id_holds(tmp_path):
+    index = Index.create(tmp_path / "index", HashEncoder(8), filters={"id": int})
+    ids = ["a", "it's", "' OR true --", "日本"]
+    index.add({"id": id, "text": "word", "metadata": {"id": n}} for n, id in enumerate(ids))
+    assert index.ids(HasId(["it's", "日本", "unknown"])) == ["it's", "日本"]
+    assert index.ids(~HasId(ids[:2]) & (F("id") < 3)) == ["' OR true --"]
+    assert [hit.id for hit in index.search("word", filter=HasId(["' OR true --"]))] == ["' OR true --"]
+    assert (index.ids(HasId([])), index.count(~HasId([]))) == ([], 4)
 
 
 def test_an_int_column_can_be_compared_with_any_number():
@@ -169,6 +191,9 @@ def test_times_are_stored_and_filtered(tmp_path):
         (F("s") == "\ud800", "lone surrogate"),
         (F("n").in_([1, "2"]), "must be of type int, got '2'"),
         (F("n").contains(1), "contains works on lists and text"),
+        (F("n").contains("1", ignore_case=True), "contains works on lists and text"),
+        (F("tags").contains("a", ignore_case=True), r"use F\('tags'\).contains"),
+        (HasId(["\ud800"]), "lone surrogate"),
         (F("tags") == "a", r"use F\('tags'\).contains"),
         (F("when") == "yesterday", "ISO 8601"),
         (F("`n` = 1 OR `n`") == 1, "no filter column"),
@@ -197,6 +222,10 @@ def test_python_connectives_are_refused_instead_of_dropping_half():
         (F("n") == 1) & True
     with pytest.raises(FilterError, match="list of values"):
         F("s").in_("abc")
+    with pytest.raises(FilterError, match="list of ids"):
+        HasId("abc")
+    with pytest.raises(FilterError, match="list of ids"):
+        HasId([1])
 
 
 @pytest.mark.parametrize("declared", [dict, list, "json", list[dict], 3])

@@ -63,6 +63,34 @@ def test_whoever_wrote_an_index_everyone_reads_the_same_from_it(tmp_path, capsys
     assert [(hit["id"], hit["text"], hit["score"], hit["metadata"]["year"]) for hit in printed] == expected
 
 
+def test_an_index_that_langchain_filled_answers_through_every_door_of_llama_index_with_the_same_scores(tmp_path):
+    from llama_index.core import VectorStoreIndex
+    from llama_index.core.schema import NodeWithScore, TextNode
+    from llama_index.embeddings.manyvec import ManyvecEmbedding
+    from llama_index.postprocessor.manyvec import ManyvecRerank
+    from llama_index.vector_stores.manyvec import ManyvecVectorStore
+
+    uri = str(tmp_path / "index")
+    write_with_langchain(uri)
+    for query in (QUERY, "what is bread made of", "the weather in Zürich"):
+        found = langchain_manyvec.ManyvecRetriever.from_uri(uri, k=3).invoke(query)
+        expected = [(d.id, d.page_content, d.metadata["score"]) for d in found]
+
+        nodes = llama_manyvec.ManyvecRetriever.from_uri(uri, similarity_top_k=3).retrieve(query)
+        assert [(n.node_id, n.text, n.score) for n in nodes] == expected
+        assert [n.metadata for n in nodes] == [{"year": d.metadata["year"]} for d in found]
+
+        store = ManyvecVectorStore.create(uri, "minilm", filter_columns={"year": int})
+        index = VectorStoreIndex.from_vector_store(store, embed_model=ManyvecEmbedding("minilm"))
+        nodes = index.as_retriever(similarity_top_k=3).retrieve(query)
+        assert [(n.node_id, n.text, n.score) for n in nodes] == expected
+
+        plain = [NodeWithScore(node=TextNode(id_=i, text=text)) for i, text in TEXTS.items()]
+        nodes = ManyvecRerank(index=store.client, top_n=3).postprocess_nodes(plain, query_str=query)
+        assert [(n.node_id, n.text) for n in nodes] == [(i, text) for i, text, _ in expected]
+        assert [n.score for n in nodes] == pytest.approx([score for _, _, score in expected], abs=1e-5)
+
+
 def test_a_filter_means_the_same_everywhere(tmp_path, capsys):
     from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 
@@ -104,7 +132,8 @@ def test_the_python_of_a_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys,
     blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
     assert blocks
     monkeypatch.chdir(tmp_path)
+    names = {}
     for block in blocks:
-        exec(compile(block, readme, "exec"), {})
+        exec(compile(block, readme, "exec"), names)
     if readme == "README.md":
         assert capsys.readouterr().out.startswith("1 a1 ")

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Sequence
 
+import mcp_types
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from manyvec import InputError, TokenBatch, ToolIndex
+from manyvec import IndexNotFoundError, InputError, ManifestError, TokenBatch, ToolIndex
 from manyvec.bm25 import BM25, words_of
 from manyvec.testing import HashEncoder
 from manyvec.tools import _read
@@ -31,13 +33,20 @@ def convert(amount: float, currency: str = "EUR") -> float:
     return amount * len(currency)
 
 
-class McpTool:
+READ_FILE = mcp_types.Tool(
+    name="read_file", input_schema={"type": "object", "properties": {"path": {"description": "of the file"}}}
+)
+
+
+class McpToolOfVersion1:
+    """The SDK's first versions spell it so."""
+
     name = "read_file"
     description = None
-    inputSchema = {"properties": {"path": {"description": "of the file"}}}  # noqa: N815, RUF012
+    inputSchema = READ_FILE.input_schema  # noqa: N815
 
 
-ALL = [WEATHER, MAIL, PLAY, convert, McpTool()]
+ALL = [WEATHER, MAIL, PLAY, convert, READ_FILE]
 
 
 def names(hits):
@@ -56,7 +65,8 @@ def tools():
         (MAIL, "sendMail", "sendMail send Mail. Writes to people. to"),
         (PLAY, "music.play", "music.play music play. song; artist: singer"),
         (convert, "convert", "convert. Changes money into another currency. amount: float; currency: str"),
-        (McpTool(), "read_file", "read_file read file. path: of the file"),
+        (READ_FILE, "read_file", "read_file read file. path: of the file"),
+        (McpToolOfVersion1(), "read_file", "read_file read file. path: of the file"),
         ({"name": "HTTPGet2"}, "HTTPGet2", "HTTPGet2 HTTP Get2"),
     ],
 )
@@ -78,17 +88,17 @@ def test_the_tool_that_shares_the_words_comes_first_as_it_was_given(tools, query
     hit = tools.select(query, 1)[0]
     assert (hit.name, hit.rank) == (name, 1)
     assert hit.tool is tools[name] and hit.tool in ALL
-    assert -1 <= hit.similarity <= 1.001 and hit.score < 1
+    assert -1 <= hit.similarity <= 1.001 and hit.score >= hit.similarity
 
 
 @pytest.mark.parametrize("query", ["sendMail", " sendMail\n", "SENDMAIL", "music.play", "get_current_weather"])
-@pytest.mark.parametrize("weight", [0, 0.5, 1])
+@pytest.mark.parametrize("weight", [0, 0.025, 10])
 def test_an_exact_name_always_returns_that_tool_first(query, weight):
     # 300 tools that share every word of the names, more than get an exact score.
     others = [{"name": f"t{i}", "description": "send mail sendMail music play get current weather"} for i in range(300)]
     tools = ToolIndex(HashEncoder(), [*others, *ALL], lexical_weight=weight, depth=10)
     first = tools.select(query, 2)[0]
-    assert first.name.casefold() == query.strip().casefold() and first.score == 1
+    assert first.name.casefold() == query.strip().casefold()
 
 
 def test_of_names_that_differ_in_case_only_the_very_one_comes_first():
@@ -101,12 +111,15 @@ def test_equal_scores_are_ordered_by_name():
     assert names(tools.select("same")) == ["a", "b", "c"]
 
 
-def test_the_score_mixes_similarity_and_the_share_of_bm25():
-    tools = ToolIndex(HashEncoder(), ALL, lexical_weight=0)
-    plain = tools.select("mail people", 9)
-    assert [hit.score for hit in plain] == [min(hit.similarity, 1) for hit in plain]
-    wordy = {hit.name: hit.score for hit in ToolIndex(HashEncoder(), ALL, lexical_weight=1).select("mail people", 9)}
-    assert wordy["sendMail"] > 0.5 and wordy["convert"] == 0
+def test_the_score_is_the_similarity_plus_the_weighted_bm25():
+    # One word of "mail people" is rare, one comes twice; HashEncoder finds both in the text of sendMail.
+    bm25 = BM25([words_of(_read(tool)[1]) for tool in ALL]).scores(["mail", "people"])
+    for weight in (0, 0.025, 0.5):
+        hits = ToolIndex(HashEncoder(), ALL, lexical_weight=weight).select("mail people", 9)
+        assert hits[0].name == "sendMail" and hits[0].similarity == pytest.approx(1, abs=2**-10)
+        for hit in hits:
+            place = [_read(tool)[0] for tool in ALL].index(hit.name)
+            assert hit.score == pytest.approx(hit.similarity + weight * bm25[place], abs=1e-6)
 
 
 def test_candidates_of_a_large_catalog_hold_what_looking_at_all_finds():
@@ -128,6 +141,13 @@ def test_tools_can_be_added_and_removed(tools):
     assert tools.remove(tools.names) == 5
     assert tools.select("mail") == []
     assert tools.add([MAIL]) == ["sendMail"] and names(tools.select("mail")) == ["sendMail"]
+
+
+def test_what_an_mcp_session_lists_is_added_as_it_is():
+    listed = mcp_types.ListToolsResult(tools=[READ_FILE, mcp_types.Tool(name="write_file", input_schema={})])
+    tools = ToolIndex(HashEncoder(), listed)
+    assert tools.names == ["read_file", "write_file"]
+    assert tools.select("read_file", 1)[0].tool is READ_FILE
 
 
 def test_equal_names_are_an_error_that_names_them_and_nothing_is_added(tools):
@@ -165,9 +185,10 @@ def test_bad_queries_are_errors(tools, query, k):
         tools.select(query, k)
 
 
-def test_a_weight_beyond_1_is_an_error():
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_weight_that_is_no_weight_is_an_error(weight):
     with pytest.raises(InputError, match="lexical_weight"):
-        ToolIndex(HashEncoder(), lexical_weight=1.5)
+        ToolIndex(HashEncoder(), lexical_weight=weight)
 
 
 def test_a_schema_of_ten_thousand_characters_is_read_to_its_end():
@@ -185,14 +206,15 @@ def test_words_are_cut_at_case_and_lose_their_endings_and_those_that_say_nothing
     ]  # fmt: skip
 
 
-def test_bm25_gives_a_document_with_every_word_of_the_query_the_most_and_one_with_none_nothing():
+def test_bm25_counts_each_word_by_its_rarity():
     bm25 = BM25([["a", "b"], ["b", "c"], ["d", "e"]])
-    share = bm25.share(["a", "b", "a"])
-    assert share[0] > share[1] > share[2] == 0
-    # In a document of mean length, a word that stands there once weighs its rarity; the most is 2.2 times that.
-    assert share[0] == pytest.approx(1 / 2.2)
-    np.testing.assert_array_equal(bm25.share(["z"]), [0, 0, 0])
-    assert len(BM25([]).share(["a"])) == 0
+    scores = bm25.scores(["a", "b", "a"])
+    # In a document of mean length, a word that stands there once weighs log(1 + (n - found + 0.5) / (found + 0.5)).
+    np.testing.assert_allclose(
+        scores, [np.log(1 + 2.5 / 1.5) + np.log(1 + 1.5 / 2.5), np.log(1 + 1.5 / 2.5), 0], rtol=1e-6
+    )
+    np.testing.assert_array_equal(bm25.scores(["z"]), [0, 0, 0])
+    assert len(BM25([]).scores(["a"])) == 0
 
 
 class CountingEncoder(HashEncoder):
@@ -218,18 +240,82 @@ def test_minilm_finds_tools_that_share_no_word_with_the_request():
     assert names(tools.select("exchange 20 dollars", 1)) == ["convert"]
 
 
-def test_a_selection_among_thousands_is_faster_than_an_exact_score_for_each():
+def test_a_selection_among_thousands_takes_less_work_than_an_exact_score_for_each():
     rng = np.random.default_rng(0)
     vocabulary = [f"word{i}" for i in range(3000)]
     many = [{"name": f"tool{i}", "description": " ".join(rng.choice(vocabulary, 40))} for i in range(2479)]
     tools = ToolIndex(HashEncoder(384), many)
     query = " ".join(rng.choice(vocabulary, 16))
     tokens = tools.encoder.encode_queries([query])
-    taken = {100: [], len(many): []}
-    for depth in [100, len(many)] * 7:
+    taken = {tools.depth: [], len(many): []}
+    for depth in [*taken] * 7:
         tools.depth = depth
-        started = time.perf_counter()
+        started = time.process_time()
         tools.select_encoded(query, tokens)
-        taken[depth].append(time.perf_counter() - started)
-    # Milliseconds depend on what else the machine does (the benchmark has them); many times fewer are scored.
-    assert min(taken[100]) < min(taken[len(many)]) / 2
+        taken[depth].append(time.process_time() - started)
+    # Seconds of the processor's, which do not depend on what else the machine does; the benchmark has milliseconds.
+    few, all_ = map(min, taken.values())
+    assert few < all_ / 2
+
+
+# Saved and loaded
+
+
+def test_a_loaded_catalog_answers_as_the_saved_one_and_encodes_nothing(tmp_path):
+    file = tmp_path / "new" / "tools.safetensors"
+    saved = ToolIndex(CountingEncoder(), ALL, lexical_weight=0.4, depth=3)
+    saved.save(file)
+    CountingEncoder.n_texts = 0
+    loaded, given = ToolIndex.load(file, CountingEncoder()), ToolIndex.load(file, CountingEncoder(), tools=ALL)
+
+    assert CountingEncoder.n_texts == 0
+    assert (loaded.names, loaded.lexical_weight, loaded.depth) == (saved.names, 0.4, 3)
+    for query in ("mail to people", "convert", "a song of that singer"):
+        assert given.select(query) == saved.select(query)
+        assert [(hit.name, hit.score) for hit in loaded.select(query)] == [
+            (h.name, h.score) for h in saved.select(query)
+        ]
+    # Dicts come back as they were, what is no JSON as a JSON-schema tool.
+    assert [loaded["sendMail"], loaded["read_file"]["name"]] == [MAIL, "read_file"]
+    assert [path.name for path in file.parent.iterdir()] == ["tools.safetensors"]
+
+
+def test_a_catalog_that_has_changed_since_encodes_what_is_new(tmp_path):
+    file = tmp_path / "tools"
+    ToolIndex(CountingEncoder(), ALL).save(file)
+    CountingEncoder.n_texts = 0
+    changed = {**MAIL, "description": "Writes letters."}
+    loaded = ToolIndex.load(file, CountingEncoder(), tools=[changed, WEATHER, {"name": "new"}])
+
+    assert CountingEncoder.n_texts == 2
+    assert loaded.names == ["sendMail", "get_current_weather", "new"]
+    fresh = ToolIndex(HashEncoder(), [changed, WEATHER, {"name": "new"}])
+    assert loaded.select("letters about the weather") == fresh.select("letters about the weather")
+
+
+def test_saving_replaces_a_file_and_an_empty_catalog_can_be_saved(tmp_path):
+    file = tmp_path / "tools"
+    ToolIndex("minilm", [MAIL]).save(file)
+    assert names(ToolIndex.load(file).select("write to people")) == ["sendMail"]
+    ToolIndex("minilm").save(file)
+    assert ToolIndex.load(file).names == []
+
+
+def test_loading_what_is_no_file_of_tools_or_of_another_encoder_is_an_error(tmp_path):
+    with pytest.raises(IndexNotFoundError, match="ToolIndex.save"):
+        ToolIndex.load(tmp_path / "nothing")
+    (tmp_path / "text").write_text("no tools")
+    save_file({"vectors": np.zeros((1, 2))}, tmp_path / "other")
+    for name in ("text", "other"):
+        with pytest.raises(ManifestError, match="damaged"):
+            ToolIndex.load(tmp_path / name)
+    ToolIndex(HashEncoder(), ALL).save(tmp_path / "tools")
+    with pytest.raises(ManifestError, match="hash-64"):
+        ToolIndex.load(tmp_path / "tools", HashEncoder(32))
+
+
+def test_a_tool_that_json_cannot_hold_is_not_saved(tmp_path):
+    tools = ToolIndex(HashEncoder(), [MAIL, {"name": "odd", "default": object()}])
+    with pytest.raises(InputError, match="'odd'"):
+        tools.save(tmp_path / "tools")
+    assert not (tmp_path / "tools").exists()

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("manyvec", "numpy", "torch", "lancedb", "sentence-transformers", "transformers")
+PACKAGES = ("manyvec", "numpy", "torch", "lancedb", "sentence-transformers", "transformers", "flash-maxsim")
 
 
 def medians(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:

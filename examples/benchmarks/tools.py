@@ -1,9 +1,14 @@
-"""How well tools are found, and how fast: BM25, mean token vectors, MaxSim, and the mixes that `ToolIndex` can make.
+"""How well tools are found, and how fast: BM25, mean token vectors, MaxSim, and what `ToolIndex` mixes of them.
 
-python examples/benchmarks/tools.py DATA_FOLDER
+python examples/benchmarks/tools.py DATA_FOLDER VECTORS [SET ...]
 
-The folder holds metatool, livemcpbench, stabletoolbench and seal-tools in BEIR layout. 150 queries of each, spread
-evenly. MaxSim and pooled are exhaustive; the mixes are what `ToolIndex` answers, candidates and all.
+DATA_FOLDER holds metatool, livemcpbench, stabletoolbench and seal-tools in BEIR layout; all test queries are asked.
+What is encoded with `minilm` is kept in the folder VECTORS, for another run.
+
+- `bm25, LanceDB`: its full-text index over the plain text of the data set, as `manyvec eval` measures it.
+- `bm25, own words` and `pooled`: over the text of a tool, with the words and the mean vectors that `ToolIndex` has.
+- `ToolIndex`: as users get it, candidates and all. `weight ...` is another lexical weight for the tools that it gave an
+  exact score; with the weight 0 that is MaxSim alone.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +24,17 @@ from typing import Any
 import numpy as np
 import report
 
-from manyvec import Document, MaxSimScorer, ToolIndex
-from manyvec.evaluation import evaluate, load_beir
+from manyvec import Document, Index, TokenBatch, ToolIndex
+from manyvec.bm25 import words_of
+from manyvec.candidates import Lexical
+from manyvec.evaluation import Dataset, Run, evaluate, load_beir
+from manyvec.testing import HashEncoder
+from manyvec.tokens import offsets_of
+from manyvec.tools import DEPTH, LEXICAL_WEIGHT
 
 SETS = ("metatool", "livemcpbench", "stabletoolbench", "seal-tools")
-WEIGHTS = (0.5, 0.65, 0.8, 1.0)
+WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.06)
 MEASURES = ("nDCG@10", "Recall@5")
-MAX_QUERIES = 150
 
 
 def as_tool(document: Document) -> dict[str, Any]:
@@ -47,37 +57,77 @@ def as_tool(document: Document) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    results = {}
-    for name in SETS:
-        dataset = load_beir(Path(sys.argv[1]) / name)
-        step = max(1, len(dataset.queries) // MAX_QUERIES)
-        queries = dict(list(dataset.queries.items())[::step][:MAX_QUERIES])
-        qrels = {query: dataset.qrels[query] for query in queries}
-        tools = ToolIndex("minilm", map(as_tool, dataset.documents))
-        tokens = tools.encoder.encode_queries(list(queries.values()))
+def tool_index(dataset: Dataset, folder: Path) -> ToolIndex:
+    file, tools = folder / f"{dataset.name}.safetensors", map(as_tool, dataset.documents)
+    index = ToolIndex.load(file, tools=tools) if file.exists() else ToolIndex("minilm", tools)
+    index.save(file)
+    # A file has the weight and the depth that it was written with.
+    index.lexical_weight, index.depth = LEXICAL_WEIGHT, DEPTH
+    return index
 
-        runs = {"maxsim": {}, "pooled": {}} | {f"mix {weight}": {} for weight in WEIGHTS}
-        catalog, scorer, seconds = tools._catalog, MaxSimScorer(), []
-        for i, (query, text) in enumerate(queries.items()):
-            exact = {"maxsim": scorer.score(tokens[i], catalog.tokens)}
-            exact["pooled"] = catalog.pooled @ tokens[i].mean(axis=0)
-            for method, scores in exact.items():
-                runs[method][query] = catalog.names[np.argsort(-scores, kind="stable")[:10]].tolist()
-            one = tokens.select([i])
-            for weight in WEIGHTS:
-                tools.lexical_weight = weight
-                started = time.perf_counter()
-                runs[f"mix {weight}"][query] = [hit.name for hit in tools.select_encoded(text, one, 10)]
-                seconds.append(time.perf_counter() - started)
-        results[name] = {
-            "tools": len(tools),
-            "tokens": catalog.tokens.n_tokens,
-            "queries": len(queries),
-            "query tokens": tokens.n_tokens,
-            "p50 of a selection in milliseconds": round(1000 * statistics.median(seconds), 1),
-            **{m: {k: round(v, 4) for k, v in evaluate(qrels, run, MEASURES).items()} for m, run in runs.items()},
+
+def query_tokens(dataset: Dataset, index: ToolIndex, folder: Path) -> TokenBatch:
+    file = folder / f"{dataset.name}-queries.npz"
+    if not file.exists():
+        tokens = index.encoder.encode_queries(list(dataset.queries.values()))
+        np.savez(file, vectors=tokens.vectors.astype(np.float16), lengths=tokens.lengths)
+    kept = np.load(file)
+    return TokenBatch(kept["vectors"], offsets_of(kept["lengths"]))
+
+
+def full_text(dataset: Dataset) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index.create(folder, HashEncoder(8))
+        index.add(dataset.documents)
+        index.optimize()
+        return dict(zip(dataset.queries, index.rank(list(dataset.queries.values()), Lexical(), 10), strict=True))
+
+
+def measure(dataset: Dataset, folder: Path) -> dict[str, Any]:
+    index = tool_index(dataset, folder)
+    tokens = query_tokens(dataset, index, folder)
+    catalog = index._catalog
+    runs: dict[str, Run] = {"bm25, LanceDB": full_text(dataset), "bm25, own words": {}, "pooled": {}, "ToolIndex": {}}
+    runs |= {f"weight {weight}": {} for weight in WEIGHTS}
+    wall, processor = [], []
+    for i, (query, text) in enumerate(dataset.queries.items()):
+        scores = {
+            "bm25, own words": catalog.bm25.scores(words_of(text)),
+            "pooled": catalog.pooled @ tokens[i].astype(np.float32).mean(axis=0),
         }
+        for method, of_all in scores.items():
+            runs[method][query] = catalog.names[np.argsort(-of_all, kind="stable")[:10]].tolist()
+        started = time.perf_counter(), time.process_time()
+        hits = index.select_encoded(text, tokens.select([i]), DEPTH)
+        wall.append(time.perf_counter() - started[0])
+        processor.append(time.process_time() - started[1])
+        runs["ToolIndex"][query] = [hit.name for hit in hits[:10]]
+        for weight in WEIGHTS:
+            mixed = {
+                hit.name: hit.similarity + weight * (hit.score - hit.similarity) / index.lexical_weight for hit in hits
+            }
+            runs[f"weight {weight}"][query] = sorted(mixed, key=mixed.__getitem__, reverse=True)[:10]
+    return {
+        "tools": len(index),
+        "tokens": catalog.tokens.n_tokens,
+        "queries": len(dataset.queries),
+        "query tokens": tokens.n_tokens,
+        "p50 of a selection, milliseconds": round(1000 * statistics.median(wall), 1),
+        "p50 of a selection, milliseconds of one processor": round(1000 * statistics.median(processor), 1),
+        **{
+            method: {name: round(value, 4) for name, value in evaluate(dataset.qrels, run, MEASURES).items()}
+            for method, run in runs.items()
+        },
+    }
+
+
+def main() -> None:
+    data, vectors, *names = sys.argv[1:]
+    folder = Path(vectors) / "tools"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for name in names or SETS:
+        results[name] = measure(load_beir(Path(data) / name), folder)
         print(name, json.dumps(results[name], indent=1), flush=True)
     report.write("tools", results)
 

@@ -13,10 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from manyvec.diversity import diversify as diversify
     from manyvec.encoders import Encoder as Encoder
     from manyvec.encoders import SentenceTransformerEncoder as SentenceTransformerEncoder
     from manyvec.encoders import TruncationWarning as TruncationWarning
     from manyvec.encoders import load_encoder as load_encoder
+    from manyvec.errors import DeviceMemoryError as DeviceMemoryError
     from manyvec.errors import EncoderError as EncoderError
     from manyvec.errors import FilterError as FilterError
     from manyvec.errors import IndexNotFoundError as IndexNotFoundError
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from manyvec.filters import AnyOf as AnyOf
     from manyvec.filters import F as F
     from manyvec.filters import Filter as Filter
+    from manyvec.filters import HasId as HasId
     from manyvec.index import Index as Index
     from manyvec.index import IndexInfo as IndexInfo
     from manyvec.index import Where as Where
@@ -47,11 +50,12 @@ if TYPE_CHECKING:
 
 # The same names once more, for the interpreter: a test keeps the two in step.
 _MODULES = {
+    "diversity": "diversify",
     "encoders": "Encoder SentenceTransformerEncoder TruncationWarning load_encoder",
-    "errors": "EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError MissingPackageError "
-    "ShapeError StoreError",
+    "errors": "DeviceMemoryError EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError "
+    "MissingPackageError ShapeError StoreError",
     "explain": "Evidence Passage WordMatch",
-    "filters": "AllOf AnyOf F Filter",
+    "filters": "AllOf AnyOf F Filter HasId",
     "ingest": "AddReport",
     "index": "Index IndexInfo Where",
     "reranker": "Reranker",

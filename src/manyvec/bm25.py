@@ -37,21 +37,17 @@ class BM25:
             weights = self._rarity(len(pairs)) * counts * 2.2 / (counts + norms[places])
             self._postings[word] = places, weights.astype(np.float32)
 
-    def share(self, query: Iterable[str]) -> NDArray[np.float32]:
-        """(n_documents,) float32 in [0, 1]: the score, divided by the most that any document could reach."""
+    def scores(self, query: Iterable[str]) -> NDArray[np.float32]:
+        """(n_documents,) float32, 0 for a document that has no word of the query."""
         scores = np.zeros(self._n_documents, np.float32)
-        most = 0.0
         for word in dict.fromkeys(query):
-            places, weights = self._postings.get(word, _NOWHERE)
-            scores[places] += weights
-            most += 2.2 * self._rarity(len(places))
-        return scores / np.float32(most) if most else scores
+            if (found := self._postings.get(word)) is not None:
+                places, weights = found
+                scores[places] += weights
+        return scores
 
     def _rarity(self, n_found: int) -> float:
         return math.log1p((self._n_documents - n_found + 0.5) / (n_found + 0.5))
-
-
-_NOWHERE = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 def words_of(text: str) -> list[str]:

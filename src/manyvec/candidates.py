@@ -105,8 +105,8 @@ class Auto:
     """
 
     exhaustive_tokens: int = 200_000
-    depth_tokens: int = 60_000
-    min_depth: int = 300
+    depth_tokens: int = 20_000
+    min_depth: int = 100
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
         n_tokens = scope.documents.states.n_tokens

@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.codec import has_fast_int8
 from manyvec.errors import InputError, ShapeError
 from manyvec.tokens import TokenBatch, offsets_of
 
+if TYPE_CHECKING:
+    import torch
+
 # float32 bytes of similarities between token vectors and centroids at a time.
-_BLOCK_BYTES = 32 * 2**20
+_BLOCK_BYTES = 4 * 2**20
+_ROWS_AT_A_TIME = 131_072
 
 
 def n_centroids_for(n_tokens: int) -> int:
-    """The power of two nearest to 4·√n_tokens, between 16 and 65,536: 4,096 for a million token vectors."""
-    return int(np.clip(2 ** np.round(np.log2(4 * np.sqrt(max(1, n_tokens)))), 16, 65_536))
+    """The power of two nearest to 16·√n_tokens, between 16 and 65,536: 16,384 for a million token vectors."""
+    return int(np.clip(2 ** np.round(np.log2(16 * np.sqrt(max(1, n_tokens)))), 16, 65_536))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,19 +65,63 @@ class Codebook:
         return len(self.centroids)
 
     def assign(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
-        """(n,) the nearest centroid of each of (n, dim) vectors, by dot product; the first of equals."""
-        import torch
+        """(n,) a nearest centroid of each of (n, dim) vectors, by dot product.
 
+        From 2,048 centroids on these are looked for among the members of the nearest groups of centroids, an eighth
+        of all: 9 in 10 vectors get their nearest, the others one of the next, in a fraction of the time.
+        """
         if vectors.shape[1] != self.dim:
             raise ShapeError(f"vectors have dim {vectors.shape[1]}, the codebook {self.dim}")
-        centroids = torch.from_dlpack(self.centroids).T
+        if len(self) < 2048:
+            return self._nearest(vectors)
+        groups, members = self._groups
+        nearest = np.empty(len(vectors), np.int32)
+        for start in range(0, len(vectors), _ROWS_AT_A_TIME):
+            rows = vectors[start : start + _ROWS_AT_A_TIME]
+            group_of = groups._nearest(rows)
+            order = np.argsort(group_of, kind="stable")
+            ends = np.searchsorted(group_of[order], np.arange(len(groups)), side="right")
+            for group, places in enumerate(np.split(order, ends[:-1])):
+                among = Codebook(self.centroids[members[group]])
+                nearest[start + places] = members[group][among._nearest(rows[places])]
+        return nearest
+
+    def _nearest(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
+        """(n,) the nearest of all centroids, the first of equals.
+
+        Where int8 is multiplied faster, of two that are equally near to 1 % either may be taken.
+        """
+        import torch
+
         nearest = np.empty(len(vectors), np.int32)
         step = max(1, _BLOCK_BYTES // (4 * len(self)))
         for start in range(0, len(vectors), step):
             block = torch.from_dlpack(np.ascontiguousarray(vectors[start : start + step])).float()
+            if has_fast_int8():
+                # A vector's own scale does not change which centroid is nearest, so the products can be compared.
+                integers = (block * (127 / block.abs().amax(dim=1, keepdim=True).clamp(min=1e-30))).round_()
+                products = torch._int_mm(integers.to(torch.int8), self._integers.T)
+            else:
+                products = block @ torch.from_dlpack(self.centroids).T
             # numpy finds the place of a maximum ten times faster than torch does on a CPU.
-            nearest[start : start + step] = (block @ centroids).numpy().argmax(axis=1)
+            nearest[start : start + step] = products.numpy().argmax(axis=1)
         return nearest
+
+    @cached_property
+    def _integers(self) -> torch.Tensor:
+        """(n_centroids, dim) int8, all with one scale."""
+        import torch
+
+        scale = 127 / max(float(np.abs(self.centroids).max()), 1e-30)
+        return torch.from_dlpack(np.rint(self.centroids * scale).astype(np.int8))
+
+    @cached_property
+    def _groups(self) -> tuple[Codebook, list[NDArray[np.int64]]]:
+        """Centroids of the centroids, and for each of these the centroids that belong to it or its neighbours."""
+        groups = Codebook.train(self.centroids, 2 ** round(np.log2(len(self)) / 2))
+        group_of = groups._nearest(self.centroids)
+        neighbours = np.argsort(-(groups.centroids @ groups.centroids.T), axis=1)[:, : max(8, len(groups) // 8)]
+        return groups, [np.flatnonzero(np.isin(group_of, near)) for near in neighbours]
 
     def _moved(self, vectors: NDArray[np.floating]) -> Codebook:
         """Each centroid moved to the mean of the vectors nearest to it; one without any stays."""

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from manyvec.errors import InputError
 
 STORAGES = ("float16", "int8", "int4", "residual", "binary")
-# int16 is what float16 is held as in memory, where int8 is multiplied faster: see `MaxSimScorer`.
-_BITS = {"int16": 16, "int8": 8, "int4": 4, "residual": 2, "binary": 1}
+_BITS = {"int8": 8, "int4": 4, "residual": 2, "binary": 1}
 # What the number 1 is worth where a token's values are normally distributed with standard deviation 1: the even steps
 # that leave the least squared error (Max, Quantizing for minimum distortion, 1960).
 _UNIT = {4: 0.1676, 2: 0.498, 1: 0.798}
@@ -31,7 +30,7 @@ class Codec:
     """How token vectors are kept in bytes. A vector is read as `scale * integers`, rotated back, plus its centroid.
 
     Args:
-        name: one of `STORAGES`, but for float16, which needs no codec; or int16, which is kept in memory only.
+        name: one of `STORAGES`, but for float16, which needs no codec.
         dim: of the vectors.
         centroids: (n_centroids, dim) float32 for `residual`, at most 65,536 of them; None for the others.
     """
@@ -65,8 +64,6 @@ class Codec:
             parts.append(_bytes_of(nearest.astype(np.uint16)))
         if self.is_rotated:
             values = values @ rotation(self.dim)
-        if self.bits == 16:
-            return np.concatenate(_two_planes(values), axis=1)
         integers = self._rounded(values)
         if self.name != "binary":
             # The scale that leaves the least error, now that the numbers are known.
@@ -78,8 +75,6 @@ class Codec:
     def decode(self, codes: Codes) -> NDArray[np.float32]:
         """(n, dim) of (n, width) codes."""
         vectors = self.integers(codes).astype(np.float32)
-        if self.bits == 16:
-            vectors = 256 * vectors + self.low_integers(codes)
         vectors *= self.scales(codes)[:, None]
         if self.is_rotated:
             vectors = vectors @ rotation(self.dim).T
@@ -97,18 +92,12 @@ class Codec:
         return np.ascontiguousarray(codes[:, start : start + 2]).view(np.float16)[:, 0].astype(np.float32)
 
     def integers(self, codes: Codes) -> NDArray[np.int8]:
-        """(n, dim) whole numbers; of int16 the higher bytes."""
-        if self.bits == 16:
-            return codes[:, 2 : 2 + self.dim].view(np.int8)
+        """(n, dim) whole numbers."""
         if self.bits == 8:
             return codes[:, 2:].view(np.int8)
         packed = np.ascontiguousarray(codes[:, self.width - _packed_width(self.dim, self.bits) :])
         # The 8 / bits numbers of a byte are looked up at once, as one larger integer.
         return self._integers_of_byte.take(packed, mode="clip").view(np.int8)[:, : self.dim]
-
-    def low_integers(self, codes: Codes) -> NDArray[np.int8]:
-        """(n, dim) the lower bytes of int16: its numbers are 256 * integers + low_integers."""
-        return codes[:, 2 + self.dim :].view(np.int8)
 
     def _rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """The values in whole numbers."""
@@ -133,11 +122,20 @@ def bytes_per_token(storage: str, dim: int) -> int:
     Raises:
         InputError: there is no such storage.
     """
-    if storage not in (*STORAGES, "int16"):
+    if storage not in STORAGES:
         raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
     if storage == "float16":
         return 2 * dim
     return _packed_width(dim, _BITS[storage]) + {"binary": 0, "residual": 4}.get(storage, 2)
+
+
+@lru_cache(maxsize=1)
+def has_fast_int8() -> bool:
+    """Whether this processor multiplies int8 faster than float32: x86 with VNNI. Elsewhere torch does it by hand."""
+    import torch
+
+    supports = getattr(torch.cpu, "_is_vnni_supported", None)
+    return bool(supports and supports() and torch.backends.mkldnn.is_available())
 
 
 @lru_cache(maxsize=4)
@@ -150,15 +148,6 @@ def rotation(dim: int) -> NDArray[np.float32]:
     return ((2.0 * signs - 1)[:, None] * transform.T).astype(np.float32)
 
 
-def _two_planes(values: NDArray[np.float32]) -> list[Codes]:
-    """Scale, higher and lower bytes of each token, so finely rounded that float16 vectors come back as they were."""
-    # Rounded up as float16, before it is used: then its own rounding is no error.
-    scales = np.nextafter((np.abs(values).max(axis=1) / np.float32(32_512)).astype(np.float16), np.float16(np.inf))
-    whole = np.rint(values / scales.astype(np.float32)[:, None]).astype(np.int32)
-    high = (whole + 128) >> 8
-    return [_bytes_of(scales), *(part.astype(np.int8).view(np.uint8) for part in (high, whole - 256 * high))]
-
-
 def _packed_width(dim: int, bits: int) -> int:
     return -(-dim * bits // 8)
 
@@ -169,7 +158,7 @@ def _packed(integers: NDArray[np.float32], bits: int) -> Codes:
     per_byte = 8 // bits
     codes = np.zeros((n, _packed_width(dim, bits) * per_byte), np.uint8)
     codes[:, :dim] = (integers + (2**bits - 1)) / 2
-    shifted = codes.reshape(n, -1, per_byte) << np.arange(0, 8, bits, dtype=np.uint8)
+    shifted = codes.reshape(n, _packed_width(dim, bits), per_byte) << np.arange(0, 8, bits, dtype=np.uint8)
     return np.asarray(np.bitwise_or.reduce(shifted, axis=2), np.uint8)
 
 

@@ -8,6 +8,7 @@
     ├── IndexNotFoundError (FileNotFoundError)
     ├── ManifestError (ValueError)       an index and its encoder, or its own description, disagree
     ├── StoreError (OSError)             reading or writing the database failed
+    ├── DeviceMemoryError (MemoryError)  a GPU is too small for what it was asked to hold
     └── MissingPackageError (ImportError)
 
 Each class is also the built-in it resembles, so `except ValueError` keeps working.
@@ -49,6 +50,10 @@ class ManifestError(ManyvecError, ValueError):
 
 class StoreError(ManyvecError, OSError):
     """Reading or writing the database failed."""
+
+
+class DeviceMemoryError(ManyvecError, MemoryError):
+    """A GPU has too little memory left; the CPU can do the same work."""
 
 
 class MissingPackageError(ManyvecError, ImportError):

@@ -2,6 +2,7 @@
 
     F("year") >= 2023
     (F("lang") == "en") & ~F("tags").contains("draft")
+    HasId(["a1", "a2"]) & (F("year") >= 2023)
 
 A filter holds two-valued logic: a comparison with a missing value is false, and `!=`, `not_in` and `~` are the exact
 negations of `==`, `in_` and the filter behind them, so they keep documents whose value is missing.
@@ -10,14 +11,14 @@ negations of `==`, `in_` and the filter behind them, so they keep documents whos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 from manyvec.errors import FilterError, InputError, check_unicode
 
-Op = Literal["==", "<", "<=", ">", ">=", "in", "contains", "is null"]
+Op = Literal["==", "<", "<=", ">", ">=", "in", "contains", "contains, any case", "is null", "is empty"]
 Scalar: TypeAlias = "type[str] | type[int] | type[float] | type[bool] | type[datetime]"
 
 # LanceDB 0.40 does not return from 60 nested NOTs, and its parser gives up on brackets below 48 levels.
@@ -97,6 +98,17 @@ class Comparison(Filter):
 
 
 @dataclass(frozen=True)
+class HasId(Filter):
+    """The document's id is one of these; with none of them it holds for no document."""
+
+    ids: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ids, str) or not all(isinstance(id, str) for id in self.ids):
+            raise FilterError(f"HasId takes a list of ids, which are texts, got {self.ids!r}")
+
+
+@dataclass(frozen=True)
 class AllOf(Filter):
     """Every part holds; with no part it holds for every document."""
 
@@ -149,13 +161,17 @@ class F:
     def not_in(self, values: Iterable[Any]) -> Filter:
         return Not(self.in_(values))
 
-    def contains(self, value: Any) -> Filter:
-        """A list column holds this value; a text column holds this piece of text."""
-        return Comparison(self.column, "contains", value)
+    def contains(self, value: Any, *, ignore_case: bool = False) -> Filter:
+        """A list column holds this value; a text column holds this piece of text, in any case if asked."""
+        return Comparison(self.column, "contains, any case" if ignore_case else "contains", value)
 
     def is_null(self) -> Filter:
         """The document's metadata has no such key, or `None` under it."""
         return Comparison(self.column, "is null")
+
+    def is_empty(self) -> Filter:
+        """There is no value, or it is an empty text or an empty list."""
+        return Comparison(self.column, "is empty")
 
 
 def from_dict(spec: Mapping[str, Any] | Filter) -> Filter:
@@ -198,6 +214,11 @@ def _compile(node: Filter, columns: Mapping[str, ColumnType], prefix: str, *, ne
         return "(" + (" AND " if isinstance(node, AllOf) != negated else " OR ").join(parts) + ")"
     if isinstance(node, Comparison):
         return _compile_comparison(node, columns, prefix, negated=negated)
+    if isinstance(node, HasId):
+        try:
+            return _one_of("id", [_literal(_convert(id, str, "an id")) for id in node.ids], negated=negated)
+        except InputError as error:
+            raise FilterError(str(error)) from None
     raise FilterError(f"a filter is made with manyvec.F, got {type(node).__name__}")
 
 
@@ -224,21 +245,27 @@ def _compile_comparison(node: Comparison, columns: Mapping[str, ColumnType], pre
     kind = columns[node.column]
     name = f"`{prefix}{node.column}`"
     what = f"the filter value of {node.column!r}"
-    if node.op == "is null":
+    if node.op == "is null" or (node.op == "is empty" and not kind.is_list and kind.scalar is not str):
         return f"{name} IS NOT NULL" if negated else f"{name} IS NULL"
+    if node.op == "is empty":
+        is_blank = f"array_length({name}) = 0" if kind.is_list else f"{name} = ''"
+        return f"({name} IS NOT NULL AND NOT {is_blank})" if negated else f"({name} IS NULL OR {is_blank})"
     if kind.is_list and node.op != "contains":
         raise FilterError(f"{node.column!r} is a {kind}: use F({node.column!r}).contains(value)")
     try:
         if node.op == "in":
-            if not node.value:
-                return "true" if negated else "false"
-            literals = ", ".join(_literal(_convert(value, kind.scalar, what)) for value in node.value)
-            positive, negative = f"{name} IN ({literals})", f"{name} NOT IN ({literals})"
-        elif node.op == "contains":
+            literals = [_literal(_convert(value, kind.scalar, what)) for value in node.value]
+            if not literals:
+                return _one_of(name, literals, negated=negated)
+            positive, negative = (_one_of(name, literals, negated=is_negated) for is_negated in (False, True))
+        elif node.op in ("contains", "contains, any case"):
             if not kind.is_list and kind.scalar is not str:
                 raise FilterError(f"contains works on lists and text; {node.column!r} is a {kind}")
             literal = _literal(_convert(node.value, kind.scalar, what))
             positive = f"array_has({name}, {literal})" if kind.is_list else f"contains({name}, {literal})"
+            if node.op == "contains, any case":
+                # Both sides by the same function: databases and Python do not agree on every letter.
+                positive = f"contains(lower({name}), lower({literal}))"
             negative = f"NOT {positive}"
         else:
             if kind.scalar is int and isinstance(node.value, float):
@@ -250,6 +277,12 @@ def _compile_comparison(node: Comparison, columns: Mapping[str, ColumnType], pre
     except InputError as error:
         raise FilterError(str(error)) from None
     return f"({negative} OR {name} IS NULL)" if negated else positive
+
+
+def _one_of(name: str, literals: Sequence[str], *, negated: bool) -> str:
+    if not literals:
+        return "true" if negated else "false"
+    return f"{name} {'NOT IN' if negated else 'IN'} ({', '.join(literals)})"
 
 
 def _whole(node: Comparison) -> Comparison:

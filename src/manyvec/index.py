@@ -20,7 +20,7 @@ from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.explain import Evidence, explain
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
-from manyvec.ingest import AddReport, batches, content_hash, is_same, to_row
+from manyvec.ingest import AddReport, batches, content_hash, is_same, pool, recode, to_row
 from manyvec.lists import ListKeeper
 from manyvec.resident import Resident
 from manyvec.scoring import MaxSimScorer, Scores, top_k
@@ -76,6 +76,8 @@ class Index:
         encoder: str | Encoder = "minilm",
         *,
         filters: Mapping[str, Any] | None = None,
+        storage: str = "float16",
+        pool_factor: float = 1,
         exist_ok: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> Index:
@@ -86,7 +88,12 @@ class Index:
             encoder: a name for `load_encoder`, or an encoder.
             filters: metadata keys that searches can filter on, with their types: `str`, `int`, `float`, `bool`,
                 `datetime`, or `list[...]` of one. Other metadata is stored and returned all the same.
-            exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters.
+            storage: how token vectors are kept, for 128 dims in 256, 130, 66, 36 or 16 bytes: `float16`, `int8`, `int4`,
+                `residual` (2 bits a dim around centroids, once there are 65,536 token vectors for `optimize` to draw
+                these from) or `binary` (signs). See `examples/benchmarks/results/storage.json` for what each loses.
+            pool_factor: keep 1 in so many token vectors of a document, means of similar ones.
+            exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters;
+                its storage and pooling stay what they are.
             cache_bytes: memory for token vectors; what is beyond it is read from disk at every search.
 
         Raises:
@@ -100,6 +107,8 @@ class Index:
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
             filters={name: str(ColumnType.of(name, kind)) for name, kind in (filters or {}).items()},
+            storage=storage,
+            pool_factor=pool_factor,
             library=package_version("manyvec"),
         )
         try:
@@ -209,9 +218,13 @@ class Index:
         wanted = [known[id].row_id for id in ids if id in known]
         return [Document(row["id"], row["text"], json.loads(row["metadata"])) for row in snapshot.texts(wanted)]
 
-    def ids(self) -> list[str]:
-        """The ids of all documents, in order."""
-        return sorted(self._store.snapshot().states().ids.tolist())
+    def ids(self, filter: Where | None = None) -> list[str]:
+        """The ids of all documents, or of those that pass a filter, in order."""
+        snapshot = self._store.snapshot()
+        states = snapshot.states()
+        where = self._where(filter)
+        passing = states.ids if where is None else states.ids[np.isin(states.row_ids, snapshot.row_ids(where))]
+        return sorted(passing.tolist())
 
     def token_vectors(self, ids: str | Sequence[str]) -> TokenBatch:
         """Token vectors of stored documents, as stored, for scoring them without encoding them again.
@@ -358,6 +371,7 @@ class Index:
             show_progress: draw a bar with documents per second.
         """
         with self._writing:
+            recode(self._store, show_progress=show_progress)
             self._store.optimize(keep)
             if isinstance(self.candidates, Auto):
                 self._lists.extend(self.candidates.exhaustive_tokens, show_progress=show_progress)
@@ -483,17 +497,13 @@ class Index:
         rows = [to_row(document, self._store.manifest.columns) for document in latest.values()]
         stored = self._store.find(list(latest))
         changed = [row for row in rows if not is_same(stored.get(row.id), row, with_metadata=True)]
+        # Where the text is as it was, only its metadata is written: the vectors stay, and are not made again.
         kept = [row for row in changed if is_same(stored.get(row.id), row, with_metadata=False)]
-        new = [row for row in changed if not is_same(stored.get(row.id), row, with_metadata=False)]
-        if kept:
-            # The text is as it was, only its metadata changed: the vectors are moved, not made again.
-            snapshot = self._store.snapshot()
-            now = snapshot.find([row.id for row in kept])
-            still = [row for row in kept if is_same(now.get(row.id), row, with_metadata=False)]
-            # What another process deleted or changed meanwhile has no vectors to move.
-            new += [row for row in kept if row not in still]
-            if still:
-                self._store.upsert(still, snapshot.tokens([now[row.id].row_id for row in still], spans=True))
+        new = [row for row in changed if row not in kept]
+        if kept and self._store.update_metadata(kept) < len(kept):
+            # What another process deleted or changed meanwhile has no vectors to keep.
+            now = self._store.find([row.id for row in kept])
+            new += [row for row in kept if not is_same(now.get(row.id), row, with_metadata=True)]
         if new:
             self._store.upsert(new, self._encode_documents(new))
         updated = sum(row.id in stored for row in changed)
@@ -507,7 +517,7 @@ class Index:
             )
         if len(empty := np.flatnonzero(tokens.lengths == 0)):
             raise InputError(f"document {rows[empty[0]].id!r}: {self.model} finds no token in its text")
-        return tokens
+        return pool(tokens, self._store.manifest.pool_factor)
 
 
 def _uri(uri: str | PathLike[str]) -> str:

@@ -5,16 +5,22 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.codebook import Assignments, Codebook, n_centroids_for
-from manyvec.resident import Resident, windows
-from manyvec.store import RowStates, Snapshot, Store
+from manyvec.ingest import train_codebook
+from manyvec.resident import Resident
+from manyvec.scoring import document_blocks, in_parallel, scratch
+from manyvec.store import Store, windows
+from manyvec.tokens import offsets_of, ragged_rows
 
 Places = NDArray[np.int64]
+# The members that hold so many distinct centroids are ranked a second time, by all of these.
+_N_WHOLE = 32_768
+_POSTINGS_AT_A_TIME = 8_192
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +31,15 @@ class CentroidLists:
     probes, less that of the first centroid not probed (what a document without any of them could have had, XTR's
     imputation); the sum over the query's tokens ranks the documents.
 
+    The best of these are ranked once more by the best of all their centroids for every query token (PLAID's centroid
+    interaction), before any vector is read.
+
     Documents that no list covers yet, because they are newer than the last `optimize`, are always candidates.
 
     Attributes:
         offsets: (n_centroids + 1,) where each centroid's list starts in `members`.
         members: (n_postings,) documents by their number in these lists.
+        assignments: the other way round, for each member its centroids.
         place_of: (n_members,) which document of the version a member is; -1 where it was changed or deleted.
         uncovered: (n,) documents of the version that no list knows.
     """
@@ -37,6 +47,7 @@ class CentroidLists:
     codebook: Codebook
     offsets: NDArray[np.int64]
     members: NDArray[np.int32]
+    assignments: Assignments
     place_of: Places
     uncovered: Places
 
@@ -47,34 +58,61 @@ class CentroidLists:
         order = np.argsort(assignments.centroids, kind="stable")
         offsets = np.searchsorted(assignments.centroids[order], np.arange(len(assignments.codebook) + 1))
         nothing = np.empty(0, np.int64)
-        lists = cls(assignments.codebook, offsets, of_member[order], nothing, nothing)
-        return lists.moved(assignments, documents)
+        lists = cls(assignments.codebook, offsets, of_member[order], assignments, nothing, nothing)
+        return lists.moved(documents)
 
-    def moved(self, assignments: Assignments, documents: Resident) -> CentroidLists:
+    def moved(self, documents: Resident) -> CentroidLists:
         """The same lists for another version of the table."""
-        place_of = assignments.places_in(documents.states.row_ids, documents.states.updated)
+        place_of = self.assignments.places_in(documents.states.row_ids, documents.states.updated)
         is_covered = np.zeros(len(documents), bool)
         is_covered[place_of[place_of >= 0]] = True
-        return CentroidLists(self.codebook, self.offsets, self.members, place_of, np.flatnonzero(~is_covered))
+        return replace(self, place_of=place_of, uncovered=np.flatnonzero(~is_covered))
 
     @property
     def n_probed(self) -> int:
         """Centroids that a query token looks into: 16 of 4,096, 32 of 16,384."""
         return min(len(self.codebook) - 1, max(16, math.isqrt(len(self.codebook)) // 4))
 
-    def scores(self, tokens: NDArray[np.floating]) -> NDArray[np.float32]:
-        """(n_members,) the score of each member; 0 for one that shares no probed centroid with the query."""
-        similarities = np.asarray(tokens, np.float32) @ self.codebook.centroids.T
-        probed = np.argpartition(-similarities, self.n_probed, axis=1)[:, : self.n_probed + 1]
+    def scores(self, similarities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n_members,) the score of each member; 0 for one that shares no probed centroid with the query.
+
+        Args:
+            similarities: (n_query_tokens, n_centroids).
+        """
+        import torch
+
+        # Seven times as fast as numpy's argpartition.
+        highest, probed = torch.topk(torch.from_dlpack(similarities), self.n_probed + 1, dim=1)
+        rising = probed.numpy()[:, ::-1]
+        weights = highest.numpy()[:, ::-1] - highest.numpy()[:, -1:]
+        starts, ends = self.offsets[rising], self.offsets[rising + 1]
         scores = np.zeros(len(self.place_of), np.float32)
-        for token, centroids in enumerate(probed):
-            rising = centroids[np.argsort(similarities[token, centroids])]
-            weights = similarities[token, rising] - similarities[token, rising[0]]
-            lists = [self.members[self.offsets[c] : self.offsets[c + 1]] for c in rising[1:]]
+        for token in range(len(rising)):
+            lists = [self.members[start:end] for start, end in zip(starts[token, 1:], ends[token, 1:], strict=True)]
             members = np.concatenate(lists)
             # Of a member that comes several times numpy keeps what is added last, and the lists come in rising order:
             # each query token adds its best match, with no sort and no table of tokens by documents.
-            scores[members] += np.repeat(weights[1:], [len(members) for members in lists])
+            scores[members] += np.repeat(weights[token, 1:], ends[token, 1:] - starts[token, 1:])
+        return scores
+
+    def whole_scores(self, similarities: NDArray[np.float32], members: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n,) for each of these members the best of all its centroids for every query token, summed."""
+        import torch
+
+        lengths = np.diff(self.assignments.offsets)[members]
+        centroids = self.assignments.centroids[ragged_rows(self.assignments.offsets[members], lengths)]
+        starts = offsets_of(lengths)
+        scores = np.empty(len(members), np.float32)
+        table = torch.from_dlpack(similarities)
+
+        def score_block(block: slice) -> None:
+            own = torch.from_dlpack(centroids[starts[block.start] : starts[block.stop]].astype(np.int64))
+            out = scratch("gathered", (len(table), len(own)), torch.float32)
+            of_postings = torch.index_select(table, 1, own, out=out).numpy()
+            best = np.maximum.reduceat(of_postings, starts[block.start : block.stop] - starts[block.start], axis=1)
+            scores[block] = best.sum(axis=0)
+
+        in_parallel(score_block, document_blocks(lengths, _POSTINGS_AT_A_TIME))
         return scores
 
     def find(self, tokens: NDArray[np.floating], passing: Places | None, depth: int) -> Places:
@@ -83,17 +121,26 @@ class CentroidLists:
         Args:
             passing: (n,) documents of the version in rising order; None for all.
         """
-        scores = self.scores(tokens)
+        similarities = np.asarray(tokens, np.float32) @ self.codebook.centroids.T
+        scores = self.scores(similarities)
         is_wanted = self.place_of >= 0
         uncovered = self.uncovered
         if passing is not None:
             is_wanted &= np.isin(self.place_of, passing)
             uncovered = np.intersect1d(uncovered, passing)
         scores[~is_wanted] = -1
-        best = np.argpartition(-scores, depth)[:depth] if depth < len(scores) else np.arange(len(scores))
+        best = _largest(scores, max(depth, _N_WHOLE * len(self.place_of) // max(1, len(self.members))))
         best = best[scores[best] >= 0]
-        best = best[np.argsort(-scores[best], kind="stable")]
+        if len(best) > depth:
+            whole = self.whole_scores(similarities, best)
+            best = best[_largest(whole, depth)]
         return np.concatenate([self.place_of[best], uncovered])
+
+
+def _largest(values: NDArray[np.float32], n: int) -> Places:
+    """Places of the n largest values, the largest first."""
+    places = np.argpartition(-values, n)[:n] if n < len(values) else np.arange(len(values))
+    return places[np.argsort(-values[places], kind="stable")]
 
 
 class ListKeeper:
@@ -121,7 +168,7 @@ class ListKeeper:
                 elif lists is None:
                     lists = CentroidLists.build(assignments, documents)
                 else:
-                    lists = lists.moved(assignments, documents)
+                    lists = lists.moved(documents)
                 self._lists = documents.snapshot.version, lists
             return lists
 
@@ -142,13 +189,14 @@ class ListKeeper:
             return
         assigned = self._store.assignments()
         if assigned is None or n_centroids_for(n_tokens) >= 2 * len(assigned.codebook):
-            codebook, missing = self._train(snapshot, states, n_centroids_for(n_tokens)), np.arange(len(states.row_ids))
+            codebook = train_codebook(snapshot, states, n_centroids_for(n_tokens))
+            missing = np.arange(len(states.row_ids))
             self._store.start_codebook(codebook)
         else:
             codebook, places = assigned.codebook, assigned.places_in(states.row_ids, states.updated)
             missing = np.setdiff1d(np.arange(len(states.row_ids)), places)
         with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
-            for window in windows(states.n_tokens[missing], codebook.dim):
+            for window in windows(snapshot.token_bytes(states, missing)):
                 rows = missing[window]
                 tokens = snapshot.tokens(states.row_ids[rows])
                 assignments = Assignments.of(codebook, states.row_ids[rows], states.updated[rows], tokens)
@@ -157,11 +205,3 @@ class ListKeeper:
         # Also when only the lists grew: the new version tells readers to look again.
         if len(missing):
             self._store.use_codebook(codebook.fingerprint)
-
-    @staticmethod
-    def _train(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
-        """A codebook from the token vectors of randomly drawn documents, about 8 for each centroid."""
-        order = np.random.default_rng(0).permutation(len(states.row_ids))
-        n_documents = int(np.searchsorted(np.cumsum(states.n_tokens[order]), max(65_536, 8 * n_centroids))) + 1
-        sample = np.sort(order[:n_documents])
-        return Codebook.train(snapshot.tokens(states.row_ids[sample]).vectors, n_centroids)

@@ -7,18 +7,15 @@ goes on with the version it started with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.scoring import MaxSimScorer, Scores
-from manyvec.store import RowStates, Snapshot
+from manyvec.store import RowStates, Snapshot, windows
 from manyvec.tokens import TokenBatch, offsets_of
 
-# Bytes of token vectors read from disk at a time.
-_WINDOW_BYTES = 64 * 2**20
 # Segments are merged up to this size: larger copies would cost more than scoring a few segments more.
 _MERGE_BYTES = 256 * 2**20
 _ON_DISK = -1
@@ -46,7 +43,7 @@ class Resident:
     def load(cls, snapshot: Snapshot, dim: int, budget: int) -> Resident:
         """Read a version's token vectors, in row order, until `budget` bytes are full."""
         nothing = np.empty(0, np.int64)
-        states = RowStates(nothing, nothing, nothing, np.empty(0, object))
+        states = RowStates(nothing, nothing, nothing, np.empty(0, object), np.empty(0, bool))
         return cls(snapshot, states, dim, budget, (), nothing, nothing).refreshed(snapshot)
 
     def __len__(self) -> int:
@@ -69,11 +66,12 @@ class Resident:
 
         free = self.budget - sum(segment.vectors.nbytes for segment in segments)
         missing = np.flatnonzero(segment_of == _ON_DISK)
-        fitting = missing[np.cumsum(states.n_tokens[missing]) * 2 * self.dim <= free]
-        if len(fitting):
-            segment_of[fitting], place_of[fitting] = len(segments), np.arange(len(fitting))
-            segments.append(_read(snapshot, states, fitting, self.dim))
-        _merge_newest(segments, segment_of, place_of)
+        fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= free]
+        for is_coded in (True, False):
+            if len(group := fitting[states.is_coded[fitting] == is_coded]):
+                segment_of[group], place_of[group] = len(segments), np.arange(len(group))
+                segments.append(_read(snapshot, states, group))
+                _merge_newest(segments, segment_of, place_of)
         return Resident(snapshot, states, self.dim, self.budget, tuple(segments), segment_of, place_of)
 
     def places(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -90,37 +88,32 @@ class Resident:
         scores = np.full((len(queries), len(chosen)), -np.inf, np.float32)
         segment_of = self.segment_of[chosen]
         for number, segment in enumerate(self.segments):
-            here = np.flatnonzero(segment_of == number)
-            if len(here) == len(segment):
-                scores[:, here] = scorer.score_many(queries, segment)
-            elif len(here):
-                scores[:, here] = scorer.score_many(queries, segment, self.place_of[chosen[here]])
+            if len(here := np.flatnonzero(segment_of == number)):
+                subset = None if len(here) == len(segment) else self.place_of[chosen[here]]
+                scores[:, here] = scorer.score_many(queries, segment, subset)
         on_disk = np.flatnonzero(segment_of == _ON_DISK)
-        for window in windows(self.states.n_tokens[chosen[on_disk]], self.dim):
-            here = on_disk[window]
-            scores[:, here] = scorer.score_many(queries, self.snapshot.tokens(self.states.row_ids[chosen[here]]))
+        for is_coded in (True, False):
+            group = on_disk[self.states.is_coded[chosen[on_disk]] == is_coded]
+            for window in windows(self.snapshot.token_bytes(self.states, chosen[group])):
+                here = group[window]
+                tokens = self.snapshot.stored_tokens(self.states.row_ids[chosen[here]], is_coded=is_coded)
+                scores[:, here] = scorer.score_many(queries, tokens)
         return scores
 
 
-def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64], dim: int) -> TokenBatch:
-    """One segment of these documents, filled window by window, so that memory never holds it twice."""
+def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> TokenBatch:
+    """One segment of these documents, all kept one way, filled window by window: memory never holds it twice."""
+    is_coded = bool(states.is_coded[documents[0]])
     offsets = offsets_of(states.n_tokens[documents])
-    vectors = np.empty((offsets[-1], dim), np.float16)
-    for window in windows(states.n_tokens[documents], dim):
-        rows = snapshot.tokens(states.row_ids[documents[window]]).vectors
-        vectors[offsets[window.start] : offsets[window.stop]] = rows
-    return TokenBatch.unchecked(vectors, offsets)
-
-
-def windows(n_tokens: NDArray[np.int64], dim: int) -> Iterator[slice]:
-    """Runs of documents whose float16 vectors fill one window; a larger document makes a run of its own."""
-    ends = np.cumsum(n_tokens) * 2 * dim
-    start = 0
-    while start < len(n_tokens):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + _WINDOW_BYTES, side="right")))
-        yield slice(start, stop)
-        start = stop
+    held: TokenBatch | None = None
+    for window in windows(snapshot.token_bytes(states, documents)):
+        rows = snapshot.stored_tokens(states.row_ids[documents[window]], is_coded=is_coded)
+        if held is None:
+            empty = np.empty((offsets[-1], rows.vectors.shape[1]), rows.vectors.dtype)
+            held = TokenBatch.unchecked(empty, offsets, None, rows.codec)
+        held.vectors[offsets[window.start] : offsets[window.stop]] = rows.vectors
+    assert held is not None
+    return held
 
 
 def _without_dead(
@@ -144,6 +137,8 @@ def _merge_newest(segments: list[TokenBatch], segment_of: NDArray[np.int64], pla
     """Join the last two segments while the newer is at least half the older: n additions leave log n segments."""
     while len(segments) > 1:
         older, newer = segments[-2:]
+        if _kind(older) != _kind(newer):
+            return
         size = older.vectors.nbytes + newer.vectors.nbytes
         if 2 * newer.vectors.nbytes < older.vectors.nbytes or size > _MERGE_BYTES:
             return
@@ -153,3 +148,7 @@ def _merge_newest(segments: list[TokenBatch], segment_of: NDArray[np.int64], pla
         places = place_of[merged] + np.where(segment_of[merged] == last, len(older), 0)
         segments[-2:] = [TokenBatch.concatenate([older, newer]).select(places)]
         segment_of[merged], place_of[merged] = last - 1, np.arange(len(merged))
+
+
+def _kind(segment: TokenBatch) -> str:
+    return "float16" if segment.codec is None else segment.codec.name

@@ -12,13 +12,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.codec import Codec, rotation
+from manyvec.codec import Codec, has_fast_int8, rotation
 from manyvec.errors import InputError, ShapeError
 from manyvec.tokens import TokenBatch, offsets_of, ragged_rows
 
@@ -86,21 +86,10 @@ class MaxSimScorer:
         """
         return self.score_many(TokenBatch.unchecked(query, offsets_of([len(query)])), documents, subset)[0]
 
-    def score_many(
-        self,
-        queries: TokenBatch,
-        documents: TokenBatch,
-        subset: NDArray[np.int64] | None = None,
-        *,
-        coarse: bool = False,
-    ) -> Scores:
+    def score_many(self, queries: TokenBatch, documents: TokenBatch, subset: NDArray[np.int64] | None = None) -> Scores:
         """Score every query against every document: (n_queries, n_documents) float32. See `score`.
 
         All queries go through one matrix product, so the documents are read and converted once.
-
-        Args:
-            coarse: codes and queries are rounded to 8 bits, for choosing whom to score again: takes a third of the time,
-                and similarities are off by about 0.003.
         """
         if queries.dim != documents.dim:
             raise ShapeError(f"queries have dim {queries.dim}, documents {documents.dim}: encode both with one model")
@@ -109,10 +98,10 @@ class MaxSimScorer:
         lengths = documents.lengths if subset is None else documents.lengths[subset]
         scores = np.full((len(queries), len(lengths)), -np.inf, np.float32)
         answered = np.flatnonzero(queries.lengths)
-        blocks = self._blocks(lengths, documents.dim)
+        blocks = document_blocks(lengths, max(1, self.block_bytes // (4 * documents.dim)))
         if not len(answered) or not blocks:
             return scores
-        similarities = _similarities_to(queries, documents.codec, coarse)
+        similarities = _similarities_to(queries, documents.codec)
         rows_of = documents.vectors if subset is None else ragged_rows(documents.offsets[subset], lengths)
         starts = offsets_of(lengths)
 
@@ -120,7 +109,9 @@ class MaxSimScorer:
             rows = rows_of[starts[block.start] : starts[block.stop]]
             if subset is not None:
                 # Unlike numpy, torch gathers without holding up the other threads.
-                rows = torch.from_dlpack(documents.vectors).index_select(0, torch.from_dlpack(rows)).numpy()
+                source = torch.from_dlpack(documents.vectors)
+                out = scratch("gathered", (len(rows), source.shape[1]), source.dtype)
+                rows = torch.index_select(source, 0, torch.from_dlpack(rows), out=out).numpy()
             filled = np.flatnonzero(lengths[block])
             own_starts = starts[block.start : block.stop] - starts[block.start]
             best = np.maximum.reduceat(similarities(rows), own_starts[filled], axis=1) * similarities.factors
@@ -128,24 +119,24 @@ class MaxSimScorer:
             summed = np.add.reduceat(best, queries.offsets[answered], axis=0)
             scores[answered[:, None], block.start + filled] = summed
 
-        _in_parallel(score_block, blocks)
+        in_parallel(score_block, blocks)
         if self.reduction == "mean":
             scores[answered] /= queries.lengths[answered, None]
         return scores
 
-    def _blocks(self, lengths: NDArray[np.int64], dim: int) -> list[slice]:
-        """Runs of whole documents, none of them without tokens."""
-        ends = np.cumsum(lengths)
-        max_tokens = max(1, self.block_bytes // (4 * dim))
-        blocks = []
-        first = 0
-        while first < len(lengths):
-            done = ends[first] - lengths[first]
-            last = max(first + 1, int(np.searchsorted(ends, done + max_tokens, side="right")))
-            if ends[last - 1] > done:
-                blocks.append(slice(first, last))
-            first = last
-        return blocks
+
+def document_blocks(lengths: NDArray[np.int64], max_tokens: int) -> list[slice]:
+    """Runs of whole documents of at most so many tokens together, or of one longer document; none without tokens."""
+    ends = np.cumsum(lengths)
+    blocks = []
+    first = 0
+    while first < len(lengths):
+        done = ends[first] - lengths[first]
+        last = max(first + 1, int(np.searchsorted(ends, done + max_tokens, side="right")))
+        if ends[last - 1] > done:
+            blocks.append(slice(first, last))
+        first = last
+    return blocks
 
 
 class _Similarities(Protocol):
@@ -162,11 +153,11 @@ class _Similarities(Protocol):
         ...
 
 
-def _similarities_to(queries: TokenBatch, codec: Codec | None, coarse: bool) -> _Similarities:
+def _similarities_to(queries: TokenBatch, codec: Codec | None) -> _Similarities:
     vectors = np.ascontiguousarray(queries.vectors, np.float32)
     if codec is None or not has_fast_int8():
         return _FloatProducts(vectors, codec)
-    return _IntegerProducts(vectors, codec, coarse)
+    return _IntegerProducts(vectors, codec)
 
 
 class _FloatProducts:
@@ -176,7 +167,7 @@ class _FloatProducts:
         import torch
 
         self.factors = np.ones((len(vectors), 1), np.float32)
-        self._query = _padded(torch.from_dlpack(vectors))
+        self._query = torch.from_dlpack(vectors)
         self._codec = codec
 
     def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
@@ -184,26 +175,26 @@ class _FloatProducts:
 
         vectors = rows if self._codec is None else self._codec.decode(rows)
         # from_dlpack takes the read-only arrays that Arrow gives.
-        products = self._query @ _padded(torch.from_dlpack(vectors)).T
-        return products[: len(self.factors), : len(rows)].numpy()
+        padded = _padded(torch.from_dlpack(vectors))
+        out = scratch("products", (len(self._query), len(padded)), torch.float32)
+        return torch.mm(self._query, padded.T, out=out)[:, : len(rows)].numpy()
 
 
 class _IntegerProducts:
-    """Products of codes as they are, with query tokens in two int8 parts: part 0 times `unit`, and part 1.
+    """Products of codes as they are, with query tokens in two int8 parts: 128 times the first, plus the second.
 
     A product of int8 with int8 is exact, and four times as fast as one of float32 on processors made for it.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], codec: Codec, coarse: bool) -> None:
+    def __init__(self, vectors: NDArray[np.float32], codec: Codec) -> None:
         import torch
 
-        self._codec, self._coarse, self._unit = codec, coarse, 1 if coarse else 128
+        self._codec = codec
         rotated = vectors @ rotation(codec.dim) if codec.is_rotated else vectors
-        self.factors = np.maximum(np.abs(rotated).max(axis=1, keepdims=True), 1e-30) / np.float32(127 * self._unit)
+        self.factors = np.maximum(np.abs(rotated).max(axis=1, keepdims=True), 1e-30) / np.float32(127 * 128)
         whole = np.rint(rotated / self.factors).astype(np.int32)
-        high = (whole + self._unit // 2) // self._unit
-        self._high = torch.from_dlpack(high.astype(np.int8))
-        self._low = torch.from_dlpack((whole - self._unit * high).astype(np.int8))
+        first = (whole + 64) // 128
+        self._parts = torch.from_dlpack(np.concatenate([first, whole - 128 * first]).astype(np.int8))
         if codec.centroids is not None:
             self._to_centroids = torch.from_dlpack(vectors @ codec.centroids.T / self.factors)
 
@@ -211,47 +202,29 @@ class _IntegerProducts:
         import torch
 
         codec = self._codec
-        integers = torch.from_dlpack(codec.integers(rows)).T
-        if self._coarse:
-            products = torch._int_mm(self._high, integers)
-        else:
-            both = torch._int_mm(torch.cat([self._high, self._low]), integers).float()
-            products = both[: len(self._high)].mul_(self._unit).add_(both[len(self._high) :])
-            if codec.bits == 16:
-                lower = torch._int_mm(self._high, torch.from_dlpack(codec.low_integers(rows)).T)
-                products = products.mul_(256).add_(lower, alpha=self._unit)
-        scales = codec.scales(rows) * np.float32(256 if self._coarse and codec.bits == 16 else 1)
-        products = products * torch.from_dlpack(scales)
+        first, second = torch._int_mm(self._parts, torch.from_dlpack(codec.integers(rows)).T).float().chunk(2)
+        products = first.mul_(128).add_(second).mul_(torch.from_dlpack(codec.scales(rows)))
         if codec.centroids is not None:
             products += self._to_centroids.index_select(1, torch.from_dlpack(codec.nearest(rows)))
         return products.numpy()
 
 
-@lru_cache(maxsize=1)
-def has_fast_int8() -> bool:
-    """Whether this processor multiplies int8 faster than float32: x86 with VNNI. Elsewhere torch does it by hand."""
-    import torch
-
-    supports = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(supports and supports() and torch.backends.mkldnn.is_available())
-
-
 def _padded(rows: torch.Tensor) -> torch.Tensor:
     """float32 of (n, dim) rows, and rows of zeros up to the next multiple of 16.
 
-    A matrix product treats its last few rows and columns with other instructions, which round differently. With no
-    such rest, equal vectors get equal similarities wherever they stand, and equal documents tie.
+    A matrix product treats its last few rows with other instructions, which round differently. With no such rest, equal
+    vectors get equal similarities wherever they stand, and equal documents tie.
     """
     import torch
 
     n = len(rows)
-    padded = torch.empty(-(-n // 16) * 16, rows.shape[1])
+    padded = scratch("padded", (-(-n // 16) * 16, rows.shape[1]), torch.float32)
     padded[:n] = rows
     padded[n:] = 0
     return padded
 
 
-def _in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
+def in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
     """Work on all blocks; each thread takes the next one when it has done one."""
     numbers = itertools.count()
 
@@ -259,15 +232,34 @@ def _in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
         while (number := next(numbers)) < len(blocks):
             work(blocks[number])
 
-    pool = _workers(os.getpid())
-    waiting = [pool.submit(work_on) for _ in range(min(pool._max_workers, len(blocks)))]
-    for future in waiting:
-        future.result()
+    pool, n_threads = _workers(os.getpid())
+    for running in [pool.submit(work_on) for _ in range(min(n_threads, len(blocks)))]:
+        running.result()
+
+
+def scratch(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Memory of this thread's own, not cleared, that is used again by the next call with this name.
+
+    Fresh memory for every block would cost more than what is done in it: the system clears each page of it.
+    """
+    import torch
+
+    n_bytes = shape[0] * shape[1] * dtype.itemsize
+    held: torch.Tensor | None = getattr(_HELD, name, None)
+    if held is None or len(held) < n_bytes:
+        held = torch.empty(n_bytes, dtype=torch.uint8)
+        if n_bytes <= _MAX_HELD_BYTES:
+            setattr(_HELD, name, held)
+    return held[:n_bytes].view(dtype).view(shape)
+
+
+_HELD = threading.local()
+_MAX_HELD_BYTES = 16 * 2**20
 
 
 @lru_cache(maxsize=1)
-def _workers(_process: int) -> ThreadPoolExecutor:
-    """As many threads as torch would use, in each of which it works alone.
+def _workers(_process: int) -> tuple[ThreadPoolExecutor, int]:
+    """As many threads as torch would use, in each of which it works alone, and their number.
 
     Torch's own threads meet after every step of every block. Where another process holds one core, all wait for the
     one that waits for it, hundreds of times a search: ten times the time on a busy machine.
@@ -284,7 +276,7 @@ def _workers(_process: int) -> ThreadPoolExecutor:
         waiting.result()
     # The setting is each thread's own, but new threads start with the one that was made last.
     torch.set_num_threads(n_threads)
-    return pool
+    return pool, n_threads
 
 
 def top_k(scores: Scores, ids: Sequence[str] | NDArray[np.object_], k: int) -> list[int]:

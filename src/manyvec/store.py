@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.codebook import Assignments, Codebook
+from manyvec.codec import STORAGES, Codec, bytes_per_token
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, quote
 from manyvec.tokens import TokenBatch, all_finite, offsets_of
@@ -35,8 +36,11 @@ FORMAT = 1
 FILTER_PREFIX = "meta_"
 _MANIFEST_KEY = "manyvec"
 _CODEBOOK_KEY = "manyvec-codebook"
+_CODEC_KEY = "manyvec-codec"
 # 1,000 values in an IN (...) take LanceDB 6 ms, 10,000 take 40.
 _IDS_PER_STATEMENT = 1000
+# Bytes of token vectors read from disk at a time.
+_WINDOW_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,15 @@ class Manifest:
     dim: int
     filters: dict[str, str] = field(default_factory=dict)
     storage: str = "float16"
+    pool_factor: float = 1
     format: int = FORMAT
     library: str = ""
 
     def __post_init__(self) -> None:
+        if self.storage not in STORAGES:
+            raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {self.storage!r}")
+        if not self.pool_factor >= 1:
+            raise InputError(f"pool_factor must be 1 or more, got {self.pool_factor!r}")
         for name in self.filters:
             # LanceDB reads a dot as a path into a struct, and a backtick breaks every update.
             if not name or any(c in name for c in ".`") or not name.isprintable():
@@ -113,12 +122,14 @@ class RowStates:
         updated: (n,) table version that last wrote the row; with the row id it names the row's content.
         n_tokens: (n,)
         ids: (n,) the documents' ids.
+        is_coded: (n,) bool: the token vectors are kept in the codec's bytes, not as float16.
     """
 
     row_ids: NDArray[np.int64]
     updated: NDArray[np.int64]
     n_tokens: NDArray[np.int64]
     ids: NDArray[np.object_]
+    is_coded: NDArray[np.bool_]
 
 
 class Store:
@@ -129,6 +140,7 @@ class Store:
         self.manifest = manifest
         self._database = database
         self._table = table
+        self._codec: Codec | None = None
 
     @classmethod
     def create(cls, uri: str, manifest: Manifest) -> Store:
@@ -180,10 +192,43 @@ class Store:
             version = self._table.version
             table = self._database.open_table(TABLE)
             table.checkout(version)
-        return Snapshot(self.uri, int(version), table)
+        return Snapshot(self.uri, int(version), table, self)
+
+    @property
+    def codec(self) -> Codec | None:
+        """How new token vectors are kept; None for float16, also where `residual` has no centroids yet.
+
+        Raises:
+            ManifestError: the centroids cannot be read, and without them nor can what was stored with them.
+        """
+        storage, dim = self.manifest.storage, self.manifest.dim
+        if self._codec is None and storage == "residual":
+            with _translated(f"read the index {self.uri}"):
+                name = (self._table.schema.field("tokens").metadata or {}).get(_CODEC_KEY.encode(), b"").decode()
+            if name:
+                try:
+                    codebook = self._read_codebook(f"codec_{name}")
+                except (RuntimeError, OSError, ValueError, KeyError) as error:
+                    raise ManifestError(f"the centroids of the index {self.uri} cannot be read: {error}") from error
+                self._codec = Codec(storage, dim, codebook.centroids)
+        elif self._codec is None and storage != "float16":
+            self._codec = Codec(storage, dim)
+        return self._codec
+
+    def use_codec(self, codebook: Codebook) -> None:
+        """Keep new token vectors around these centroids; without effect where there are centroids already."""
+        name = codebook.fingerprint
+        with _translated(f"write to the index {self.uri}"):
+            self._table.checkout_latest()
+            if self.codec is None:
+                self._database.create_table(f"codec_{name}", _codebook_table(codebook), mode="overwrite")
+                self._table.update_field_metadata({"path": "tokens", "metadata": {_CODEC_KEY: name}})
 
     def upsert(self, rows: Sequence[Row], tokens: TokenBatch) -> None:
         """Write documents, in one commit; a row whose id is there already is replaced. Ids must differ.
+
+        Args:
+            tokens: their token vectors; they are encoded as the index keeps them.
 
         Raises:
             StoreError: nothing of this call was written.
@@ -192,8 +237,64 @@ class Store:
             # Without a BTree on the key, its being a primary key keeps concurrent upserts from making duplicates.
             merge = self._table.merge_insert("id").use_index(False)
             merge.when_matched_update_all().when_not_matched_insert_all().execute(
-                _to_arrow(rows, tokens, self._table.schema, self.manifest)
+                self._to_arrow({**_row_columns(rows, self.manifest), **self._token_columns(tokens)})
             )
+
+    def update_metadata(self, rows: Sequence[Row]) -> int:
+        """Write metadata and filter columns of rows that are stored with this text; answers how many were.
+
+        Token vectors stay where they are.
+        """
+        columns = _row_columns(rows, self.manifest)
+        del columns["text"]
+        return self._update(columns)
+
+    def recode(self, ids: Sequence[str], hashes: Sequence[str], tokens: TokenBatch) -> int:
+        """Keep token vectors as new ones are kept now, those of rows whose text is still the one hashed."""
+        return self._update({"id": ids, "content_hash": hashes, **self._token_columns(tokens)})
+
+    def _update(self, columns: Mapping[str, Any]) -> int:
+        with _translated(f"write to the index {self.uri}"):
+            # A row that someone has given another text since must not get the old one's columns.
+            merge = self._table.merge_insert("id").use_index(False)
+            merge = merge.when_matched_update_all(where="target.content_hash = source.content_hash")
+            return int(merge.execute(self._to_arrow(columns)).num_updated_rows)
+
+    def _to_arrow(self, columns: Mapping[str, Any]) -> pa.Table:
+        import pyarrow as pa
+
+        schema = pa.schema([field for field in self._table.schema if field.name in columns])
+        arrays = [
+            column if isinstance(column, pa.Array) else pa.array(column, type=field.type)
+            for field in schema
+            for column in [columns[field.name]]
+        ]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _token_columns(self, tokens: TokenBatch) -> dict[str, Any]:
+        import pyarrow as pa
+
+        spans = tokens.spans if tokens.spans is not None else np.full((tokens.n_tokens, 2), -1, np.int32)
+        codec = self.codec
+        columns = {"n_tokens": tokens.lengths, "spans": _ragged(spans, tokens.offsets)}
+        if codec is None:
+            with np.errstate(over="ignore"):
+                vectors = tokens.vectors.astype(np.float16, copy=False)
+            if not all_finite(vectors):
+                raise InputError(
+                    "token vectors hold values beyond 65,504, which float16 storage cannot hold: normalise them"
+                )
+            columns["tokens"] = _ragged(vectors, tokens.offsets)
+            codes = None
+        else:
+            columns["tokens"] = pa.nulls(len(tokens), self._table.schema.field("tokens").type)
+            nearest = None if codec.centroids is None else Codebook(codec.centroids).assign(tokens.vectors)
+            codes = codec.encode(tokens.vectors, nearest)
+        if self.manifest.storage != "float16":
+            kind = self._table.schema.field("codes").type
+            columns["codes"] = pa.nulls(len(tokens), kind) if codes is None else _ragged(codes, tokens.offsets)
+            columns["is_coded"] = [codes is not None] * len(tokens)
+        return columns
 
     def delete(self, where: str) -> int:
         """Delete the rows for which the condition holds; answers how many."""
@@ -210,26 +311,29 @@ class Store:
         if not name:
             return None
         try:
-            vectors = self._database.open_table(f"codebook_{name}").to_arrow()["vector"].combine_chunks()
-            codebook = Codebook(_values_of(vectors, self.manifest.dim))
-            if codebook.fingerprint != name:
-                raise ValueError(f"its fingerprint is {codebook.fingerprint}")
+            codebook = self._read_codebook(f"codebook_{name}")
             rows = self._database.open_table(f"assigned_{name}").to_arrow().combine_chunks()
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             logger.warning("the codebook %s of %s cannot be read (%s): every document is scored", name, self.uri, error)
             return None
         return _to_assignments(codebook, rows)
 
+    def _read_codebook(self, table: str) -> Codebook:
+        vectors = self._database.open_table(table).to_arrow()["vector"].combine_chunks()
+        codebook = Codebook(_values_of(vectors, self.manifest.dim))
+        if not table.endswith(f"_{codebook.fingerprint}"):
+            raise ValueError(f"the fingerprint of {table} is {codebook.fingerprint}")
+        return codebook
+
     def start_codebook(self, codebook: Codebook) -> None:
         """Write a codebook that nothing is assigned to yet; it is used once `use_codebook` names it."""
         import pyarrow as pa
 
         name = codebook.fingerprint
-        vectors = pa.FixedSizeListArray.from_arrays(codebook.centroids.ravel(), codebook.dim)
         assigned = {"row_id": pa.int64(), "updated": pa.int64(), "centroids": pa.list_(pa.uint16())}
         with _translated(f"write to the index {self.uri}"):
             # Overwritten, because a run that was killed, or damage, may have left tables of this name.
-            self._database.create_table(f"codebook_{name}", pa.table({"vector": vectors}), mode="overwrite")
+            self._database.create_table(f"codebook_{name}", _codebook_table(codebook), mode="overwrite")
             self._database.create_table(f"assigned_{name}", schema=pa.schema(assigned), mode="overwrite")
 
     def add_assignments(self, assignments: Assignments) -> None:
@@ -272,6 +376,7 @@ class Snapshot:
     uri: str
     version: int
     _table: Any
+    _store: Store
 
     @property
     def codebook(self) -> str:
@@ -293,6 +398,7 @@ class Snapshot:
     def states(self) -> RowStates:
         with _translated(f"read the index {self.uri}"):
             columns = ["id", "n_tokens", "_row_last_updated_at_version"]
+            columns += ["is_coded"] if self._is_coded else []
             table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow()
         row_ids = table["_rowid"].to_numpy().astype(np.int64)
         order = np.argsort(row_ids)
@@ -301,6 +407,7 @@ class Snapshot:
             table["_row_last_updated_at_version"].to_numpy().astype(np.int64)[order],
             table["n_tokens"].to_numpy().astype(np.int64)[order],
             table["id"].to_numpy(zero_copy_only=False)[order],
+            table["is_coded"].to_numpy()[order] if self._is_coded else np.zeros(len(order), bool),
         )
 
     def find(self, ids: Sequence[str]) -> dict[str, Stored]:
@@ -318,15 +425,46 @@ class Snapshot:
         return [dict(row) for row in self._take(row_ids, ["id", "text", "metadata"]).to_pylist()]
 
     def tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, spans: bool = False) -> TokenBatch:
-        """Token vectors of these rows, in this order, as stored."""
-        table = self._take(row_ids, ["tokens", "spans"] if spans else ["tokens"])
-        chunks = table["tokens"].chunks
-        vectors = [_values(chunk, np.float16) for chunk in chunks]
+        """float16 token vectors of these rows, in this order; decoded where they are kept in a codec's bytes."""
+        if not self._is_coded:
+            return self._stored_tokens(row_ids, is_coded=False, spans=spans)
+        is_coded = self._take(row_ids, ["is_coded"])["is_coded"].to_numpy()
+        wanted = np.asarray(row_ids, np.int64)
+        groups = [np.flatnonzero(is_coded), np.flatnonzero(~is_coded)]
+        parts = [
+            self._stored_tokens(wanted[places], is_coded=coded, spans=spans).decoded()
+            for places, coded in zip(groups, (True, False), strict=True)
+            if len(places)
+        ]
+        return TokenBatch.concatenate(parts).select(np.argsort(np.concatenate(groups)))
+
+    def stored_tokens(self, row_ids: NDArray[np.int64], *, is_coded: bool) -> TokenBatch:
+        """Token vectors of rows that are all kept one way, in this order, as they are kept; see `RowStates`."""
+        return self._stored_tokens(row_ids, is_coded=is_coded, spans=False)
+
+    @property
+    def _is_coded(self) -> bool:
+        return self._store.manifest.storage != "float16"
+
+    def token_bytes(self, states: RowStates, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) bytes of these documents' token vectors, on disk and in memory."""
+        manifest = self._store.manifest
+        coded, half = (bytes_per_token(storage, manifest.dim) for storage in (manifest.storage, "float16"))
+        return states.n_tokens[documents] * np.where(states.is_coded[documents], coded, half)
+
+    def _stored_tokens(
+        self, row_ids: Sequence[int] | NDArray[np.int64], *, is_coded: bool, spans: bool
+    ) -> TokenBatch:
+        column = "codes" if is_coded else "tokens"
+        table = self._take(row_ids, [column, "spans"] if spans else [column])
+        chunks = table[column].chunks
+        vectors = [_values(chunk, np.uint8 if is_coded else np.float16) for chunk in chunks]
         lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in chunks]
         return TokenBatch.unchecked(
             vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
             offsets_of(np.concatenate(lengths)),
             np.concatenate([_values(chunk, np.int32) for chunk in table["spans"].chunks]) if spans else None,
+            self._store.codec if is_coded else None,
         )
 
     def match(self, text: str, limit: int, where: str | None = None) -> list[tuple[int, float]]:
@@ -357,6 +495,17 @@ def where_ids(ids: Sequence[str]) -> Iterator[str]:
     """Conditions that together name these ids, each small enough for one statement."""
     for start in range(0, len(ids), _IDS_PER_STATEMENT):
         yield f"id IN ({', '.join(quote(id) for id in ids[start : start + _IDS_PER_STATEMENT])})"
+
+
+def windows(n_bytes: NDArray[np.int64]) -> Iterator[slice]:
+    """Runs of documents whose token vectors fill one window; a larger document makes a run of its own."""
+    ends = np.cumsum(n_bytes)
+    start = 0
+    while start < len(n_bytes):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _WINDOW_BYTES, side="right")))
+        yield slice(start, stop)
+        start = stop
 
 
 def disk_bytes(uri: str) -> int | None:
@@ -393,6 +542,10 @@ def _schema(manifest: Manifest) -> pa.Schema:
         pa.field("tokens", pa.list_(pa.list_(pa.float16(), manifest.dim)), metadata=token_metadata),
         pa.field("spans", pa.list_(pa.list_(pa.int32(), 2))),
     ]
+    if manifest.storage != "float16":
+        codes = pa.list_(pa.list_(pa.uint8(), bytes_per_token(manifest.storage, manifest.dim)))
+        fields.append(pa.field("codes", codes, metadata={"lance-encoding:compression": "none"}))
+        fields.append(pa.field("is_coded", pa.bool_(), nullable=False))
     for name, kind in manifest.columns.items():
         scalar = scalars[kind.scalar]
         fields.append(pa.field(FILTER_PREFIX + name, pa.list_(scalar) if kind.is_list else scalar))
@@ -408,30 +561,24 @@ def _column_indexes(manifest: Manifest) -> dict[str, Any]:
     return indexes
 
 
-def _to_arrow(rows: Sequence[Row], tokens: TokenBatch, schema: pa.Schema, manifest: Manifest) -> pa.Table:
+def _row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
+    columns = {name: [getattr(row, name) for row in rows] for name in ("id", "text", "metadata", "content_hash")}
+    return columns | {FILTER_PREFIX + name: [row.filters[name] for row in rows] for name in manifest.filters}
+
+
+def _ragged(rows: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:
+    """A list of fixed-size lists for each document, without a copy."""
     import pyarrow as pa
 
-    with np.errstate(over="ignore"):
-        vectors = tokens.vectors.astype(np.float16, copy=False)
-    if not all_finite(vectors):
-        raise InputError("token vectors hold values beyond 65,504, which float16 storage cannot hold: normalise them")
-    spans = tokens.spans if tokens.spans is not None else np.full((tokens.n_tokens, 2), -1, np.int32)
-    offsets = pa.array(tokens.offsets.astype(np.int32))
-    columns = {
-        "id": [row.id for row in rows],
-        "text": [row.text for row in rows],
-        "metadata": [row.metadata for row in rows],
-        "content_hash": [row.content_hash for row in rows],
-        "n_tokens": tokens.lengths,
-        "tokens": pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(vectors.ravel(), tokens.dim)),
-        "spans": pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(spans.ravel(), 2)),
-    }
-    columns |= {FILTER_PREFIX + name: [row.filters[name] for row in rows] for name in manifest.filters}
-    arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, type=schema.field(name).type)
-        for name, column in ((name, columns[name]) for name in schema.names)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    lists = pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(rows).ravel(), rows.shape[1])
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), lists)
+
+
+def _codebook_table(codebook: Codebook) -> pa.Table:
+    import pyarrow as pa
+
+    vectors = pa.FixedSizeListArray.from_arrays(codebook.centroids.ravel(), codebook.dim)
+    return pa.table({"vector": vectors})
 
 
 def _values(chunk: pa.ListArray, dtype: type) -> NDArray[Any]:

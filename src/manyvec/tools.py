@@ -1,35 +1,45 @@
 """`ToolIndex`: keeps the tools that fit a request, out of a handful or thousands, in memory.
 
-The text of a tool is its name, description, and argument names and descriptions. Its score is exact MaxSim mixed with
-BM25 over the same text, because people name things ("my Spotify playlist") as often as they describe them. BM25 is
-divided by the most that the request's words can reach, so it counts for little where the tools share few of them, and
-scores compare between requests.
+The text of a tool is its name, description, and argument names and descriptions. Its score is exact MaxSim, the mean
+over the request's tokens, and a little of BM25 over the same text, because people name things ("my Spotify playlist")
+as often as they describe them. BM25 is a sum: the more rare words a request shares with a tool, the more it decides;
+where it shares few, MaxSim does.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
+import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.bm25 import BM25, name_parts, words_of
 from manyvec.encoders import Encoder, load_encoder
-from manyvec.errors import EncoderError, InputError, check_unicode
+from manyvec.errors import EncoderError, IndexNotFoundError, InputError, ManifestError, check_unicode
 from manyvec.scoring import MaxSimScorer, Scores, top_k
-from manyvec.tokens import TokenBatch
+from manyvec.tokens import TokenBatch, offsets_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 
-# Chosen on samples of four sets of tools; `examples/benchmarks/tools.py` compares weights on the whole of them.
-LEXICAL_WEIGHT = 0.65
-# So many tools of a larger catalog get an exact score: the first by mean token vectors, and half as many by BM25.
-DEPTH = 100
+# Chosen on the dev split of seal-tools and the train split of metatool; `examples/benchmarks/tools.py` compares weights
+# on four test splits.
+LEXICAL_WEIGHT = 0.02
+# So many tools of a larger catalog get an exact score. On all four sets 40 give the measures that 150 do.
+DEPTH = 50
+_FILE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,9 @@ class ToolHit:
     """A tool that fits a request.
 
     Attributes:
-        score: at most 1: similarity and BM25 share, mixed; 1 for a tool whose very name was asked for. Comparable
-            between requests.
+        score: similarity plus weighted BM25; higher is better.
         similarity: mean MaxSim per query token, in [-1, 1].
-        rank: 1 is best. Equal scores are ordered by name.
+        rank: 1 is best: a tool whose very name was asked for, then by score. Equal scores are ordered by name.
         tool: as it was given.
     """
 
@@ -57,9 +66,9 @@ class ToolIndex:
     Args:
         encoder: a name for `load_encoder`, or an encoder.
         tools: see `add`.
-        lexical_weight: of BM25 in the score, 0 to 1; MaxSim has the rest.
-        depth: tools that get an exact score; the others are left out by BM25 and mean token vectors. All get one
-            where there are no more tools than this.
+        lexical_weight: of BM25, which is added to the similarity; 0 for MaxSim alone.
+        depth: tools that get an exact score: the best by the same mix with the similarity of mean vectors in MaxSim's
+            place. All get one where there are no more tools than this.
     """
 
     def __init__(
@@ -70,8 +79,8 @@ class ToolIndex:
         lexical_weight: float = LEXICAL_WEIGHT,
         depth: int = DEPTH,
     ) -> None:
-        if not 0 <= lexical_weight <= 1:
-            raise InputError(f"lexical_weight must be between 0 and 1, got {lexical_weight!r}")
+        if not 0 <= lexical_weight < math.inf:
+            raise InputError(f"lexical_weight must be 0 or more, got {lexical_weight!r}")
         self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         self.lexical_weight = lexical_weight
         self.depth = depth
@@ -103,12 +112,18 @@ class ToolIndex:
 
         Args:
             tools: JSON-schema tools as OpenAI (`{"type": "function", "function": {...}}`), Anthropic (`input_schema`)
-                and MCP (`inputSchema`, dicts or the SDK's objects) write them, or Python functions.
+                and MCP (`inputSchema`, dicts or the SDK's objects) write them, or Python functions. Also what an MCP
+                session's `list_tools` answers, as it is.
 
         Raises:
             InputError: a tool has no name, or one that another tool has; none is added.
         """
-        given = list(tools)
+        return self._add(tools, {})
+
+    def _add(self, tools: Iterable[Tool], known: Mapping[str, NDArray[np.floating]]) -> list[str]:
+        """`add`, with token vectors of texts that need not be encoded."""
+        # An MCP session's answer to list_tools keeps them in an attribute.
+        given = list(getattr(tools, "tools", tools))
         read = [_read(tool) for tool in given]
         names = [name for name, _ in read]
         texts = [text for _, text in read]
@@ -119,19 +134,26 @@ class ToolIndex:
                 raise InputError(f"each tool needs a name of its own, these come more than once: {', '.join(repeated)}")
             if not given:
                 return []
-            tokens = self.encoder.encode_documents(texts)
-            if len(tokens) != len(given):
-                raise EncoderError(f"{self.encoder.name} gave {tokens!r} for {len(given)} tools")
-            if len(empty := np.flatnonzero(tokens.lengths == 0)):
-                raise InputError(f"tool {names[empty[0]]!r}: {self.encoder.name} finds no token in its text")
-            half = TokenBatch(tokens.vectors.astype(np.float16), tokens.offsets)
-            batches = [batch for batch in (before.tokens, half) if batch is not None]
+            vectors = {**known, **self._encode([(name, text) for name, text in read if text not in known])}
+            added = TokenBatch.from_list([vectors[text] for text in texts])
             self._catalog = _Catalog(
                 {**before.tools, **dict(zip(names, given, strict=True))},
-                [*before.words, *map(words_of, texts)],
-                TokenBatch.concatenate(batches),
+                [*before.texts, *texts],
+                TokenBatch.concatenate([batch for batch in (before.tokens, added) if batch is not None]),
             )
         return names
+
+    def _encode(self, tools: Sequence[tuple[str, str]]) -> dict[str, NDArray[np.float16]]:
+        """Token vectors by text, of tools given as name and text."""
+        if not tools:
+            return {}
+        texts = [text for _, text in tools]
+        tokens = self.encoder.encode_documents(texts)
+        if len(tokens) != len(texts):
+            raise EncoderError(f"{self.encoder.name} gave {tokens!r} for {len(texts)} tools")
+        if len(empty := np.flatnonzero(tokens.lengths == 0)):
+            raise InputError(f"tool {tools[empty[0]][0]!r}: {self.encoder.name} finds no token in its text")
+        return {text: vectors.astype(np.float16) for text, vectors in zip(texts, tokens, strict=True)}
 
     def remove(self, names: str | Iterable[str]) -> int:
         """Remove tools by name; answers how many there were. Unknown names do no harm."""
@@ -142,10 +164,75 @@ class ToolIndex:
             if before.tokens is not None and len(kept) < len(before.tools):
                 self._catalog = _Catalog(
                     {name: tool for name, tool in before.tools.items() if name not in gone},
-                    [before.words[place] for place in kept],
+                    [before.texts[place] for place in kept],
                     before.tokens.select(kept),
                 )
             return len(before.tools) - len(kept)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the catalog and its token vectors to one file, in the safetensors format; a file there is replaced.
+
+        Tools are written as JSON. Functions and the MCP SDK's objects are written as JSON-schema tools, which is what
+        `load` gives back for them if it is not given the tools anew.
+
+        Raises:
+            InputError: a tool holds what JSON cannot, such as an object among its defaults; nothing is written.
+        """
+        from safetensors.numpy import save
+
+        catalog = self._catalog
+        described = {
+            "format": _FILE_FORMAT,
+            "model": self.encoder.name,
+            "fingerprint": self.encoder.fingerprint,
+            "lexical_weight": self.lexical_weight,
+            "depth": self.depth,
+            "tools": [_json(name, tool) for name, tool in catalog.tools.items()],
+            "texts": catalog.texts,
+        }
+        tokens = catalog.tokens
+        vectors = np.empty((0, self.encoder.dim), np.float16) if tokens is None else tokens.vectors
+        lengths = np.zeros(0, np.int64) if tokens is None else tokens.lengths
+        written = save({"vectors": vectors, "lengths": lengths}, {"manyvec_tools": json.dumps(described)})
+        file = Path(path).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever reads meanwhile sees the old file or the new one, and a run that is killed leaves the old one.
+        part = file.with_name(f".{file.name}.{uuid4().hex}")
+        try:
+            part.write_bytes(written)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(
+        cls, path: str | PathLike[str], encoder: str | Encoder | None = None, *, tools: Iterable[Tool] | None = None
+    ) -> Self:
+        """Read what `save` wrote; nothing that is in the file is encoded again.
+
+        Args:
+            encoder: by default the one it was saved with; nothing is downloaded unasked, so a hub model that this
+                machine does not have yet must be named here.
+            tools: what the catalog is to hold now. Tools that are new, or whose text has changed, are encoded. By
+                default the tools of the file, as JSON.
+
+        Raises:
+            IndexNotFoundError: there is no such file.
+            ManifestError: it is no file of tools, or was written with another encoder.
+        """
+        described, saved = _read_file(Path(path).expanduser())
+        if encoder is None:
+            encoder = load_encoder(described["model"], local_files_only=True)
+        elif isinstance(encoder, str):
+            encoder = load_encoder(encoder)
+        if encoder.fingerprint != described["fingerprint"]:
+            raise ManifestError(
+                f"{path} holds tools encoded with {described['model']}, the encoder is {encoder.name} or has other "
+                f"weights: load it with {described['model']}, or build a new ToolIndex"
+            )
+        index = cls(encoder, lexical_weight=described["lexical_weight"], depth=described["depth"])
+        index._add(described["tools"] if tools is None else tools, dict(zip(described["texts"], saved, strict=True)))
+        return index
 
     def select(self, query: str, k: int = 10) -> list[ToolHit]:
         """Find the tools that fit a request best.
@@ -176,29 +263,31 @@ class ToolIndex:
         named = catalog.named(query)
         if catalog.tokens is None or not tokens.n_tokens:
             return []
-        lexical = catalog.bm25.share(words_of(query))
+        lexical = np.float32(self.lexical_weight) * catalog.bm25.scores(words_of(query))
         chosen = catalog.candidates(tokens, lexical, max(self.depth, k), named)
         similarities = self._scorer.score(tokens[0], catalog.tokens, chosen)
-        scores = (1 - self.lexical_weight) * similarities + self.lexical_weight * lexical[chosen]
+        scores = similarities + lexical[chosen]
         names = catalog.names[chosen]
+        ordering = scores.copy()
         for place in named:
-            # Above every mix, so that the name decides; among names that differ in case only, the very one.
-            scores[np.searchsorted(chosen, place)] = 3.0 if catalog.names[place] == query.strip() else 2.0
+            # The name decides; among names that differ in case only, the very one.
+            is_exact = catalog.names[place] == query.strip()
+            ordering[np.searchsorted(chosen, place)] = np.inf if is_exact else np.finfo(np.float32).max
         return [
-            ToolHit(names[i], min(float(scores[i]), 1.0), float(similarities[i]), rank, catalog.tools[names[i]])
-            for rank, i in enumerate(top_k(scores, names, k), start=1)
+            ToolHit(names[i], float(scores[i]), float(similarities[i]), rank, catalog.tools[names[i]])
+            for rank, i in enumerate(top_k(ordering, names, k), start=1)
         ]
 
 
 class _Catalog:
     """The tools between two changes. Never changes, so that a selection reads one."""
 
-    def __init__(self, tools: dict[str, Any], words: list[list[str]], tokens: TokenBatch | None) -> None:
+    def __init__(self, tools: dict[str, Any], texts: list[str], tokens: TokenBatch | None) -> None:
         self.tools = tools
-        self.words = words
+        self.texts = texts
         self.tokens = tokens
         self.names = np.array(list(tools), object)
-        self.bm25 = BM25(words)
+        self.bm25 = BM25([words_of(text) for text in texts])
         self.pooled = tokens.pooled() if tokens is not None and len(tokens) else None
         self._folded: dict[str, list[int]] = {}
         for place, name in enumerate(tools):
@@ -209,13 +298,11 @@ class _Catalog:
         return self._folded.get(query.strip().casefold(), [])
 
     def candidates(self, tokens: TokenBatch, lexical: Scores, depth: int, named: list[int]) -> NDArray[np.int64]:
-        """(n,) places worth an exact score, rising: by mean vectors and, up to half as many again, by words."""
+        """Places worth an exact score, rising: the `depth` best by mean vectors and words, and those named."""
         if len(self.tools) <= depth or self.pooled is None:
             return np.arange(len(self.tools))
-        pooled = self.pooled @ tokens.vectors.astype(np.float32).mean(axis=0)
-        nearest = np.argpartition(-pooled, depth)[:depth]
-        wordy = np.argpartition(-lexical, depth // 2)[: depth // 2]
-        return np.union1d(np.concatenate([nearest, wordy]), np.array(named, np.int64))
+        likely = self.pooled @ tokens.pooled()[0] + lexical
+        return np.union1d(np.argpartition(-likely, depth)[:depth], np.array(named, np.int64))
 
 
 def _read(tool: Any) -> tuple[str, str]:
@@ -224,16 +311,9 @@ def _read(tool: Any) -> tuple[str, str]:
     Raises:
         InputError: it is none of the known kinds, or has no name.
     """
-    if isinstance(tool, Mapping):
-        inner = tool.get("function")
-        values: Mapping[str, Any] = inner if isinstance(inner, Mapping) else tool
-    elif hasattr(tool, "inputSchema") or hasattr(tool, "input_schema"):
-        # The MCP SDK's Tool.
-        values = {key: getattr(tool, key, None) for key in ("name", "description", "inputSchema", "input_schema")}
-    elif callable(tool) and hasattr(tool, "__name__"):
-        values = _of_function(tool)
-    else:
-        raise InputError(f"a tool is a dict with a name, or a function, got {type(tool).__name__}")
+    values = _schema(tool)
+    if isinstance(inner := values.get("function"), Mapping):
+        values = inner
     name, description = values.get("name"), values.get("description") or ""
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"a tool needs a name, got {name!r} with the keys {sorted(map(str, values))}")
@@ -245,6 +325,50 @@ def _read(tool: Any) -> tuple[str, str]:
     text = ". ".join(part.rstrip(".") for part in parts if part)
     check_unicode(text, f"tool {name!r}")
     return name, text
+
+
+def _schema(tool: Any) -> Mapping[str, Any]:
+    """The tool as a JSON-schema tool; one that is a dict as it is.
+
+    Raises:
+        InputError: it is none of the known kinds.
+    """
+    if isinstance(tool, Mapping):
+        return tool
+    # The MCP SDK's Tool, of its versions 1 and 2.
+    if (schema := getattr(tool, "inputSchema", getattr(tool, "input_schema", None))) is not None:
+        return {"name": tool.name, "description": getattr(tool, "description", None), "inputSchema": schema}
+    if callable(tool) and hasattr(tool, "__name__"):
+        return _of_function(tool)
+    raise InputError(f"a tool is a dict with a name, or a function, got {type(tool).__name__}")
+
+
+def _json(name: str, tool: Any) -> Mapping[str, Any]:
+    schema = _schema(tool)
+    try:
+        json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"tool {name!r} cannot be saved as JSON: {error}") from error
+    return schema
+
+
+def _read_file(file: Path) -> tuple[dict[str, Any], TokenBatch]:
+    """What `save` wrote: the description, and token vectors in the order of its texts."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as content:
+            described = json.loads((content.metadata() or {})["manyvec_tools"])
+            lengths, vectors = content.get_tensor("lengths"), content.get_tensor("vectors")
+        if described["format"] != _FILE_FORMAT:
+            raise ManifestError(f"{file} has the format {described['format']}, this version reads {_FILE_FORMAT}")
+        return described, TokenBatch(vectors, offsets_of(lengths))
+    except FileNotFoundError as error:
+        raise IndexNotFoundError(f"there is no file {file}: write it with ToolIndex.save") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, ManifestError):
+            raise
+        raise ManifestError(f"{file} is not what ToolIndex.save writes, or damaged: {error!r}") from error
 
 
 def _of_function(function: Callable[..., Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.retrievers import LangSmithRetrieverParams
@@ -13,9 +14,11 @@ import manyvec
 
 
 def to_langchain(hit: manyvec.Hit) -> Document:
-    """A hit as a document with its scores in the metadata; a key of that name that was stored there stays."""
-    scores = {"score": hit.score, "relevance_score": min(max(hit.similarity, 0.0), 1.0)}
-    return Document(page_content=hit.text, id=hit.id, metadata={**scores, **hit.metadata})
+    """A hit as a document with scores and evidence in the metadata; a key of that name that was stored there stays."""
+    added: dict[str, Any] = {"score": hit.score, "relevance_score": min(max(hit.similarity, 0.0), 1.0)}
+    if hit.evidence is not None:
+        added["evidence"] = hit.evidence.to_dict()
+    return Document(page_content=hit.text, id=hit.id, metadata={**added, **hit.metadata})
 
 
 def as_stored(document: manyvec.Document | manyvec.Hit) -> Document:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cached_property
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ TABLE = "langchain_records"
 _VALUES_PER_STATEMENT = 1000
 # A float of seconds since 1970 still tells these apart.
 _TICK = 1e-6
+# Two that create a table at the same moment both succeed in LanceDB, and the second empties what the first has written.
+_CREATING = threading.Lock()
 
 
 class ManyvecRecordManager(RecordManager):
@@ -32,8 +34,9 @@ class ManyvecRecordManager(RecordManager):
         records = ManyvecRecordManager("papers", index.uri)
         langchain_core.indexing.index(documents, records, store, cleanup="full", key_encoder="blake2b")
 
-    Several processes may write. Time is this machine's clock, moved on where the newest record is ahead of it, so that
-    a clock set back hides no outdated document from a cleanup.
+    Several processes may write, once `create_schema` or the first write of one of them has made the table. Time is this
+    machine's clock, moved on where the newest record is ahead of it, so that a clock set back hides no outdated
+    document from a cleanup.
 
     Args:
         namespace: records of one namespace know nothing of another's.
@@ -44,19 +47,11 @@ class ManyvecRecordManager(RecordManager):
         super().__init__(namespace)
         self.uri = fspath(uri)
         self._started = 0.0
-
-    @cached_property
-    def _table(self) -> Any:
-        import lancedb
-
-        with self._translated():
-            database = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
-            return database.create_table(TABLE, schema=_schema(), exist_ok=True)
+        self._opened: Any = None
 
     def create_schema(self) -> None:
         """Make the table if there is none, else merge the small files that earlier runs left. Optional."""
-        table = self._table
-        with self._translated():
+        with self._table() as table:
             # A handle that missed another writer's delete fails in optimize.
             table.checkout_latest()
             table.optimize(cleanup_older_than=timedelta(hours=1))
@@ -93,8 +88,8 @@ class ManyvecRecordManager(RecordManager):
             {"id": self._id(key), "namespace": self.namespace, "key": key, "group_id": group, "updated_at": now}
             for key, group in groups.items()
         ]
-        table, new = self._table, pa.Table.from_pylist(rows, _schema())
-        with self._translated():
+        new = pa.Table.from_pylist(rows, _schema())
+        with self._table() as table:
             # Without a BTree on it, the primary key keeps concurrent upserts from making duplicates.
             merge = table.merge_insert("id").use_index(False)
             merge.when_matched_update_all().when_not_matched_insert_all().execute(new)
@@ -135,8 +130,7 @@ class ManyvecRecordManager(RecordManager):
     def delete_keys(self, keys: Sequence[str]) -> None:
         """Delete records; unknown keys do no harm."""
         for condition in _any_of("id", [self._id(key) for key in keys]):
-            table = self._table
-            with self._translated():
+            with self._table() as table:
                 table.delete(condition)
 
     async def acreate_schema(self) -> None:
@@ -178,15 +172,20 @@ class ManyvecRecordManager(RecordManager):
         return f"namespace = {_quote(self.namespace)}"
 
     def _select(self, where: str, columns: list[str], limit: int | None = None) -> pa.Table:
-        table = self._table
-        with self._translated():
+        with self._table() as table:
             return table.search().where(where).select(columns).limit(limit).to_arrow()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn what LanceDB raises into one error that says where."""
+    def _table(self) -> Iterator[Any]:
+        """The table, made if there is none yet; what LanceDB raises becomes one error that says where."""
+        import lancedb
+
         try:
-            yield
+            with _CREATING:
+                if self._opened is None:
+                    database = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
+                    self._opened = database.create_table(TABLE, schema=_schema(), exist_ok=True)
+            yield self._opened
         except (RuntimeError, OSError, ValueError) as error:
             raise StoreError(f"cannot read or write the records in {self.uri}: {error}") from error
 

@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig, run_in_executor
 from pydantic import ConfigDict
 
 from langchain_manyvec._convert import to_langchain, to_manyvec, trace_params
-from manyvec import Encoder, Hit, Index, Where
+from manyvec import Encoder, Index, InputError, Where
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -28,15 +28,18 @@ class ManyvecRetriever(BaseRetriever):
     `score`, ColBERT's MaxSim summed over the query's tokens, and `relevance_score`, its mean per query token
     clipped to [0, 1]. A stored key of the same name is kept instead. Nothing found is an empty list.
 
-    `k`, `filter` and `score_threshold` can also be given per call and then take the place of the retriever's own:
+    Every field but the index can also be given per call and then takes the place of the retriever's own:
     `retriever.invoke("late interaction", k=1, filter={"year": 2024})`. manyvec's errors reach the caller as they are.
     `batch` and `abatch` encode and score all their queries in one pass.
 
     Attributes:
         index: the index to search; other retrievers and threads may share it.
         k: how many documents to return, at most; 0 gives none.
+        depth: how many candidates are scored in an index with centroid lists; see `Index.search`.
         filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
         score_threshold: leave out documents whose similarity, the score per query token in [-1, 1], is below it.
+        evidence: put into the metadata, as `evidence`, which words of the document matched which of the query;
+            JSON that `Evidence.to_dict` describes.
     """
 
     # A misspelt `filter` would otherwise be dropped in silence, and everything found.
@@ -44,8 +47,10 @@ class ManyvecRetriever(BaseRetriever):
 
     index: Index
     k: int = 4
+    depth: int | None = None
     filter: Where | None = None
     score_threshold: float | None = None
+    evidence: bool = False
 
     @classmethod
     def from_uri(cls, uri: str | PathLike[str], *, encoder: str | Encoder | None = None, **fields: Any) -> Self:
@@ -126,7 +131,7 @@ class ManyvecRetriever(BaseRetriever):
         **kwargs: Any,
     ) -> list[list[Document]]:
         """`invoke` for several queries, encoded and scored in one pass; each is a run of its own in callbacks."""
-        together = _Together(inputs, lambda queries: self._search_many(queries, **kwargs))
+        together = _Together(inputs, lambda queries: self._search(queries, **kwargs))
         return super().batch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
 
     async def abatch(
@@ -138,7 +143,7 @@ class ManyvecRetriever(BaseRetriever):
         **kwargs: Any,
     ) -> list[list[Document]]:
         """`batch`, in a thread; the event loop goes on."""
-        together = _Together(inputs, lambda queries: self._search_many(queries, **kwargs))
+        together = _Together(inputs, lambda queries: self._search(queries, **kwargs))
         return await super().abatch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
 
     def _get_relevant_documents(
@@ -146,52 +151,49 @@ class ManyvecRetriever(BaseRetriever):
         query: str,
         *,
         run_manager: CallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Where | None = None,
-        score_threshold: float | None = None,
         together: _Together | None = None,
+        **options: Any,
     ) -> list[Document]:
         found = together.take(query) if together else None
-        return found if found is not None else self._search(query, k, filter, score_threshold)
+        return found if found is not None else self._search_one(query, options)
 
     async def _aget_relevant_documents(
         self,
         query: str,
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Where | None = None,
-        score_threshold: float | None = None,
         together: _Together | None = None,
+        **options: Any,
     ) -> list[Document]:
         found = await together.atake(query) if together else None
-        if found is not None:
-            return found
-        return await run_in_executor(None, self._search, query, k, filter, score_threshold)
+        return found if found is not None else await run_in_executor(None, self._search_one, query, options)
 
-    def _search(self, query: str, k: int | None, filter: Where | None, score_threshold: float | None) -> list[Document]:
-        hits = self.index.search(query, self._k(k), filter=self._filter(filter))
-        return self._to_documents(hits, score_threshold)
+    def _search_one(self, query: str, options: Mapping[str, Any]) -> list[Document]:
+        if not isinstance(query, str):
+            raise InputError(f"a query is a text, got {type(query).__name__}")
+        return self._search([query], **options)[0]
 
-    def _search_many(
+    def _search(
         self,
         queries: Sequence[str],
+        *,
         k: int | None = None,
+        depth: int | None = None,
         filter: Where | None = None,
         score_threshold: float | None = None,
+        evidence: bool | None = None,
     ) -> list[list[Document]]:
-        found = self.index.search_many(queries, self._k(k), filter=self._filter(filter))
-        return [self._to_documents(hits, score_threshold) for hits in found]
-
-    def _k(self, k: int | None) -> int:
-        return k if k is not None else self.k
-
-    def _filter(self, filter: Where | None) -> Where | None:
-        return filter if filter is not None else self.filter
-
-    def _to_documents(self, hits: Sequence[Hit], score_threshold: float | None) -> list[Document]:
+        found = self.index.search_many(
+            queries,
+            k if k is not None else self.k,
+            filter=filter if filter is not None else self.filter,
+            depth=depth if depth is not None else self.depth,
+            evidence=evidence if evidence is not None else self.evidence,
+        )
         threshold = score_threshold if score_threshold is not None else self.score_threshold
-        return [to_langchain(hit) for hit in hits if threshold is None or hit.similarity >= threshold]
+        return [
+            [to_langchain(hit) for hit in hits if threshold is None or hit.similarity >= threshold] for hits in found
+        ]
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         return trace_params("manyvec", self.index)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import LangSmithRetrieverParams
@@ -15,10 +14,9 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_manyvec._convert import as_stored, to_manyvec, trace_params
 from langchain_manyvec.calibration import Calibration
-from manyvec import Encoder, Index, InputError, MaxSimScorer, TokenBatch, Where
+from manyvec import Encoder, Index, InputError, Where, diversify
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from typing_extensions import Self
 
 
@@ -205,12 +203,7 @@ class ManyvecVectorStore(VectorStore):
         """
         _refuse(kwargs)
         hits = self.index.search(query, fetch_k, filter=filter)
-        tokens = self.index.token_vectors([hit.id for hit in hits])
-        # Without tokens are those deleted since the search.
-        kept = np.flatnonzero(tokens.lengths)
-        relevance = np.array([hits[i].similarity for i in kept])
-        chosen = _diverse(relevance, _likeness(tokens.select(kept)), k, lambda_mult)
-        return [as_stored(hits[kept[i]]) for i in chosen]
+        return [as_stored(hit) for hit in diversify(self.index, hits, k, lambda_mult)]
 
     def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
         """LangChain's own retriever on this store; `ManyvecRetriever` has scores and batches of queries on top."""
@@ -244,23 +237,3 @@ def _refuse(kwargs: Mapping[str, Any]) -> None:
 
 def _clipped(similarity: float) -> float:
     return min(max(similarity, 0.0), 1.0)
-
-
-def _likeness(documents: TokenBatch) -> NDArray[np.float32]:
-    """(n, n) mean MaxSim of every two documents, averaged over both directions."""
-    scorer = MaxSimScorer(reduction="mean")
-    # One document at a time: all against all would hold every pair of tokens in memory.
-    one_way = [scorer.score(document, documents) for document in documents]
-    likeness = np.array(one_way, np.float32).reshape(len(documents), len(documents))
-    return np.asarray((likeness + likeness.T) / 2, np.float32)
-
-
-def _diverse(relevance: NDArray[np.floating], likeness: NDArray[np.floating], k: int, lambda_mult: float) -> list[int]:
-    """Places chosen by maximal marginal relevance (Carbonell and Goldstein, 1998), the most relevant one first."""
-    chosen: list[int] = []
-    while len(chosen) < min(k, len(relevance)):
-        redundancy = likeness[:, chosen].max(axis=1) if chosen else np.zeros(len(relevance))
-        gain = lambda_mult * relevance - (1 - lambda_mult) * redundancy
-        gain[chosen] = -np.inf
-        chosen.append(int(np.argmax(gain if chosen else relevance)))
-    return chosen

@@ -4,16 +4,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 
 import manyvec
 from langchain_manyvec import ManyvecRetriever
 from manyvec import F
-from manyvec.testing import HashEncoder
+from manyvec.testing import HashEncoder, SlowEncoder
 
 DOCUMENTS = [
     Document("a late interaction", id="a/1", metadata={"year": 2020}),
@@ -31,26 +30,6 @@ def retriever(index: manyvec.Index) -> ManyvecRetriever:
 
 def ids(documents: Sequence[Document]) -> list[str | None]:
     return [document.id for document in documents]
-
-
-class Recorder(BaseCallbackHandler):
-    """Keeps the events of retrievers."""
-
-    def __init__(self) -> None:
-        self.started: list[tuple[str, dict[str, Any]]] = []
-        self.ended: list[list[str | None]] = []
-        self.errors: list[BaseException] = []
-
-    def on_retriever_start(
-        self, serialized: Any, query: str, *, metadata: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        self.started.append((query, metadata or {}))
-
-    def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
-        self.ended.append(ids(documents))
-
-    def on_retriever_error(self, error: BaseException, **kwargs: Any) -> None:
-        self.errors.append(error)
 
 
 async def test_fifty_queries_at_once_on_one_loop_each_get_their_own_answer(index):
@@ -104,7 +83,14 @@ async def test_a_batch_encodes_all_its_queries_in_one_pass(counting):
 
 async def test_a_batch_finds_what_each_invoke_would_with_its_options(retriever):
     queries = ["late interaction", "early", "交互", "nothing"]
-    for options in ({}, {"k": 0}, {"k": 2}, {"filter": F("year") > 2020}, {"score_threshold": 0.4}):
+    for options in (
+        {},
+        {"k": 0},
+        {"k": 2},
+        {"filter": F("year") > 2020},
+        {"score_threshold": 0.4},
+        {"depth": 1, "evidence": True},
+    ):
         expected = [retriever.invoke(query, **options) for query in queries]
         assert retriever.batch(queries, **options) == expected
         assert await retriever.abatch(queries, **options) == expected
@@ -118,9 +104,9 @@ async def test_equal_queries_of_a_batch_share_no_document(retriever):
     assert second[0].metadata["nested"] == {"tags": ["x", None]}
 
 
-async def test_each_query_of_a_batch_is_a_run_of_its_own(counting):
+async def test_each_query_of_a_batch_is_a_run_of_its_own(counting, new_recorder):
     for call in (counting.batch, counting.abatch):
-        recorder = Recorder()
+        recorder = new_recorder()
         found = call(["late", "early"], [{"callbacks": [recorder], "metadata": {"n": n}} for n in (1, 2)], k=1)
         if call == counting.abatch:
             await found
@@ -129,9 +115,9 @@ async def test_each_query_of_a_batch_is_a_run_of_its_own(counting):
         assert sorted(recorder.ended) == [["a/1"], ["b 2"]]
 
 
-async def test_a_query_that_cannot_be_answered_costs_the_others_of_its_batch_nothing(counting):
+async def test_a_query_that_cannot_be_answered_costs_the_others_of_its_batch_nothing(counting, new_recorder):
     for call in (counting.batch, counting.abatch):
-        recorder = Recorder()
+        recorder = new_recorder()
         found = call(["late", "unlucky", 5], {"callbacks": [recorder]}, return_exceptions=True)
         late, unlucky, number = await found if call == counting.abatch else found
 
@@ -147,14 +133,6 @@ async def test_a_batch_with_a_wrong_filter_or_argument_is_an_error(retriever):
         retriever.batch(["late", "early"], filter={"lang": "en"})
     with pytest.raises(TypeError, match="filters"):
         await retriever.abatch(["late", "early"], filters={"year": 2024})
-
-
-class SlowEncoder(HashEncoder):
-    """Takes 0.5 s to encode a query."""
-
-    def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
-        time.sleep(0.5)
-        return super().encode_queries(queries)
 
 
 class Ticker:
@@ -178,13 +156,16 @@ class Ticker:
 
 async def test_the_event_loop_goes_on_while_queries_are_encoded(retriever):
     slow = ManyvecRetriever.from_uri(retriever.index.uri, encoder=SlowEncoder())
-    async with Ticker() as ticker:
-        found = await asyncio.gather(*(slow.ainvoke("early interaction", k=1) for _ in range(3)))
-        found += await slow.abatch(["early interaction"] * 3, k=1)
+    longest = []
+    for _ in range(3):
+        async with Ticker() as ticker:
+            found = await asyncio.gather(*(slow.ainvoke("early interaction", k=1) for _ in range(3)))
+            found += await slow.abatch(["early interaction"] * 3, k=1)
+        assert [ids(documents) for documents in found] == [["b 2"]] * 6
+        longest.append(ticker.longest)
 
-    assert [ids(documents) for documents in found] == [["b 2"]] * 6
-    # A loop that waited for the encoder would show at least its 0.5 s.
-    assert 0 < ticker.longest < 0.25
+    # A loop that waited for the encoder would show its 0.5 s each time; a busy machine may once or twice.
+    assert 0 < min(longest) < 0.25
 
 
 class NapEncoder(HashEncoder):

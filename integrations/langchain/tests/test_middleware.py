@@ -15,7 +15,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import StructuredTool
-from pydantic import Field
+from pydantic import Field, create_model
 
 import manyvec
 from langchain_manyvec import ManyvecToolSelector
@@ -190,18 +190,48 @@ def test_a_function_can_be_in_the_catalog_and_the_agents_own_tool_wins_over_its_
     assert [m.text for m in state["messages"] if isinstance(m, ToolMessage)] == ["weather of Rome"]
 
 
-def test_a_failing_encoder_leaves_the_model_all_tools_of_the_agent_and_is_logged(caplog):
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_failing_encoder_leaves_the_model_all_tools_of_the_agent_and_is_logged(caplog, is_async):
     selector = ManyvecToolSelector(max_tools=1, catalog=[make("more")], encoder=BrokenEncoder())
     runner, model = agent(selector)
-    runner.invoke(ask("weather"))
+    _ = await runner.ainvoke(ask("weather")) if is_async else runner.invoke(ask("weather"))
     assert model.given == [[tool.name for tool in TOOLS]]
     assert "out of memory" in caplog.text
 
 
-def test_a_failing_encoder_is_an_error_where_that_is_wanted():
+async def test_a_failing_encoder_is_an_error_where_that_is_wanted():
     runner, _ = agent(ManyvecToolSelector(max_tools=1, encoder=BrokenEncoder(), on_error="raise"))
     with pytest.raises(manyvec.EncoderError):
         runner.invoke(ask("weather"))
+    with pytest.raises(manyvec.EncoderError):
+        await runner.ainvoke(ask("weather"))
+
+
+def test_tools_with_no_description_and_with_a_schema_of_ten_thousand_characters_are_chosen_like_others():
+    arguments = {f"field_{i}": (str, Field(description=f"the value of part {i} of the form")) for i in range(200)}
+    schema = create_model("Form", **arguments)
+    form = StructuredTool.from_function(make("form").func, name="send_form", description="-", args_schema=schema)
+    silent = make("silence")
+    silent.description = ""
+    selector = ManyvecToolSelector(max_tools=1, encoder=HashEncoder(), on_error="raise")
+    for request, name in (("silence", "get_silence"), ("part 199", "send_form"), ("weather", "get_weather")):
+        runner, model = agent(selector, tools=[form, silent, *TOOLS])
+        runner.invoke(ask(request))
+        assert model.given == [[name]]
+
+
+def test_of_tools_of_the_agent_that_share_a_name_one_is_given():
+    selector = ManyvecToolSelector(max_tools=1, encoder=HashEncoder(), on_error="raise")
+    runner, model = agent(selector, tools=[*TOOLS, make("weather")])
+    runner.invoke(ask("weather"))
+    assert model.given == [["get_weather"]]
+
+
+def test_a_tool_asked_for_by_its_name_is_always_among_the_chosen():
+    decoys = [StructuredTool.from_function(make("x").func, name=f"t{i}", description="get mail") for i in range(150)]
+    runner, model = agent(ManyvecToolSelector(max_tools=1, encoder=HashEncoder()), tools=[*decoys, *TOOLS])
+    runner.invoke(ask("get_mail"))
+    assert model.given == [["get_mail"]]
 
 
 async def test_the_choice_with_its_scores_is_in_the_trace():

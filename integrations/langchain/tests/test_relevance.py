@@ -5,7 +5,7 @@ from langchain_core.documents import Document
 
 import manyvec
 from langchain_manyvec import Calibration, ManyvecVectorStore
-from manyvec.testing import HashEncoder
+from manyvec.testing import CountingEncoder
 
 
 @pytest.fixture
@@ -98,26 +98,11 @@ def test_marginal_relevance_looks_at_fetch_k_documents(copies):
     assert ids(copies.max_marginal_relevance_search(query, k=0)) == []
 
 
-class Counting(HashEncoder):
-    """Counts the texts it encodes."""
-
-    def __init__(self):
-        super().__init__()
-        object.__setattr__(self, "documents", 0)
-
-    def encode_documents(self, texts):
-        object.__setattr__(self, "documents", self.documents + len(texts))
-        return HashEncoder().encode_documents(texts)
-
-    def encode_queries(self, queries):
-        return HashEncoder().encode_documents(queries)
-
-
 def test_marginal_relevance_encodes_no_document_again(tmp_path):
-    encoder = Counting()
+    encoder = CountingEncoder()
     store = ManyvecVectorStore(manyvec.Index.create(tmp_path / "index", encoder))
     store.add_texts(["late interaction", "late", "interaction"])
-    before = encoder.documents
+    before = list(encoder.texts)
 
     assert len(store.max_marginal_relevance_search("late interaction", k=2)) == 2
-    assert before == encoder.documents == 3
+    assert before == encoder.texts and len(before) == 3

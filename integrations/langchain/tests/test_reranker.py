@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 import manyvec
 from langchain_manyvec import ManyvecReranker, ManyvecRerankRetriever, ManyvecRetriever
-from manyvec.testing import HashEncoder
+from manyvec.testing import HashEncoder, SlowEncoder
 
 FLOAT16 = 2**-10
 DOCUMENTS = [
@@ -31,12 +31,6 @@ class Fixed(BaseRetriever):
 
     def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
         return list(DOCUMENTS)
-
-
-class SlowEncoder(HashEncoder):
-    def encode_documents(self, texts: Sequence[str]) -> manyvec.TokenBatch:
-        time.sleep(0.5)
-        return super().encode_documents(texts)
 
 
 class BrokenEncoder(HashEncoder):
@@ -123,23 +117,32 @@ def test_wrong_arguments_are_errors(index):
         ManyvecReranker(encoder="minilm", index=index)
 
 
-async def test_the_event_loop_goes_on_while_documents_are_encoded():
-    reranker = ManyvecReranker(encoder=SlowEncoder())
-    largest_gap = 0.0
+async def longest_wait(work: Coroutine[Any, Any, Any]) -> float:
+    """Seconds that the event loop did nothing else, at most, while this work was done."""
+    longest = 0.0
 
     async def tick() -> None:
-        nonlocal largest_gap
+        nonlocal longest
         while True:
             start = time.perf_counter()
             await asyncio.sleep(0.01)
-            largest_gap = max(largest_gap, time.perf_counter() - start)
+            longest = max(longest, time.perf_counter() - start)
 
     ticker = asyncio.create_task(tick())
-    found = await asyncio.gather(*(reranker.acompress_documents(DOCUMENTS, "red pear") for _ in range(3)))
+    await work
     ticker.cancel()
+    return longest
 
-    assert [texts(documents)[0] for documents in found] == ["red pear"] * 3
-    assert 0 < largest_gap < 0.25
+
+async def test_the_event_loop_goes_on_while_documents_are_encoded():
+    reranker = ManyvecReranker(encoder=SlowEncoder())
+
+    async def three_at_once() -> None:
+        found = await asyncio.gather(*(reranker.acompress_documents(DOCUMENTS, "red pear") for _ in range(3)))
+        assert [texts(documents)[0] for documents in found] == ["red pear"] * 3
+
+    # A loop that waited for the encoder would show its 0.5 s each time; a busy machine may once or twice.
+    assert 0 < min([await longest_wait(three_at_once()) for _ in range(3)]) < 0.25
 
 
 async def test_a_tracer_sees_a_run_with_the_model_and_the_order_before_and_after(reranker):

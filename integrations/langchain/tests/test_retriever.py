@@ -1,18 +1,19 @@
 """`ManyvecRetriever` on a real index: what goes in comes out, per call, per chain, per event loop."""
 
 import copy
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
 import manyvec
-from langchain_manyvec import ManyvecRetriever
+from langchain_manyvec import ManyvecReranker, ManyvecRetriever
 from langchain_manyvec._convert import to_langchain
 from manyvec import F
 from manyvec.testing import HashEncoder
@@ -139,6 +140,41 @@ def test_a_score_threshold_works_in_the_constructor_and_in_a_call(retriever):
     assert retriever.invoke("late interaction", score_threshold=1.1) == []
 
 
+def test_evidence_in_the_metadata_says_which_words_matched_which_and_is_json(retriever):
+    explaining = ManyvecRetriever(index=retriever.index, evidence=True)
+    for best in (explaining.invoke("late", k=1)[0], retriever.invoke("late", k=1, evidence=True)[0]):
+        (word,) = best.metadata["evidence"]["words"]
+        start, end = word["span"]
+        assert (word["word"], word["text"], best.page_content[start:end]) == ("late", "late", "late")
+        assert word["similarity"] == pytest.approx(1, abs=FLOAT16)
+        assert json.loads(json.dumps(best.metadata["evidence"])) == best.metadata["evidence"]
+
+    assert "evidence" not in retriever.invoke("late")[0].metadata
+    assert "evidence" not in explaining.invoke("late", evidence=False)[0].metadata
+
+
+class Depths:
+    """A first stage that remembers what depth it was asked for, and looks at every document."""
+
+    def __init__(self) -> None:
+        self.asked: list[int | None] = []
+
+    def find(self, query: Any, scope: Any, depth: int | None) -> None:
+        self.asked.append(depth)
+
+
+def test_a_depth_works_in_the_constructor_and_in_a_call(retriever):
+    retriever.index.candidates = depths = Depths()
+    deep = ManyvecRetriever(index=retriever.index, depth=7)
+
+    assert ids(deep.invoke("late", k=1)) == ids(deep.invoke("late", k=1, depth=5)) == ["a/1"]
+    retriever.invoke("late")
+    deep.batch(["late", "early"], depth=3)
+    assert depths.asked == [7, 5, None, 3, 3]
+    with pytest.raises(manyvec.InputError, match="depth"):
+        retriever.invoke("late", depth=0)
+
+
 # Adding
 
 
@@ -174,6 +210,13 @@ def test_adding_gives_the_ids_in_the_order_of_the_documents(index):
     assert [given[0], given[2]] == ["z", "a"]
     assert given[1] == given[3]
     assert [document.text for document in index.get(given[:3])] == ["one", "two", "three"]
+
+
+def test_of_documents_with_equal_ids_the_last_is_stored(index):
+    given = ManyvecRetriever(index=index).add_documents([Document("old", id="a"), Document("new", id="a")])
+
+    assert given == ["a", "a"]
+    assert [document.text for document in index.get(["a"])] == ["new"]
 
 
 def test_adding_an_id_again_replaces_the_document(index):
@@ -264,26 +307,6 @@ async def test_it_is_the_first_step_of_an_async_chain(retriever):
     assert await chain.ainvoke("early interaction") == ["b 2", "a/1", "ç'3"]
 
 
-class Recorder(BaseCallbackHandler):
-    """Keeps the events of retrievers."""
-
-    def __init__(self) -> None:
-        self.started: list[tuple[str, dict[str, Any]]] = []
-        self.ended: list[list[str | None]] = []
-        self.errors: list[BaseException] = []
-
-    def on_retriever_start(
-        self, serialized: Any, query: str, *, metadata: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        self.started.append((query, metadata or {}))
-
-    def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
-        self.ended.append(ids(documents))
-
-    def on_retriever_error(self, error: BaseException, **kwargs: Any) -> None:
-        self.errors.append(error)
-
-
 TRACED = {
     "ls_retriever_name": "manyvec",
     "ls_vector_store_provider": "LanceDB",
@@ -292,8 +315,8 @@ TRACED = {
 }
 
 
-async def test_a_tracer_sees_the_query_the_documents_and_what_searched(retriever):
-    recorder = Recorder()
+async def test_a_tracer_sees_the_query_the_documents_and_what_searched(retriever, new_recorder):
+    recorder = new_recorder()
     retriever.invoke("late", {"callbacks": [recorder]}, k=1)
     await retriever.ainvoke("early", {"callbacks": [recorder]}, k=1)
 
@@ -302,8 +325,8 @@ async def test_a_tracer_sees_the_query_the_documents_and_what_searched(retriever
     assert recorder.ended == [["a/1"], ["b 2"]]
 
 
-async def test_a_filter_on_an_undeclared_column_is_an_error_that_a_tracer_sees(retriever):
-    recorder = Recorder()
+async def test_a_filter_on_an_undeclared_column_is_an_error_that_a_tracer_sees(retriever, new_recorder):
+    recorder = new_recorder()
     config = {"callbacks": [recorder]}
 
     with pytest.raises(manyvec.FilterError, match="'lang'"):
@@ -322,3 +345,17 @@ def test_a_negative_k_is_an_error(retriever):
 def test_an_unknown_argument_of_a_call_is_an_error(retriever):
     with pytest.raises(TypeError, match="filters"):
         retriever.invoke("late", filters={"year": 2024})
+
+
+async def test_an_index_deleted_from_disk_is_an_error_and_not_an_empty_answer(retriever):
+    retriever.invoke("late")
+    shutil.rmtree(retriever.index.uri)
+
+    with pytest.raises(manyvec.ManyvecError):
+        retriever.invoke("late")
+    with pytest.raises(manyvec.ManyvecError):
+        await retriever.abatch(["late", "early"])
+    with pytest.raises(manyvec.ManyvecError):
+        retriever.add_documents([Document("one")])
+    with pytest.raises(manyvec.ManyvecError):
+        ManyvecReranker(index=retriever.index).compress_documents(DOCUMENTS, "late")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from os import PathLike
 from typing import Any
 
 from llama_index.core import schema
@@ -18,62 +19,104 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
-from manyvec import Document, F, Filter, FilterError, Hit, InputError
-from manyvec.filters import AllOf, AnyOf
+from manyvec import (
+    AllOf,
+    AnyOf,
+    Document,
+    Encoder,
+    F,
+    Filter,
+    FilterError,
+    Hit,
+    Index,
+    IndexNotFoundError,
+    InputError,
+)
+from manyvec.filters import from_dict
 
 Filters = MetadataFilters | Filter | Mapping[str, Any]
 
 # Under this metadata key lies what a node holds beyond id, text and metadata: relationships, templates, its class.
 # A plain TextNode has no such key, so other readers of the index see its metadata and nothing else.
 NODE_KEY = "_llama_index"
+# And under this one the id of the document that a node was cut from, where the index has a filter column of that name.
+REF_DOC_KEY = "_ref_doc_id"
+EVIDENCE_KEY = "evidence"
 
 _CLASSES = {kind.class_name(): kind for kind in (TextNode, ImageNode, IndexNode, Node, schema.Document)}
 _KEPT_BESIDE: Any = {"id_": True, "text": True, "text_resource": {"text"}, "metadata": True, "embedding": True}
 
 
-def to_document(node: BaseNode) -> Document:
-    """The node as manyvec stores it. A dense embedding is left out, as LlamaIndex's own stores leave it out.
+def open_or_create(uri: str | PathLike[str], encoder: str | Encoder, filter_columns: Mapping[str, Any] | None) -> Index:
+    """The index at `uri`, or a new one there: with these filter columns, and one for the documents nodes were cut from.
 
     Raises:
-        InputError: there is no text, JSON cannot hold the metadata, or the metadata uses the reserved key.
+        ManifestError: the index there has another encoder, or other filter columns than are asked for.
     """
-    if NODE_KEY in node.metadata:
-        raise InputError(f"node {node.node_id!r}: the metadata key {NODE_KEY!r} is reserved, use another")
+    try:
+        # Other writers' indexes have no such column.
+        own = {REF_DOC_KEY: str} if REF_DOC_KEY in Index.open(uri).filters else {}
+        columns = None if filter_columns is None else {**filter_columns, **own}
+    except IndexNotFoundError:
+        columns = {**(filter_columns or {}), REF_DOC_KEY: str}
+    return Index.create(uri, encoder, filters=columns, exist_ok=True)
+
+
+def to_document(node: BaseNode, columns: Mapping[str, str]) -> Document:
+    """The node as manyvec stores it. A dense embedding is left out, as LlamaIndex's own stores leave it out.
+
+    Args:
+        columns: the index's filter columns; `manyvec.Index.filters`.
+
+    Raises:
+        InputError: there is no text, JSON cannot hold the metadata, or the metadata uses a reserved key.
+    """
+    for key in (NODE_KEY, REF_DOC_KEY):
+        if key in node.metadata:
+            raise InputError(f"node {node.node_id!r}: the metadata key {key!r} is reserved, use another")
     # In JSON's types, as LlamaIndex's own stores write it: there are bytes and paths in some nodes.
     rest = node.model_dump(mode="json", exclude=_KEPT_BESIDE, exclude_defaults=True)
     if not any((rest.get("text_resource") or {}).values()):
         rest.pop("text_resource", None)
     is_plain = rest == {"class_name": TextNode.class_name()}
     metadata = node.metadata if is_plain else {**node.metadata, NODE_KEY: rest}
+    if REF_DOC_KEY in columns and node.ref_doc_id is not None:
+        metadata = {**metadata, REF_DOC_KEY: node.ref_doc_id}
     return Document(node.node_id, node.get_content(MetadataMode.NONE), metadata)
 
 
 def to_node_with_score(hit: Hit) -> NodeWithScore:
-    return NodeWithScore(node=_to_node(hit.id, hit.text, hit.metadata), score=hit.score)
+    """The node with its score and, hidden from models, its evidence; metadata stored under that key stays."""
+    node = to_node(hit)
+    if hit.evidence is not None and EVIDENCE_KEY not in node.metadata:
+        node.metadata[EVIDENCE_KEY] = hit.evidence.to_dict()
+        node.excluded_embed_metadata_keys.append(EVIDENCE_KEY)
+        node.excluded_llm_metadata_keys.append(EVIDENCE_KEY)
+    return NodeWithScore(node=node, score=hit.score)
 
 
-def _to_node(id: str, text: str, metadata: Mapping[str, Any]) -> BaseNode:
-    rest = metadata.get(NODE_KEY)
+def to_node(document: Document | Hit) -> BaseNode:
+    """The node as it was stored; what another writer stored is a TextNode."""
+    rest = document.metadata.get(NODE_KEY)
     # A document that something else wrote may use the key for something else.
     if not isinstance(rest, dict) or "class_name" not in rest:
-        return TextNode(id_=id, text=text, metadata=dict(metadata))
-    own = {"id_": id, "metadata": {key: value for key, value in metadata.items() if key != NODE_KEY}}
+        return TextNode(id_=document.id, text=document.text, metadata=dict(document.metadata))
+    own = {key: value for key, value in document.metadata.items() if key not in (NODE_KEY, REF_DOC_KEY)}
     # A class of the user's own comes back as a TextNode, as from LlamaIndex's own stores.
     kind = _CLASSES.get(rest["class_name"], TextNode)
+    fields = {**rest, "id_": document.id, "metadata": own}
     if issubclass(kind, Node):
-        return kind.from_dict({**rest, **own, "text_resource": {**rest.get("text_resource", {}), "text": text}})
-    return kind.from_dict({**rest, **own, "text": text})
+        return kind.from_dict({**fields, "text_resource": {**rest.get("text_resource", {}), "text": document.text}})
+    return kind.from_dict({**fields, "text": document.text})
 
 
 def to_query(query: QueryBundle) -> str:
     """The text to encode: what a query transform such as HyDE wrote, or else the question itself."""
-    if query.image_path and not query.embedding_strs:
-        raise InputError(f"the query is the image {query.image_path}; this retriever searches by text")
     return "\n".join(query.embedding_strs)
 
 
-def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | Mapping[str, Any] | None:
-    """Write LlamaIndex's filters in manyvec's terms; manyvec's own go through as they are.
+def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | None:
+    """Write LlamaIndex's filters in manyvec's terms; manyvec's own mean what they mean there.
 
     The meaning is that of LlamaIndex's in-memory store (`build_metadata_filter_fn`), nested filters included: a missing
     value fits `!=`, `nin` and `is_empty` only, and NOT asks that none of the filters fits.
@@ -85,13 +128,13 @@ def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | M
         FilterError: an operator that manyvec lacks, or one that the column or the value does not fit.
     """
     if not isinstance(filters, MetadataFilters):
-        return filters
+        return None if filters is None else from_dict(filters)
     return _all_conditions(filters, columns)
 
 
 def _all_conditions(filters: MetadataFilters, columns: Mapping[str, str]) -> Filter:
     parts = tuple(
-        _all_conditions(part, columns) if isinstance(part, MetadataFilters) else _condition(part, columns.get(part.key))
+        _all_conditions(part, columns) if isinstance(part, MetadataFilters) else _condition(part, columns)
         for part in filters.filters
     )
     if not parts or filters.condition in (None, FilterCondition.AND):
@@ -103,20 +146,18 @@ def _all_conditions(filters: MetadataFilters, columns: Mapping[str, str]) -> Fil
     raise FilterError(f"manyvec has no filter condition {filters.condition!r}; use and, or, not")
 
 
-def _condition(part: MetadataFilter, kind: str | None) -> Filter:
-    """One comparison. `kind` is the column's type; for an undeclared column the index itself says what is declared."""
-    column, operator = F(part.key), part.operator
-    if operator == FilterOperator.IS_EMPTY:
-        if kind is not None and kind.startswith("list["):
-            raise FilterError(f"is_empty does not work on lists yet; {part.key!r} is a {kind}")
-        return column.is_null() | (column == "") if kind == "str" else column.is_null()
-    if operator == FilterOperator.TEXT_MATCH_INSENSITIVE:
+def _condition(part: MetadataFilter, columns: Mapping[str, str]) -> Filter:
+    column, kind, operator = F(part.key), columns.get(part.key), part.operator
+    if kind is None:
+        declared = ", ".join(f"{name}: {of}" for name, of in columns.items() if name != REF_DOC_KEY) or "none"
         raise FilterError(
-            f"manyvec has no text_match_insensitive, asked for {part.key!r}: use text_match, which heeds case, "
-            "on a filter column with the text in lower case"
+            f"there is no filter column {part.key!r}; declared are: {declared}. Metadata keys to filter on are "
+            f"declared when the index is made: filter_columns={{{part.key!r}: str}}, or int, float, list[str], ..."
         )
-    if operator == FilterOperator.TEXT_MATCH and kind not in (None, "str"):
-        raise FilterError(f"text_match works on text; {part.key!r} is a {kind}: use contains, ==, in")
+    if operator == FilterOperator.IS_EMPTY:
+        return column.is_empty()
+    if operator in _TEXT_OPERATORS and kind != "str":
+        raise FilterError(f"{operator.value} works on text; {part.key!r} is a {kind}: use contains, ==, in")
     if part.value is None:
         raise FilterError(f"{operator.value} on {part.key!r} needs a value; to find missing values use is_empty")
     value = _value(part.value, kind)
@@ -139,7 +180,8 @@ def _value(value: Any, kind: str | None) -> Any:
     return bool(value) if value in (0, 1) else value
 
 
-_COMPARISONS = {
+_TEXT_OPERATORS = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
+_COMPARISONS: dict[FilterOperator, Callable[[F, Any], Filter]] = {
     FilterOperator.EQ: F.__eq__,
     FilterOperator.NE: F.__ne__,
     FilterOperator.LT: F.__lt__,
@@ -150,4 +192,5 @@ _COMPARISONS = {
     FilterOperator.NIN: F.not_in,
     FilterOperator.CONTAINS: F.contains,
     FilterOperator.TEXT_MATCH: F.contains,
+    FilterOperator.TEXT_MATCH_INSENSITIVE: lambda column, value: column.contains(value, ignore_case=True),
 }

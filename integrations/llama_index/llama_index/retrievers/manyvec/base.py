@@ -8,13 +8,22 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
+import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
-from llama_index.retrievers.manyvec._convert import Filters, to_document, to_filter, to_node_with_score, to_query
+from llama_index.retrievers.manyvec._convert import (
+    Filters,
+    open_or_create,
+    to_document,
+    to_filter,
+    to_node,
+    to_node_with_score,
+    to_query,
+)
 
-from manyvec import Encoder, Index
+from manyvec import Encoder, Filter, Index, InputError
 
 
 class ManyvecRetriever(BaseRetriever):
@@ -34,6 +43,10 @@ class ManyvecRetriever(BaseRetriever):
         filters: LlamaIndex's `MetadataFilters`, a filter made with `manyvec.F`, or a dict of equal values such as
             `{"lang": "en"}`. Only declared filter columns can be named. An attribute too.
         object_map: what the `IndexNode`s found stand for, by `index_id`.
+        evidence: put into the metadata, as `evidence`, which words of the node matched which of the query; it is hidden
+            from language and embedding models. An attribute too.
+
+    A query without text that has an `image_path` is searched by the image, where the index's model reads images.
     """
 
     def __init__(
@@ -44,11 +57,14 @@ class ManyvecRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
         verbose: bool = False,
+        *,
+        evidence: bool = False,
     ) -> None:
         super().__init__(callback_manager=callback_manager, object_map=object_map, verbose=verbose)
         self.index = index
         self.similarity_top_k = similarity_top_k
         self.filters = filters
+        self.evidence = evidence
 
     @classmethod
     def from_uri(
@@ -59,9 +75,10 @@ class ManyvecRetriever(BaseRetriever):
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         filters: Filters | None = None,
         callback_manager: CallbackManager | None = None,
+        evidence: bool = False,
     ) -> ManyvecRetriever:
         """Open an index that is there; see `manyvec.Index.open` for the encoder and the errors."""
-        return cls(Index.open(uri, encoder), similarity_top_k, filters, callback_manager)
+        return cls(Index.open(uri, encoder), similarity_top_k, filters, callback_manager, evidence=evidence)
 
     @classmethod
     def from_nodes(
@@ -75,6 +92,7 @@ class ManyvecRetriever(BaseRetriever):
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         filters: Filters | None = None,
         callback_manager: CallbackManager | None = None,
+        evidence: bool = False,
     ) -> ManyvecRetriever:
         """Create an index, or open the one that is there, and add nodes to it.
 
@@ -84,8 +102,8 @@ class ManyvecRetriever(BaseRetriever):
             filter_columns: metadata keys that `filters` can name, with their types: `{"year": int, "tags": list[str]}`.
                 An index that is there must have been created with the same ones, and with this encoder.
         """
-        index = Index.create(uri, encoder, filters=filter_columns, exist_ok=True)
-        retriever = cls(index, similarity_top_k, filters, callback_manager)
+        index = open_or_create(uri, encoder, filter_columns)
+        retriever = cls(index, similarity_top_k, filters, callback_manager, evidence=evidence)
         retriever.add_nodes(nodes, show_progress=show_progress)
         return retriever
 
@@ -100,11 +118,13 @@ class ManyvecRetriever(BaseRetriever):
         Raises:
             manyvec.InputError: a node has no text, or metadata that JSON cannot hold.
         """
-        documents = [to_document(node) for node in nodes]
+        documents = [to_document(node, self.index.filters) for node in nodes]
         self.index.add(documents, show_progress=show_progress)
         return [document.id for document in documents]
 
-    def with_options(self, *, similarity_top_k: int | None = None, filters: Filters | None = None) -> ManyvecRetriever:
+    def with_options(
+        self, *, similarity_top_k: int | None = None, filters: Filters | None = None, evidence: bool | None = None
+    ) -> ManyvecRetriever:
         """The same retriever over the same index with other options, for one call or for a thread of its own.
 
         What is left out stays as it is; `filters={}` lifts the filter.
@@ -114,13 +134,30 @@ class ManyvecRetriever(BaseRetriever):
             retriever.similarity_top_k = similarity_top_k
         if filters is not None:
             retriever.filters = filters
+        if evidence is not None:
+            retriever.evidence = evidence
         return retriever
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self.index.search(
-            to_query(query_bundle), self.similarity_top_k, filter=to_filter(self.filters, self.index.filters)
-        )
+        where = to_filter(self.filters, self.index.filters)
+        if query_bundle.image_path and not query_bundle.embedding_strs:
+            return self._like_image(query_bundle.image_path, where)
+        hits = self.index.search(to_query(query_bundle), self.similarity_top_k, filter=where, evidence=self.evidence)
         return [to_node_with_score(hit) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)
+
+    def _like_image(self, path: str, where: Filter | None) -> list[NodeWithScore]:
+        encode_images = getattr(self.index.encoder, "encode_images", None)
+        if encode_images is None:
+            raise InputError(
+                f"the query is the image {path}, and {self.index.model} reads no images: ask with a text, or build the "
+                "index with a model that reads them, such as ColPali"
+            )
+        ids = self.index.ids(where)
+        scores = self.index.score(encode_images([path]), ids)
+        best = np.argsort(-scores, kind="stable")[: self.similarity_top_k]
+        # What another process has deleted meanwhile has no score.
+        found = {ids[i]: float(scores[i]) for i in best if not np.isnan(scores[i])}
+        return [NodeWithScore(node=to_node(d), score=found[d.id]) for d in self.index.get(list(found))]

@@ -1,0 +1,80 @@
+"""200 `ainvoke` calls at once on one event loop, with the real model: how long the loop is held up, and what they find.
+
+python examples/benchmarks/concurrency.py
+
+A ticker on the same loop asks to be woken every 5 ms and measures how much later it is. The same loop with nothing to
+do, measured for as long, shows what the machine itself takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+import report
+
+from langchain_manyvec import ManyvecRetriever
+from manyvec import Index
+from manyvec.sources import read_documents
+
+PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
+N_CALLS, N_ROUNDS, TICK = 200, 5, 0.005
+
+
+class Ticker:
+    """While it is entered, measures the longest time that the event loop did nothing else."""
+
+    longest = 0.0
+
+    async def __aenter__(self) -> Ticker:
+        self._task = asyncio.create_task(self._tick())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._task.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(TICK)
+            self.longest = max(self.longest, time.perf_counter() - started - TICK)
+
+
+async def measure(retriever: ManyvecRetriever, queries: list[str]) -> dict[str, object]:
+    expected = [[document.id for document in found] for found in retriever.batch(queries)]
+    busy, idle, seconds, right = [], [], [], []
+    for _ in range(N_ROUNDS):
+        started = time.perf_counter()
+        async with Ticker() as ticker:
+            found = await asyncio.gather(*(retriever.ainvoke(query) for query in queries))
+        seconds.append(time.perf_counter() - started)
+        busy.append(ticker.longest)
+        right.append([[document.id for document in documents] for documents in found] == expected)
+        async with Ticker() as ticker:
+            await asyncio.sleep(seconds[-1])
+        idle.append(ticker.longest)
+    return {
+        "calls": len(queries),
+        "all right": all(right),
+        "seconds": [round(taken, 2) for taken in seconds],
+        "longest milliseconds that the loop was held up": [round(1000 * held, 1) for held in busy],
+        "the same with nothing to do": [round(1000 * held, 1) for held in idle],
+    }
+
+
+def main() -> None:
+    documents = list(read_documents([PASSAGES]))
+    # 200 questions, none like another: what stands at different places of the passages.
+    words = [document.text.split() for document in documents]
+    queries = [" ".join(words[i % len(words)][5 * (i // len(words)) :][:12]) for i in range(N_CALLS)]
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index.create(Path(folder) / "index", "minilm")
+        index.add(documents)
+        results = asyncio.run(measure(ManyvecRetriever(index=index, k=5), queries))
+    report.write("concurrency", results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Keep the retriever you have, here BM25, and put what it finds into late-interaction order.
+
+python examples/langchain/rerank_bm25.py "your question"
+
+The documents lie in a manyvec index, so they are reranked from stored token vectors: only the question is encoded.
+Any LangChain retriever can be the first stage, and documents that no index holds are encoded as they come.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+
+import manyvec
+from langchain_manyvec import ManyvecReranker, ManyvecRerankRetriever
+from manyvec.candidates import Lexical
+from manyvec.sources import read_documents
+
+PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
+
+
+class BM25Retriever(BaseRetriever):
+    """BM25 by LanceDB's full-text index, as if it were somebody else's retriever."""
+
+    index: manyvec.Index
+    k: int = 20
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        ids = self.index.rank([query], Lexical(), self.k)[0]
+        return [Document(found.text, id=found.id, metadata=dict(found.metadata)) for found in self.index.get(ids)]
+
+
+def main(question: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        index = manyvec.Index.create(Path(folder) / "index", encoder="minilm")
+        index.add(read_documents([PASSAGES]))
+
+        bm25 = BM25Retriever(index=index)
+        reranked = ManyvecRerankRetriever(retriever=bm25, reranker=ManyvecReranker(index=index, top_n=3))
+
+        print(f"{question}\n\nBM25 alone:")
+        for document in bm25.invoke(question)[:3]:
+            print(f"  {document.id:<28} {document.page_content[:70]}…")
+        print("\nits 20 best, reranked:")
+        for document in reranked.invoke(question):
+            print(f"  {document.id:<28} {document.metadata['relevance_score']:.3f}  {document.page_content[:63]}…")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "Who discovered that oxygen makes things burn?")

@@ -1,0 +1,71 @@
+"""`ManyvecEmbedding`: the mean of a text's token vectors, where LlamaIndex asks for one vector per text."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import ConfigDict, PrivateAttr
+
+from manyvec import Encoder, TokenBatch, load_encoder
+
+
+class ManyvecEmbedding(BaseEmbedding):
+    """An embedding model made of a late-interaction encoder: no key, no second model.
+
+        IngestionPipeline(transformations=[SentenceSplitter(), ManyvecEmbedding()], vector_store=store)
+        VectorStoreIndex.from_vector_store(store, embed_model=ManyvecEmbedding())
+
+    LlamaIndex stores no node without an embedding and builds no index without a model for them. This one answers with
+    the mean of the token vectors, unit length, which also serves a splitter or a selector that compares texts.
+    `ManyvecVectorStore` makes token vectors of its own and leaves these aside: what passes through it is encoded twice.
+    `ManyvecVectorStore.add` and `ManyvecRetriever.add_nodes` need none, and encode once.
+
+    Args:
+        model: a name for `manyvec.load_encoder`, loaded when it is first needed, or an encoder.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+    _encoder: Encoder | None = PrivateAttr(default=None)
+
+    def __init__(self, model: str | Encoder = "minilm", **kwargs: Any) -> None:
+        kwargs.pop("model_name", None)
+        super().__init__(model_name=model if isinstance(model, str) else model.name, **kwargs)
+        self._encoder = None if isinstance(model, str) else model
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ManyvecEmbedding"
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return _pooled(self._loaded().encode_queries([query]))[0]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return _pooled(self._loaded().encode_documents(texts))
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+    def _loaded(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = load_encoder(self.model_name)
+        return self._encoder
+
+
+def _pooled(tokens: TokenBatch) -> list[Embedding]:
+    """The mean of each text's token vectors; zeros for a text without any."""
+    vectors = np.zeros((len(tokens), tokens.dim), np.float32)
+    if len(kept := np.flatnonzero(tokens.lengths)):
+        vectors[kept] = tokens.select(kept).pooled()
+    return [[float(x) for x in vector] for vector in vectors]

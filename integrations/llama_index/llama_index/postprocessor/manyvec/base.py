@@ -1,0 +1,122 @@
+"""`ManyvecRerank`: nodes from any retriever, in the order of their exact MaxSim scores."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from llama_index.core import instrumentation
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+
+from manyvec import Encoder, Index, InputError, Reranker, load_encoder
+
+dispatcher = instrumentation.get_dispatcher(__name__)
+
+RETRIEVAL_SCORE = "retrieval_score"
+_MUTABLE = ("metadata", "relationships", "excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+
+
+class ManyvecRerank(BaseNodePostprocessor):
+    """Puts nodes into the order of their exact late-interaction scores, and keeps the best.
+
+        ManyvecRerank(top_n=5, model="minilm").postprocess_nodes(nodes, query_str="what is late interaction")
+        ManyvecRerank(top_n=5, index=index)     # nodes that the index holds are not encoded again
+
+    What it returns are copies that score ColBERT's sum over the query's tokens. A node without text scores -inf and
+    comes last; equal scores keep their order. The start and end of each reranking are LlamaIndex's rerank events.
+
+    With an index, a node is scored by its own text, as it is stored there; without one, by what LlamaIndex shows an
+    embedding model: its text with the metadata that is not excluded.
+
+    Args:
+        model: a name for `manyvec.load_encoder`, or an encoder; by default the index's, or `minilm`.
+        top_n: how many nodes to return, at most.
+        device: `cpu`, `cuda`, `mps`, or `auto` for the best there is; an error where this machine has none.
+        keep_retrieval_score: put the first stage's score under `retrieval_score` into the copy's metadata, hidden from
+            language and embedding models.
+        index: nodes that it holds with the same id and text are scored from their stored vectors.
+
+    Raises:
+        InputError: an index and a model or device are given: `Index.open` takes the encoder.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="Name of the late-interaction model.")
+    top_n: int = Field(default=5, ge=0, description="Number of nodes to return, at most.")
+    device: str | None = Field(default=None, description="Where the model runs.")
+    keep_retrieval_score: bool = Field(default=False, description="Keep the first score in the metadata of the copy.")
+    _index: Index | None = PrivateAttr(default=None)
+    _reranker: Reranker | None = PrivateAttr(default=None)
+
+    def __init__(
+        self,
+        model: str | Encoder | None = None,
+        top_n: int = 5,
+        device: str | None = None,
+        keep_retrieval_score: bool = False,
+        *,
+        index: Index | None = None,
+        callback_manager: CallbackManager | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if index is not None and (model is not None or device is not None):
+            raise InputError("an index brings its own encoder: give it alone, or Index.open(uri, load_encoder(...))")
+        if device is not None and model is not None and not isinstance(model, str):
+            raise InputError("an encoder is on its device already: give its name and the device, or the encoder alone")
+        name = index.model if index is not None else "minilm" if model is None else model
+        kwargs |= {"model": name if isinstance(name, str) else name.name, "top_n": top_n, "device": device}
+        kwargs |= {"keep_retrieval_score": keep_retrieval_score}
+        super().__init__(callback_manager=callback_manager or CallbackManager(), **kwargs)
+        self._index = index
+        if index is not None or not isinstance(name, str):
+            self._reranker = Reranker(None if isinstance(name, str) else name, index=index)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ManyvecRerank"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            raise InputError("reranking needs a query: give query_str or query_bundle")
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: self.model,
+            EventPayload.QUERY_STR: query_bundle.query_str,
+            EventPayload.TOP_K: self.top_n,
+        }
+        dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=self.model))
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            ranked = self._rerank(nodes, query_bundle.query_str)
+            event.on_end(payload={EventPayload.NODES: ranked})
+        dispatcher.event(ReRankEndEvent(nodes=ranked))
+        return ranked
+
+    def _rerank(self, nodes: list[NodeWithScore], query: str) -> list[NodeWithScore]:
+        if not nodes:
+            return []
+        mode = MetadataMode.EMBED if self._index is None else MetadataMode.NONE
+        texts = [found.node.get_content(mode) for found in nodes]
+        best = self._loaded().order(query, texts, self.top_n, ids=[found.node.node_id for found in nodes])
+        return [self._scored(nodes[place], score) for place, score, _ in best]
+
+    def _loaded(self) -> Reranker:
+        # Two threads may make two, over the same encoder: models are loaded once per process.
+        if self._reranker is None:
+            self._reranker = Reranker(load_encoder(self.model, device=self.device or "auto"))
+        return self._reranker
+
+    def _scored(self, found: NodeWithScore, score: float) -> NodeWithScore:
+        # Not deep: an IndexNode may hold a whole retriever.
+        own = {name: copy.deepcopy(getattr(found.node, name)) for name in _MUTABLE}
+        if self.keep_retrieval_score:
+            own["metadata"][RETRIEVAL_SCORE] = found.score
+            own["excluded_embed_metadata_keys"].append(RETRIEVAL_SCORE)
+            own["excluded_llm_metadata_keys"].append(RETRIEVAL_SCORE)
+        return NodeWithScore(node=found.node.model_copy(update=own), score=score)

@@ -1,0 +1,91 @@
+"""The retriever inside what LlamaIndex builds of retrievers: fusion, routers, query engines and chat engines."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from llama_index.core import get_response_synthesizer
+from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
+from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
+from llama_index.core.llms import MockLLM
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
+from llama_index.core.retrievers import QueryFusionRetriever, RouterRetriever
+from llama_index.core.schema import TextNode
+from llama_index.core.tools import RetrieverTool
+from llama_index.postprocessor.manyvec import ManyvecRerank
+from llama_index.retrievers.manyvec import ManyvecRetriever
+
+from manyvec.testing import HashEncoder
+
+TEXTS = {"apple": "red apple", "pie": "green apple pie", "tea": "green tea", "coffee": "black coffee"}
+
+
+@pytest.fixture
+def retriever(tmp_path: Path) -> ManyvecRetriever:
+    nodes = [TextNode(id_=id, text=text) for id, text in TEXTS.items()]
+    return ManyvecRetriever.from_nodes(nodes, tmp_path / "index", HashEncoder())
+
+
+def ids(nodes) -> list[str]:
+    return [node.node_id for node in nodes]
+
+
+@pytest.mark.parametrize("mode", ["reciprocal_rerank", "relative_score", "dist_based_score", "simple"])
+def test_a_fusion_of_retrievers_ranks_what_both_found_first(retriever: ManyvecRetriever, mode: str) -> None:
+    other = retriever.with_options(similarity_top_k=1)
+    fusion = QueryFusionRetriever(
+        [retriever, other], llm=MockLLM(), num_queries=1, mode=mode, similarity_top_k=2, use_async=False
+    )
+    assert ids(fusion.retrieve("green apple"))[0] == "pie"
+    assert ids(asyncio.run(fusion.aretrieve("green apple")))[0] == "pie"
+
+
+def test_a_router_takes_the_retriever_its_selector_names(tmp_path: Path, retriever: ManyvecRetriever) -> None:
+    class ByWord(BaseSelector):
+        def _get_prompts(self):
+            return {}
+
+        def _update_prompts(self, prompts):
+            pass
+
+        def _select(self, choices, query):
+            (place,) = [i for i, choice in enumerate(choices) if choice.description in query.query_str]
+            return SelectorResult(selections=[SingleSelection(index=place, reason="the word is there")])
+
+        async def _aselect(self, choices, query):
+            return self._select(choices, query)
+
+    drinks = ManyvecRetriever.from_nodes([TextNode(id_="water", text="cold water")], tmp_path / "drinks", HashEncoder())
+    router = RouterRetriever(
+        ByWord(),
+        [RetrieverTool.from_defaults(r, description=d) for r, d in ((retriever, "fruit"), (drinks, "drink"))],
+        llm=MockLLM(),
+    )
+    assert ids(router.retrieve("cold drink")) == ["water"]
+    assert ids(asyncio.run(router.aretrieve("fruit green apple")))[0] == "pie"
+
+
+def test_engines_that_cite_and_rerank_answer_from_the_nodes_found(retriever: ManyvecRetriever) -> None:
+    cited = CitationQueryEngine.from_args(None, llm=MockLLM(), retriever=retriever)
+    assert "Source 1:\ngreen apple pie" in str(cited.query("green apple"))
+    engine = RetrieverQueryEngine(
+        retriever.with_options(similarity_top_k=4),
+        get_response_synthesizer(llm=MockLLM(), response_mode="compact"),
+        node_postprocessors=[ManyvecRerank(index=retriever.index, top_n=1)],
+    )
+    assert ids(engine.query("black coffee").source_nodes) == ["coffee"]
+
+
+@pytest.mark.parametrize("kind", [ContextChatEngine, CondensePlusContextChatEngine], ids=lambda kind: kind.__name__)
+def test_a_chat_engine_answers_from_the_nodes_found(retriever: ManyvecRetriever, kind: type) -> None:
+    # LlamaIndex's default memory leaves a database connection open.
+    memory = ChatMemoryBuffer.from_defaults(token_limit=10_000)
+    chat = kind.from_defaults(retriever=retriever, llm=MockLLM(is_chat_model=True), memory=memory)
+    first = chat.chat("black coffee")
+    assert ids(first.source_nodes)[0] == "coffee"
+    assert "black coffee" in str(first)
+    assert ids(asyncio.run(chat.achat("green tea")).source_nodes)[0] in TEXTS
+    assert len(chat.chat_history) == 4

@@ -1,0 +1,44 @@
+"""The examples run as they stand: offline, with LlamaIndex's mock where they want a language model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "llama_index"
+PRINTED = {
+    "agent_with_many_tools.py": ["given 8 tools: pharmacy_order", "pharmacy order: done (aspirin)"],
+    "chat_engine.py": ["found Amazon_rainforest__", "remembers 6 messages"],
+    "ingestion_pipeline.py": [
+        "3 nodes were made, the store holds 3",
+        "0 nodes were made, the store holds 3",
+        "1 nodes were made, the store holds 2",
+        "tea.txt: Black tea",
+    ],
+    "query_engine_with_citations.py": ["[1] Oxygen", "burn = burning", "MockLLM"],
+    "rerank_bm25.py": ["the best of its 20", "Oxygen__"],
+}
+
+
+def test_every_example_is_run() -> None:
+    if not EXAMPLES.is_dir():
+        pytest.skip("the examples are in the repository, not in the distribution")
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PRINTED)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_an_example_runs_offline_and_prints_what_it_is_about(name: str) -> None:
+    if not EXAMPLES.is_dir():
+        pytest.skip("the examples are in the repository, not in the distribution")
+    environment = {key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name], capture_output=True, text=True, env=environment | {"HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    for text in PRINTED[name]:
+        assert text in done.stdout
+    assert 25 <= len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= 60

@@ -1,0 +1,275 @@
+"""`ManyvecVectorStore` over a real index on disk, alone and inside LlamaIndex's own index."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from pathlib import Path
+
+import pytest
+from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core.schema import (
+    Document,
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    Node,
+    NodeRelationship,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+from llama_index.embeddings.manyvec import ManyvecEmbedding
+from llama_index.retrievers.manyvec import ManyvecRetriever
+from llama_index.vector_stores.manyvec import ManyvecVectorStore
+
+import manyvec
+from manyvec.testing import HashEncoder
+
+
+def cut_from(document: str, id: str, text: str, **metadata: object) -> TextNode:
+    source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
+    return TextNode(id_=id, text=text, metadata=metadata, relationships=source)
+
+
+MENU = [
+    cut_from("menu", "m1", "red apple pie", year=2021),
+    cut_from("menu", "m2", "green tea", year=2022),
+    cut_from("o'brien's list", "o1", "green apple", year=2023),
+    TextNode(id_="alone", text="black coffee"),
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ManyvecVectorStore:
+    store = ManyvecVectorStore.create(tmp_path / "index", HashEncoder(), filter_columns={"year": int})
+    store.add(MENU)
+    return store
+
+
+def found(store: ManyvecVectorStore, text: str | None = "green apple", k: int = 9, **options: object) -> list[str]:
+    return store.query(VectorStoreQuery(query_str=text, similarity_top_k=k, **options)).ids
+
+
+def year(op: str, value: int) -> MetadataFilters:
+    return MetadataFilters(filters=[MetadataFilter(key="year", operator=FilterOperator(op), value=value)])
+
+
+NODES = [
+    *MENU,
+    Document(id_="d", text="a whole document", metadata={"file": "a.txt"}),
+    Node(id_="n", text_resource=MediaResource(text="a node", path=Path("a.md"))),
+    ImageNode(id_="i", text="a caption", image_path="a.png", image_mimetype="image/png"),
+    IndexNode(id_="x", text="ask the other index", index_id="other"),
+]
+
+
+def test_nodes_come_back_equal_to_what_went_in(tmp_path: Path) -> None:
+    given = copy.deepcopy(NODES)
+    store = ManyvecVectorStore.create(tmp_path, HashEncoder())
+    assert store.add(given) == [node.node_id for node in NODES]
+    assert given == NODES
+    assert store.get_nodes([node.node_id for node in NODES]) == NODES
+    result = store.query(VectorStoreQuery(query_str="anything", similarity_top_k=99))
+    assert {node.node_id: node for node in result.nodes} == {node.node_id: node for node in NODES}
+    assert [type(node) for node in store.get_nodes(["d", "n", "i", "x"])] == [Document, Node, ImageNode, IndexNode]
+    assert result.ids == [node.node_id for node in result.nodes]
+    assert result.similarities == sorted(result.similarities, reverse=True)
+
+
+def test_of_equal_ids_in_one_call_the_last_is_stored(store: ManyvecVectorStore) -> None:
+    assert store.add([TextNode(id_="m1", text="first"), TextNode(id_="m1", text="second")]) == ["m1", "m1"]
+    assert [node.text for node in store.get_nodes(["m1"])] == ["second"]
+
+
+def test_a_node_that_cannot_be_stored_is_named_and_none_is_stored(store: ManyvecVectorStore) -> None:
+    fine = TextNode(id_="fine", text="fine")
+    for bad, said in [
+        (TextNode(id_="bad", text=""), "'bad' has no text"),
+        (ImageNode(id_="bad", image_path="a.png"), "'bad' has no text"),
+        (TextNode(id_="bad", text="x", metadata={"at": {1, 2}}), r"'bad': metadata\['at'\] is a set"),
+        (TextNode(id_="bad", text="x", metadata={"year": "2021"}), r"'bad': metadata\['year'\] must be of type int"),
+        (TextNode(id_="bad", text="x", metadata={"_ref_doc_id": "y"}), "'_ref_doc_id' is reserved"),
+    ]:
+        with pytest.raises(manyvec.InputError, match=said):
+            store.add([fine, bad])
+    assert store.get_nodes(["fine"]) == []
+
+
+def test_a_document_s_nodes_are_deleted_by_its_id(store: ManyvecVectorStore) -> None:
+    store.delete("menu")
+    store.delete("unknown")
+    assert found(store) == ["o1", "alone"]
+    store.delete("o'brien's list")
+    # A document stored whole is its own source.
+    store.delete("alone")
+    assert found(store) == []
+
+
+def test_a_document_s_nodes_are_deleted_from_an_index_that_knows_no_documents(tmp_path: Path) -> None:
+    index = manyvec.Index.create(tmp_path, HashEncoder())
+    ManyvecRetriever(index).add_nodes(MENU)
+    store = ManyvecVectorStore(index)
+    assert found(store, doc_ids=["menu", "alone"]) == ["m1", "m2", "alone"]
+    store.delete("menu")
+    assert index.ids() == ["alone", "o1"]
+
+
+def test_nodes_are_deleted_by_id_by_filter_or_by_both(store: ManyvecVectorStore) -> None:
+    store.delete_nodes([])
+    store.delete_nodes(["m1", "m2"], year(">", 2021))
+    assert store.client.ids() == ["alone", "m1", "o1"]
+    store.delete_nodes(filters=year("<", 2022))
+    store.delete_nodes(["alone", "unknown"])
+    assert store.client.ids() == ["o1"]
+    with pytest.raises(manyvec.InputError, match="clear"):
+        store.delete_nodes()
+    store.clear()
+    assert store.client.ids() == []
+    assert store.client.filters["year"] == "int"
+
+
+def test_nodes_are_got_by_id_by_filter_or_by_both(store: ManyvecVectorStore) -> None:
+    assert store.get_nodes(["o1", "unknown", "m1"]) == [MENU[2], MENU[0]]
+    assert store.get_nodes(filters=year(">=", 2022)) == [MENU[1], MENU[2]]
+    assert store.get_nodes(["o1", "m1"], year("<", 2023)) == [MENU[0]]
+    assert store.get_nodes([]) == []
+    assert {node.node_id for node in store.get_nodes()} == {node.node_id for node in MENU}
+
+
+def test_a_query_looks_only_at_the_nodes_and_documents_it_names(store: ManyvecVectorStore) -> None:
+    assert found(store, node_ids=["m2", "alone", "unknown"]) == ["m2", "alone"]
+    assert found(store, doc_ids=["menu"]) == ["m1", "m2"]
+    assert found(store, doc_ids=["o'brien's list", "alone"]) == ["o1", "alone"]
+    assert found(store, doc_ids=["menu"], node_ids=["m2", "o1"]) == ["m2"]
+    assert found(store, doc_ids=["menu"], filters=year("!=", 2021)) == ["m2"]
+    assert len(found(store, node_ids=[], doc_ids=[])) == 4
+
+
+def test_the_best_come_first_and_no_more_than_asked_for(store: ManyvecVectorStore) -> None:
+    result = store.query(VectorStoreQuery(query_str="green apple", similarity_top_k=2))
+    assert result.ids == ["o1", "m1"]
+    assert result.similarities == [hit.score for hit in store.client.search("green apple", 2)]
+    assert found(store, k=0) == []
+
+
+def test_a_text_search_finds_only_nodes_that_share_a_word(store: ManyvecVectorStore) -> None:
+    assert set(found(store, "green juice", mode=VectorStoreQueryMode.TEXT_SEARCH)) == {"m2", "o1"}
+    assert found(store, "green juice", mode=VectorStoreQueryMode.TEXT_SEARCH, filters=year(">", 2022)) == ["o1"]
+    assert found(store, "water", mode=VectorStoreQueryMode.TEXT_SEARCH) == []
+
+
+def test_a_hybrid_search_fuses_the_ranks_of_both(store: ManyvecVectorStore) -> None:
+    hybrid = {"mode": VectorStoreQueryMode.HYBRID}
+    query = VectorStoreQuery(query_str="green juice", similarity_top_k=9, **hybrid)
+    exact = found(store, "green juice")
+    # Only two of them hold the word.
+    assert set(found(store, "green juice", **hybrid, alpha=0)) == {"m2", "o1"}
+    assert found(store, "green juice", **hybrid, alpha=1) == exact
+    result = store.query(query)
+    assert set(result.ids[:2]) == {"m2", "o1"}
+    # First in one list and second in the other, or first in both.
+    assert result.similarities[0] in (pytest.approx(1 / 61), pytest.approx((1 / 61 + 1 / 62) / 2))
+    assert len(result.ids) == 4
+    assert len(found(store, "green juice", **hybrid, hybrid_top_k=1)) == 1
+    assert found(store, "green juice", **hybrid, filters=year(">", 2022)) == ["o1"]
+    with pytest.raises(manyvec.InputError, match="alpha"):
+        found(store, "green juice", **hybrid, alpha=2)
+
+
+def test_mmr_passes_over_a_node_that_says_the_same(store: ManyvecVectorStore) -> None:
+    store.add([TextNode(id_="o2", text="green apple"), TextNode(id_="o3", text="a red apple")])
+    assert found(store, "green apple", 2) == ["o1", "o2"]
+    mmr = {"mode": VectorStoreQueryMode.MMR}
+    assert found(store, "green apple", 2, **mmr)[0] == "o1"
+    assert found(store, "green apple", 2, **mmr)[1] != "o2"
+    assert found(store, "green apple", 2, **mmr, mmr_threshold=1) == ["o1", "o2"]
+    query = VectorStoreQuery(query_str="green apple", similarity_top_k=2, **mmr)
+    assert store.query(query, mmr_threshold=1.0, mmr_prefetch_factor=1).ids == ["o1", "o2"]
+    assert store.query(query, mmr_prefetch_factor=1).ids == ["o1", "o2"]
+
+
+@pytest.mark.parametrize("mode", ["sparse", "semantic_hybrid", "svm", "linear_regression", "logistic_regression"])
+def test_a_mode_that_there_is_not_is_an_error(store: ManyvecVectorStore, mode: str) -> None:
+    with pytest.raises(manyvec.InputError, match=f"{mode}.*use default"):
+        found(store, mode=VectorStoreQueryMode(mode))
+
+
+def test_a_query_without_text_is_an_error_and_an_empty_one_finds_nothing(store: ManyvecVectorStore) -> None:
+    with pytest.raises(manyvec.InputError, match="query_str"):
+        store.query(VectorStoreQuery(query_embedding=[0.5, 0.5], similarity_top_k=1))
+    assert found(store, "") == []
+
+
+def test_async_twins_do_the_same(store: ManyvecVectorStore) -> None:
+    async def calls() -> None:
+        query = VectorStoreQuery(query_str="green apple", similarity_top_k=2)
+        assert (await store.aquery(query)).ids == ["o1", "m1"]
+        assert await store.async_add([TextNode(id_="new", text="new")]) == ["new"]
+        assert [node.node_id for node in await store.aget_nodes(["new"])] == ["new"]
+        await store.adelete("menu")
+        await store.adelete_nodes(["new"])
+        assert store.client.ids() == ["alone", "o1"]
+        await store.adelete_nodes(filters=year("==", 2023))
+        await store.aclear()
+        assert store.client.ids() == []
+
+    asyncio.run(calls())
+
+
+def test_an_index_that_is_there_is_opened_and_keeps_its_columns(tmp_path: Path) -> None:
+    ManyvecVectorStore.create(tmp_path / "index", HashEncoder(), filter_columns={"year": int}).add(MENU)
+    assert len(ManyvecVectorStore.create(tmp_path / "index", HashEncoder()).get_nodes()) == 4
+    assert len(ManyvecVectorStore.from_uri(tmp_path / "index", HashEncoder()).get_nodes()) == 4
+    again = ManyvecRetriever.from_nodes(MENU, tmp_path / "index", HashEncoder(), filter_columns={"year": int})
+    assert again.index.count() == 4
+    with pytest.raises(manyvec.ManifestError, match="has the filters"):
+        ManyvecVectorStore.create(tmp_path / "index", HashEncoder(), filter_columns={"lang": str})
+    with pytest.raises(manyvec.ManifestError):
+        ManyvecVectorStore.create(tmp_path / "index", HashEncoder(8))
+    with pytest.raises(manyvec.IndexNotFoundError):
+        ManyvecVectorStore.from_uri(tmp_path / "nowhere", HashEncoder())
+
+
+def test_an_index_that_something_else_made_is_opened_with_its_own_columns(tmp_path: Path) -> None:
+    manyvec.Index.create(tmp_path, HashEncoder(), filters={"year": int}).add([{"id": "a", "text": "green apple"}])
+    store = ManyvecVectorStore.create(tmp_path, HashEncoder(), filter_columns={"year": int})
+    assert store.get_nodes() == [TextNode(id_="a", text="green apple")]
+
+
+def test_llamaindex_s_own_index_is_built_filled_searched_and_emptied_without_any_key(
+    store: ManyvecVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    embedding = ManyvecEmbedding(HashEncoder())
+    index = VectorStoreIndex.from_vector_store(store, embed_model=embedding)
+    retriever = index.as_retriever(similarity_top_k=2, filters=year("<", 2023))
+    assert [node.node_id for node in retriever.retrieve("green apple")] == ["m1", "m2"]
+    assert [node.node_id for node in asyncio.run(retriever.aretrieve("green apple"))] == ["m1", "m2"]
+    index.insert(Document(id_="new", text="yellow banana"))
+    assert index.as_retriever(similarity_top_k=1).retrieve("yellow banana")[0].node.ref_doc_id == "new"
+    index.delete_ref_doc("new")
+    index.delete_nodes(["o1"])
+    assert store.client.ids() == ["alone", "m1", "m2"]
+
+
+def test_a_storage_context_fills_the_store(tmp_path: Path) -> None:
+    store = ManyvecVectorStore.create(tmp_path, HashEncoder())
+    context = StorageContext.from_defaults(vector_store=store)
+    for _ in range(2):
+        VectorStoreIndex(MENU, storage_context=context, embed_model=ManyvecEmbedding(HashEncoder()))
+    assert store.client.count() == 4
+    assert store.get_nodes(["m2"]) == [MENU[1]]
+
+
+def test_the_embedding_is_the_mean_of_the_token_vectors() -> None:
+    embedding = ManyvecEmbedding(HashEncoder())
+    one, two = embedding.get_text_embedding("green apple"), embedding.get_query_embedding("apple green")
+    assert one == pytest.approx(two)
+    assert sum(x * x for x in one) == pytest.approx(1)
+    assert embedding.get_text_embedding_batch(["", "green apple", ""]) == [[0.0] * 64, one, [0.0] * 64]
+    assert asyncio.run(embedding.aget_text_embedding_batch(["green apple"])) == [one]
+    assert asyncio.run(embedding.aget_query_embedding("")) == [0.0] * 64
+    assert asyncio.run(embedding.aget_text_embedding("green apple")) == one
+    assert embedding.to_dict()["model_name"] == "hash-64"

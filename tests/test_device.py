@@ -1,0 +1,264 @@
+"""MaxSim on a device: on the CPU against the reference, and the same claims on CUDA where there is one."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from manyvec import DeviceMemoryError, InputError, MaxSimScorer, ShapeError, TokenBatch
+from manyvec.codec import STORAGES, Codec
+from manyvec.device import DeviceDocuments, halved_until_it_fits
+from manyvec.scoring import document_blocks, maxsim_reference, top_k
+from manyvec.tokens import offsets_of
+
+QUERY = np.array([[1, 0], [0, 1]], np.float32)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])])
+
+
+def unit_vectors(rng, n, dim):
+    vectors = rng.standard_normal((n, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def random_queries(rng, lengths, dim):
+    return TokenBatch.unchecked(unit_vectors(rng, sum(lengths), dim), offsets_of(lengths))
+
+
+def random_documents(rng, lengths, dim, storage):
+    """Documents as an index holds them: float16 vectors or a codec's bytes."""
+    vectors, offsets = unit_vectors(rng, sum(lengths), dim), offsets_of(lengths)
+    if storage == "float16":
+        return TokenBatch.unchecked(vectors.astype(np.float16), offsets)
+    if storage != "residual":
+        codec, nearest = Codec(storage, dim), None
+    else:
+        codec = Codec(storage, dim, unit_vectors(rng, 300, dim))  # more than one byte can count
+        nearest = (vectors @ codec.centroids.T).argmax(axis=1)
+    return TokenBatch.unchecked(codec.encode(vectors, nearest), offsets, codec=codec)
+
+
+def reference(queries, documents):
+    """Every query against the documents' vectors as float32, which is what a codec's bytes stand for."""
+    if documents.codec is not None:
+        documents = TokenBatch.unchecked(documents.codec.decode(documents.vectors), documents.offsets)
+    return np.array([maxsim_reference(query, documents) for query in queries])
+
+
+def tolerance(n_query_tokens):
+    """The query's halves keep 22 bits, products are exact, sums are float32, and so is the codec's own decoding."""
+    return n_query_tokens * 16 * 2.0**-23
+
+
+def test_each_query_tokens_best_match_is_summed_or_averaged():
+    documents = DeviceDocuments.upload(TokenBatch.from_list([[[1, 0], [0.5, 0.5]], [[0, -1]]]), "cpu")
+    queries = TokenBatch.from_list([QUERY])
+    assert documents.score_many(queries).tolist() == [[1 + 0.5, 0 + -1]]
+    assert documents.score_many(queries, reduction="mean").tolist() == [[0.75, -0.5]]
+    assert documents.score_many(queries).dtype == np.float32
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_document_or_query_without_tokens_scores_minus_infinity(storage):
+    rng = np.random.default_rng(0)
+    documents = random_documents(rng, [0, 3, 0, 1, 0], 16, storage)
+    queries = random_queries(rng, [2, 0, 1], 16)
+    for reduction in ("sum", "mean"):
+        scores = DeviceDocuments.upload(documents, "cpu").score_many(queries, reduction=reduction)
+        assert np.isfinite(scores).tolist() == [
+            [False, True, False, True, False],
+            [False] * 5,
+            [False, True] * 2 + [False],
+        ]
+        assert (scores[~np.isfinite(scores)] == -np.inf).all()
+
+
+def test_nothing_to_score_gives_nothing():
+    nothing = DeviceDocuments.upload(TokenBatch.from_list([], dim=2), "cpu")
+    assert nothing.score_many(TokenBatch.from_list([QUERY])).shape == (1, 0)
+    assert nothing.score_many(TokenBatch.from_list([], dim=2)).shape == (0, 0)
+    assert [len(best.places) for best in nothing.top_k(TokenBatch.from_list([QUERY]), 3)] == [0]
+    some = DeviceDocuments.upload(TokenBatch.from_list([[[1, 0]], [[0, 1]]]), "cpu")
+    assert some.score_many(TokenBatch.from_list([QUERY]), np.empty(0, np.int64)).shape == (1, 0)
+
+
+def test_unlike_dims_and_unknown_reductions_are_refused():
+    documents = DeviceDocuments.upload(TokenBatch.from_list([[[1, 0, 0]]]), "cpu")
+    with pytest.raises(ShapeError, match="queries have dim 2, documents 3"):
+        documents.score_many(TokenBatch.from_list([QUERY]))
+    with pytest.raises(InputError, match="'sum' or 'mean', got 'max'"):
+        documents.score_many(TokenBatch.from_list([[[1, 0, 0]]]), reduction="max")
+
+
+@devices
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    n_query=st.integers(1, 20),
+    dim=st.sampled_from([3, 48, 96, 128]),
+    storage=st.sampled_from(STORAGES),
+    scratch_bytes=st.sampled_from([1, 20_000, 100_000, 2**29]),
+    seed=st.integers(0, 2**16),
+)
+def test_any_corpus_codec_subset_and_budget_agrees_with_the_reference(
+    device, lengths, n_query, dim, storage, scratch_bytes, seed
+):
+    rng = np.random.default_rng(seed)
+    documents = random_documents(rng, lengths, dim, storage)
+    queries = random_queries(rng, [n_query, 3], dim)
+    subset = np.flatnonzero(rng.random(len(lengths)) < 0.5)
+    there = DeviceDocuments.upload(documents, device, scratch_bytes=scratch_bytes)
+    expected = reference(queries, documents)
+    # flash-maxsim, where it is installed, rounds the query to float16.
+    atol = tolerance(n_query) if there._kernel() is None else n_query * 2.0**-11
+    assert_allclose(there.score_many(queries), expected, rtol=0, atol=atol)
+    assert_allclose(there.score_many(queries, subset), expected[:, subset], rtol=0, atol=atol)
+    assert_allclose(there.score_many(queries, reduction="mean")[0], expected[0] / n_query, rtol=0, atol=atol)
+
+
+@devices
+@pytest.mark.parametrize("dim", [128, 384])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_device_gives_the_scorers_scores_and_a_shuffled_answer_would_not(device, storage, dim):
+    rng = np.random.default_rng(1)
+    documents = random_documents(rng, rng.integers(0, 60, size=200).tolist(), dim, storage)
+    queries = random_queries(rng, [17, 5], dim)
+    scores = DeviceDocuments.upload(documents, device, scratch_bytes=2**22).score_many(queries)
+    expected = MaxSimScorer().score_many(queries, documents)
+    # The scorer multiplies codes with 15 bits of the query.
+    assert_allclose(scores, expected, rtol=0, atol=17 * 2.0**-11)
+    finite = np.isfinite(expected[0])
+    assert np.abs(scores[0, finite] - rng.permutation(expected[0, finite])).max() > 10 * 17 * 2.0**-11
+
+
+def test_int16_which_is_for_processors_becomes_float16_again():
+    rng, codec = np.random.default_rng(7), Codec("int16", 128)
+    vectors, queries = random_documents(rng, [5, 90, 33], 128, "float16"), random_queries(rng, [8], 128)
+    planes = TokenBatch.unchecked(codec.encode(vectors.vectors), vectors.offsets, codec=codec)
+    there = DeviceDocuments.upload(planes, "cpu")
+    assert there.rows.dtype == torch.float16
+    assert_allclose(there.score_many(queries), reference(queries, vectors), rtol=0, atol=8 * 2.0**-13)
+
+
+@devices
+def test_centroids_beyond_32767_are_found(device):
+    rng = np.random.default_rng(8)
+    codec = Codec("residual", 16, unit_vectors(rng, 40_000, 16))
+    codes = codec.encode(unit_vectors(rng, 9, 16), np.arange(9) * 4_999)
+    documents = TokenBatch.unchecked(codes, offsets_of([4, 5]), codec=codec)
+    queries = random_queries(rng, [3], 16)
+    scores = DeviceDocuments.upload(documents, device).score_many(queries)
+    assert_allclose(scores, reference(queries, documents), rtol=0, atol=tolerance(3) * 3)  # residuals longer than 1
+
+
+@devices
+def test_a_document_larger_than_the_scratch_memory_is_scored_whole(device):
+    rng = np.random.default_rng(2)
+    documents = random_documents(rng, [1, 5000, 2], 128, "int4")
+    queries = random_queries(rng, [7], 128)
+    scores = DeviceDocuments.upload(documents, device, scratch_bytes=1000).score_many(queries)
+    assert_allclose(scores, reference(queries, documents), rtol=0, atol=tolerance(7))
+
+
+@devices
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("scratch_bytes", [100_000, 2**29])
+def test_equal_documents_tie_and_results_repeat(device, storage, scratch_bytes):
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(1, 30, size=500)
+    places = [0, 3, 77, 201, 499]
+    lengths[places] = 7
+    documents = random_documents(rng, lengths.tolist(), 128, storage)
+    for place in places[1:]:
+        documents.vectors[documents.offsets[place] :][:7] = documents[places[0]]
+    there = DeviceDocuments.upload(documents, device, scratch_bytes=scratch_bytes)
+    queries = random_queries(rng, [5, 9], 128)
+    scores = there.score_many(queries)
+    assert [len(set(row[places].tolist())) for row in scores] == [1, 1]
+    assert_array_equal(there.score_many(queries), scores)
+
+
+@devices
+@settings(max_examples=100, deadline=None)
+@given(
+    words=st.lists(st.sampled_from([[1, 0], [0, 1], [-1, 0], [0.6, 0.8]]), max_size=30),
+    k=st.integers(0, 35),
+    chosen=st.integers(0, 2**30 - 1),
+)
+def test_the_k_best_come_with_all_that_tie_so_that_ids_decide_as_in_a_full_sort(device, words, k, chosen):
+    documents = TokenBatch.from_list([[word] for word in words] + [[]], dim=2, allow_empty=True)
+    there = DeviceDocuments.upload(documents, device)
+    queries = TokenBatch.from_list([[[1, 0]], [[0, 1], [1, 0]], []], allow_empty=True)
+    ids = np.array([f"{37 * i % 31:02d}" for i in range(len(documents))], object)
+    for subset in (None, np.array([i for i in range(len(words)) if chosen >> i & 1], np.int64)):
+        own_ids = ids if subset is None else ids[subset]
+        for best, scores in zip(there.top_k(queries, k, subset), there.score_many(queries, subset), strict=True):
+            assert_array_equal(best.scores, scores[best.places])
+            assert k == 0 or set(best.scores) <= set(np.sort(scores)[::-1][:k])
+            ranked = best.places[top_k(best.scores, own_ids[best.places], k)]
+            assert ranked.tolist() == top_k(scores, own_ids, k)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_documents_take_the_bytes_of_their_codes_and_little_more(storage):
+    documents = random_documents(np.random.default_rng(4), [400, 601], 128, storage)
+    centroids = 0 if documents.codec is None or documents.codec.centroids is None else 4 * 304 * 128
+    held = DeviceDocuments.upload(documents, "cpu").bytes_held - documents.vectors.nbytes - centroids
+    assert 0 <= held - documents.offsets.nbytes <= 15 * documents.vectors.shape[1] + 256 * 8 * 2
+
+
+def test_float32_and_read_only_vectors_are_taken():
+    documents = TokenBatch.from_list([[[1, 0]]])
+    documents.vectors.flags.writeable = False
+    there = DeviceDocuments.upload(documents, "cpu")
+    assert there.rows.dtype == torch.float16
+    assert there.score_many(TokenBatch.from_list([QUERY])).tolist() == [[1]]
+
+
+def test_blocks_are_halved_until_memory_suffices():
+    asked = []
+
+    def work(size):
+        asked.append(size)
+        if size > 1500:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return f"done with {size}"
+
+    assert halved_until_it_fits(work, 10_000, least=1000) == "done with 1250"
+    assert asked == [10_000, 5000, 2500, 1250]
+    with pytest.raises(torch.OutOfMemoryError):
+        halved_until_it_fits(work, 10_000, least=1501)
+    assert asked[4:] == [10_000, 5000, 2500, 1501]
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(0, 120))
+def test_blocks_hold_every_document_with_tokens_once_and_no_more_tokens_than_allowed(lengths, max_tokens):
+    lengths = np.array(lengths, np.int64)
+    blocks = document_blocks(lengths, max_tokens)
+    covered = [place for block in blocks for place in range(block.start, block.stop)]
+    assert covered == sorted(set(covered))
+    assert set(np.flatnonzero(lengths)) <= set(covered)
+    assert all(lengths[block].sum() <= max_tokens or np.count_nonzero(lengths[block]) == 1 for block in blocks)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_gpu_without_room_is_an_error_that_says_so_and_blocks_shrink_before():
+    rng = np.random.default_rng(5)
+    documents = random_documents(rng, [200] * 500, 128, "int8")
+    queries = random_queries(rng, [32] * 20, 128)
+    there = DeviceDocuments.upload(documents, "cuda", scratch_bytes=2**40)
+    too_many = TokenBatch.unchecked(np.zeros((2**20, 512), np.float16), offsets_of([2**20]))
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    try:
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**28) / total)
+        assert_allclose(there.score_many(queries), MaxSimScorer().score_many(queries, documents), atol=32 * 2.0**-11)
+        with pytest.raises(
+            DeviceMemoryError, match="1.00 GiB of token vectors do not fit on cuda: score them on the CPU"
+        ):
+            DeviceDocuments.upload(too_many, "cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
