@@ -65,7 +65,7 @@ def test_search_prints_one_json_object(db, capsys):
     found = json.loads(out)
     assert found["hits"][0]["id"] == "bread"
     assert found["hits"][0]["metadata"] == {"year": 2021, "lang": "en"}
-    assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank"}
+    assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank", "final_score"}
 
 
 @pytest.mark.parametrize(
@@ -141,3 +141,16 @@ def test_python_m_manyvec_is_the_command(db):
     command = [sys.executable, "-m", "manyvec", "info", db, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["documents"] == 3
+
+
+def test_models_lists_every_family_with_dims_sizes_and_what_each_is_good_for(capsys):
+    from manyvec.families import FAMILIES
+
+    status, out, _ = run(capsys, "models")
+    assert status == 0
+    for family in FAMILIES:
+        assert f"{family.name} ({family.reads})" in out
+    line = next(line for line in out.splitlines() if "mxbai-edge-colbert-v0-17m" in line)
+    assert line.split()[1:] == ["48", "dims", "17M", "English;", "best", "for", "a", "CPU"]
+    listed = json.loads(run(capsys, "models", "--json")[1])
+    assert {key: listed[-1][key] for key in ("name", "dim")} == {"name": "minilm", "dim": 384}

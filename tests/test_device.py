@@ -133,15 +133,6 @@ def test_the_device_gives_the_scorers_scores_and_a_shuffled_answer_would_not(dev
     assert np.abs(scores[0, finite] - rng.permutation(expected[0, finite])).max() > 10 * 17 * 2.0**-11
 
 
-def test_int16_which_is_for_processors_becomes_float16_again():
-    rng, codec = np.random.default_rng(7), Codec("int16", 128)
-    vectors, queries = random_documents(rng, [5, 90, 33], 128, "float16"), random_queries(rng, [8], 128)
-    planes = TokenBatch.unchecked(codec.encode(vectors.vectors), vectors.offsets, codec=codec)
-    there = DeviceDocuments.upload(planes, "cpu")
-    assert there.rows.dtype == torch.float16
-    assert_allclose(there.score_many(queries), reference(queries, vectors), rtol=0, atol=8 * 2.0**-13)
-
-
 @devices
 def test_centroids_beyond_32767_are_found(device):
     rng = np.random.default_rng(8)

@@ -17,6 +17,7 @@ import manyvec.encoders
 from manyvec import EncoderError, InputError, MissingPackageError, SentenceTransformerEncoder, TruncationWarning
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.testing import HashEncoder
+from manyvec.text_encoder import batches_of
 
 TEXT = "Hello world, this is McDonald's café in Zürich."
 
@@ -360,7 +361,7 @@ def test_not_a_number_from_a_model_is_an_error(tmp_path):
 
 def test_batches_are_bounded_by_tokens():
     lengths = [3, 50, 7, 20, 1, 100]
-    batches = list(manyvec.encoders._batches(lengths, 60))
+    batches = list(batches_of(lengths, 60))
     assert sorted(i for batch in batches for i in batch) == list(range(6))
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 60 for batch in batches)
     assert batches[0] == [5]

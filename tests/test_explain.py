@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 from manyvec import Document, Index, InputError, TokenBatch
 from manyvec.cli import main
 from manyvec.explain import explain
+from manyvec.search import Wanted
 from manyvec.testing import HashEncoder
 from manyvec.tokens import offsets_of
 from manyvec.words import sentences, words
@@ -135,11 +136,11 @@ def test_a_word_whose_pieces_match_in_two_places_shows_where_most_similarity_is(
 def test_the_evidence_is_of_the_version_that_was_searched(index):
     """Another writer replaces the text between the scoring and the reading of the hits."""
     changed = "All other words are here now"
-    before = index._scope(index._documents(), None)
+    before = index._documents()
     Index.open(index.uri, ENCODER).add([{"id": "paris", "text": changed}])
     Index.open(index.uri, ENCODER).delete("bread")
     query = "capital flour"
-    (hits,) = index._search_version(before, [query], ENCODER.encode_queries([query]), 2, None, True)
+    (hits,) = index._search_version(before, None, [query], ENCODER.encode_queries([query]), Wanted(2, evidence=True))
     assert [hit.text for hit in hits] == [TEXT, "Flour and water"]
     assert found(hits[0].evidence) == {"capital": "capital", "flour": "flour"}
     assert found(hits[1].evidence)["flour"] == "Flour"

@@ -62,6 +62,15 @@ def test_modules_import_only_from_ranks_above_their_own():
             assert rank[other] < rank[module], f"{module} (rank {rank[module]}) imports {other} (rank {rank[other]})"
 
 
+def test_the_readme_lists_every_family_of_models():
+    from manyvec.families import FAMILIES
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for family in FAMILIES:
+        names = ", ".join(f"`{model.name}`" for model in family.published)
+        assert f"| {family.name} | {names} | {family.reads} | {family.recipe} |" in readme
+
+
 def test_a_search_in_a_new_process_does_not_wait_for_what_it_does_not_use(tmp_path):
     """Opening, counting and reading an index load no model and no torch."""
     from manyvec.testing import HashEncoder

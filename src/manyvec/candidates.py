@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.lists import CentroidLists
+from manyvec.lists import CentroidLists, ListKeeper
 from manyvec.resident import Resident
 
 logger = logging.getLogger(__name__)
@@ -35,15 +35,21 @@ class Scope:
     """What one search may look at: a version's documents, and of these the ones that pass its filter.
 
     Attributes:
+        where: the filter, as LanceDB takes it; None without one.
         passing: (n,) in rising order; None for all.
         k: hits that the search wants; a generator looks at no fewer documents.
     """
 
     documents: Resident
-    lists: CentroidLists | None = None
+    keeper: ListKeeper
     where: str | None = None
     passing: Places | None = None
     k: int = 0
+
+    @property
+    def lists(self) -> CentroidLists | None:
+        """The centroid lists over this version, read when they are first wanted; None if there are none."""
+        return self.keeper.over(self.documents)
 
 
 class Candidates(Protocol):
@@ -93,6 +99,56 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class CentroidTerms:
+    """The centroid lists that `Index.optimize` makes: documents with token vectors near those of the query.
+
+    Every document is a candidate where there are no lists. Kept in memory, they find more in less time than the same
+    terms in LanceDB's full-text index, whose scores are sums over all terms (BM25) instead of the best term for each
+    query token.
+    """
+
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+        lists = scope.lists
+        return None if lists is None else lists.find(query.tokens, scope.passing, max(depth or 300, scope.k))
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Several first stages in one order, by the sum of 1 / (constant + rank) (reciprocal rank fusion, Cormack 2009).
+
+    Args:
+        parts: a part that wants every document makes the whole want every document.
+        constant: the larger, the more a document counts that several parts found.
+    """
+
+    parts: tuple[Candidates, ...]
+    constant: float = 60
+
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+        found = [part.find(query, scope, depth) for part in self.parts]
+        scores: dict[int, float] = {}
+        for places in found:
+            if places is None:
+                return None
+            for rank, place in enumerate(places.tolist(), start=1):
+                scores[place] = scores.get(place, 0.0) + 1 / (self.constant + rank)
+        order = sorted(scores, key=lambda place: (-scores[place], place))
+        return np.array(order[: max(depth or 300, scope.k)], np.int64)
+
+
+@dataclass(frozen=True)
+class NativeMultivector:
+    """LanceDB's own multivector search, for comparison: exact without a vector index, approximate with one.
+
+    Only for `float16` storage.
+    """
+
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+        row_ids = scope.documents.snapshot.nearest(query.tokens, max(depth or 300, scope.k), scope.where)
+        return scope.documents.places(np.array(row_ids, np.int64))
+
+
+@dataclass(frozen=True)
 class Auto:
     """Centroid lists where they save work, every document where they do not.
 
@@ -114,18 +170,15 @@ class Auto:
         if depth is None:
             depth = max(self.min_depth, math.ceil(self.depth_tokens * len(n_tokens) / max(1, n_tokens.sum())))
         depth = max(depth, scope.k)
-        if (reason := self._reason_for_all(scope, in_scope, depth)) is not None:
-            logger.debug("all %d documents in scope are scored: %s", len(in_scope), reason)
-            return None
-        assert scope.lists is not None
-        logger.debug("centroid lists choose %d of %d documents in scope", depth, len(in_scope))
-        return scope.lists.find(query.tokens, scope.passing, depth)
-
-    def _reason_for_all(self, scope: Scope, in_scope: NDArray[np.int64], depth: int) -> str | None:
+        lists = None
         if len(in_scope) <= depth or in_scope.sum() <= self.exhaustive_tokens:
-            return "they are few"
-        if scope.lists is None:
-            return "there are no centroid lists; Index.optimize makes them"
-        if 4 * len(scope.lists.uncovered) > len(scope.documents):
-            return "the centroid lists cover less than three quarters of the index; Index.optimize extends them"
+            reason = "they are few"
+        elif (lists := scope.lists) is None:
+            reason = "there are no centroid lists; Index.optimize makes them"
+        elif 4 * len(lists.uncovered) > len(scope.documents):
+            reason = "the centroid lists cover less than three quarters of the index; Index.optimize extends them"
+        else:
+            logger.debug("centroid lists choose %d of %d documents in scope", depth, len(in_scope))
+            return lists.find(query.tokens, scope.passing, depth)
+        logger.debug("all %d documents in scope are scored: %s", len(in_scope), reason)
         return None

@@ -81,7 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("db", metavar="DIR")
     info.set_defaults(run=_info)
 
-    for command in (index, search, evaluate, info):
+    models = commands.add_parser("models", help="which models can be loaded", description=_models.__doc__)
+    models.set_defaults(run=_models)
+
+    for command in (index, search, evaluate, info, models):
         command.add_argument("--json", action="store_true", help="one JSON object on standard output")
     for command in (index, evaluate):
         command.add_argument(
@@ -103,7 +106,7 @@ def _index(options: argparse.Namespace) -> int:
     estimate = _estimate(read_documents(options.paths), encoder)
     _say(
         f"{estimate['documents']:,} documents: about {estimate['tokens']:,} token vectors, "
-        f"{_megabytes(estimate['bytes_on_disk'])} on disk, {_duration(estimate['seconds'])} on {encoder.model.device}"
+        f"{_megabytes(estimate['bytes_on_disk'])} on disk, {_duration(estimate['seconds'])} on {encoder.device}"
     )
     if options.estimate:
         if options.json:
@@ -182,6 +185,22 @@ def _info(options: argparse.Namespace) -> int:
         for name, value in info.items():
             written = f"{value:,}" if isinstance(value, int) else json.dumps(value) if value == {} else value
             print(f"{name.replace('_', ' '):<18} {written}")
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    """List models that people use, by family: dims of their token vectors, size, and what each is good for."""
+    from manyvec.families import FAMILIES, table
+
+    if options.json:
+        print(json.dumps(list(table())))
+        return 0
+    for family in FAMILIES:
+        print(f"{family.name} ({family.reads}): {family.recipe}")
+        for model in family.published:
+            dim = f"{model.dim} dims" if model.dim else ""
+            print(f"  {model.name:<66} {dim:>9} {model.millions:>6g}M  {model.good_for}")
+    print("\nA folder with any other checkpoint of these families can be loaded too.")
     return 0
 
 

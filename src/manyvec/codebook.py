@@ -67,8 +67,8 @@ class Codebook:
     def assign(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
         """(n,) a nearest centroid of each of (n, dim) vectors, by dot product.
 
-        From 2,048 centroids on these are looked for among the members of the nearest groups of centroids, an eighth
-        of all: 9 in 10 vectors get their nearest, the others one of the next, in a fraction of the time.
+        From 2,048 centroids on only those near the nearest of a few centroids of centroids are looked at, an eighth of
+        all: 9 in 10 vectors get their nearest, the others one of the next, in a fraction of the time.
         """
         if vectors.shape[1] != self.dim:
             raise ShapeError(f"vectors have dim {vectors.shape[1]}, the codebook {self.dim}")
@@ -117,11 +117,10 @@ class Codebook:
 
     @cached_property
     def _groups(self) -> tuple[Codebook, list[NDArray[np.int64]]]:
-        """Centroids of the centroids, and for each of these the centroids that belong to it or its neighbours."""
+        """Centroids of the centroids, and for each of these the eighth of the centroids that is nearest to it."""
         groups = Codebook.train(self.centroids, 2 ** round(np.log2(len(self)) / 2))
-        group_of = groups._nearest(self.centroids)
-        neighbours = np.argsort(-(groups.centroids @ groups.centroids.T), axis=1)[:, : max(8, len(groups) // 8)]
-        return groups, [np.flatnonzero(np.isin(group_of, near)) for near in neighbours]
+        similarities = groups.centroids @ self.centroids.T
+        return groups, list(np.argpartition(-similarities, len(self) // 8, axis=1)[:, : len(self) // 8])
 
     def _moved(self, vectors: NDArray[np.floating]) -> Codebook:
         """Each centroid moved to the mean of the vectors nearest to it; one without any stays."""

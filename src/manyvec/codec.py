@@ -1,9 +1,9 @@
 """Codecs: token vectors in fewer bytes, and back.
 
 A codec rounds each dimension to a few odd whole numbers (int8: to all of them) and keeps one scale a token; `residual`
-does so with what is left after the nearest centroid is taken away (ColBERTv2, https://arxiv.org/abs/2112.01488, but with
-a scale for every token: those close to their centroid are kept almost as they are). Where few bits are kept, vectors
-are rotated first, so that no dimension is larger than the others. A token is one row of bytes.
+does so with what is left after the nearest centroid is taken away (ColBERTv2, https://arxiv.org/abs/2112.01488, but
+with a scale for every token: those close to their centroid are kept almost as they are). int4 and residual rotate
+vectors first, so that no dimension is larger than the others. A token is one row of bytes.
 """
 
 from __future__ import annotations

@@ -63,16 +63,13 @@ class DeviceDocuments:
     def upload(
         cls, documents: TokenBatch, device: str | torch.device = "cuda", *, scratch_bytes: int = 2**29
     ) -> DeviceDocuments:
-        """Copy a batch to the device, float32 vectors and int16 codes as float16.
+        """Copy a batch to the device, float32 vectors as float16.
 
         Raises:
             DeviceMemoryError: it does not fit; nothing is left behind.
         """
         import torch
 
-        if documents.codec is not None and documents.codec.bits == 16:
-            # In memory for a processor's sake: a GPU takes the float16 vectors that these were.
-            documents = documents.decoded()
         codec, n_tokens = documents.codec, documents.n_tokens
         vectors = documents.vectors if codec else documents.vectors.astype(np.float16, copy=False)
         table = centroids = None

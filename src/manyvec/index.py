@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manyvec.candidates import Auto, Candidates, Query, Scope
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
-from manyvec.explain import Evidence, explain
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
 from manyvec.ingest import AddReport, batches, content_hash, is_same, pool, recode, to_row
 from manyvec.lists import ListKeeper
 from manyvec.resident import Resident
-from manyvec.scoring import MaxSimScorer, Scores, top_k
+from manyvec.scoring import MaxSimScorer, Scores
+from manyvec.search import Wanted, search
 from manyvec.store import FILTER_PREFIX, Manifest, Row, Store, disk_bytes, where_ids
 from manyvec.tokens import TokenBatch
 from manyvec.types import Document, Hit
@@ -88,9 +87,9 @@ class Index:
             encoder: a name for `load_encoder`, or an encoder.
             filters: metadata keys that searches can filter on, with their types: `str`, `int`, `float`, `bool`,
                 `datetime`, or `list[...]` of one. Other metadata is stored and returned all the same.
-            storage: how token vectors are kept, for 128 dims in 256, 130, 66, 36 or 16 bytes: `float16`, `int8`, `int4`,
-                `residual` (2 bits a dim around centroids, once there are 65,536 token vectors for `optimize` to draw
-                these from) or `binary` (signs). See `examples/benchmarks/results/storage.json` for what each loses.
+            storage: how token vectors are kept, for 128 dims in 256, 130, 66, 36 or 16 bytes: `float16`, `int8`,
+                `int4`, `residual` (2 bits a dim around centroids, once there are 65,536 token vectors for `optimize` to
+                draw these from) or `binary` (signs). `examples/benchmarks/results/storage.json` has what each loses.
             pool_factor: keep 1 in so many token vectors of a document, means of similar ones.
             exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters;
                 its storage and pooling stay what they are.
@@ -264,6 +263,7 @@ class Index:
         *,
         filter: Where | None = None,
         depth: int | None = None,
+        lexical_weight: float = 0,
         evidence: bool = False,
     ) -> list[Hit]:
         """Find the documents that match a query best.
@@ -273,21 +273,26 @@ class Index:
             k: how many hits, at most; 0 gives none.
             filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
             depth: how many candidates are scored where there are centroid lists (see `optimize`), by default as many
-                as hold 60,000 token vectors and at least 300. Small indexes, and small parts of large ones that a
+                as hold 20,000 token vectors and at least 100. Small indexes, and small parts of large ones that a
                 filter leaves, are scored whole.
+            lexical_weight: of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; its best 300 documents are
+                candidates too. With `minilm` 0.3 is best on nine of eleven judged sets, and never 0.001 worse
+                (`examples/benchmarks/mix.py`); other models have not been measured, so 0 is the default.
             evidence: say of each hit which words matched (`Hit.evidence`), read from the version that was searched.
 
         Returns:
             Hits, best first; equal scores in the order of ids.
 
         Raises:
-            InputError: `query` is no text, or `k` is negative; or `evidence` is asked of documents that were stored
-                without the characters of their token vectors.
+            InputError: `query` is no text, `k` is negative, or `lexical_weight` not between 0 and 1; or `evidence` is
+                asked of documents that were stored without the characters of their token vectors.
             FilterError: the filter names an undeclared column, or a value has another type.
         """
         if not isinstance(query, str):
             raise InputError(f"a query is a text, got {type(query).__name__}")
-        return self.search_many([query], k, filter=filter, depth=depth, evidence=evidence)[0]
+        return self.search_many(
+            [query], k, filter=filter, depth=depth, lexical_weight=lexical_weight, evidence=evidence
+        )[0]
 
     def search_many(
         self,
@@ -296,6 +301,7 @@ class Index:
         *,
         filter: Where | None = None,
         depth: int | None = None,
+        lexical_weight: float = 0,
         evidence: bool = False,
     ) -> list[list[Hit]]:
         """`search` for several queries, encoded in one pass and scored in one: a list of hits for each."""
@@ -305,15 +311,21 @@ class Index:
             raise InputError(f"k must be a whole number, 0 or more, got {k!r}")
         if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
             raise InputError(f"depth must be a whole number, 1 or more, got {depth!r}")
+        if not isinstance(lexical_weight, (int, float)) or not 0 <= lexical_weight <= 1:
+            raise InputError(f"lexical_weight must be between 0 and 1, got {lexical_weight!r}")
         where = self._where(filter)
         if not queries or k == 0:
             return [[] for _ in queries]
         tokens = self._encode_queries(queries)
-        hits: list[list[Hit]] = []
-        for part in _parts(len(queries), len(self._documents())):
-            part_tokens = tokens.select(np.arange(part.start, part.stop))
-            hits += self._search_part(queries[part], part_tokens, k, where, depth, evidence)
-        return hits
+        wanted = Wanted(k, depth, lexical_weight, evidence)
+        documents = self._documents()
+        try:
+            return self._search_version(documents, where, queries, tokens, wanted)
+        except StoreError:
+            # Another process may have removed this version from under us; a newer one is as good an answer.
+            if self._store.version == documents.snapshot.version:
+                raise
+            return self._search_version(self._documents(), where, queries, tokens, wanted)
 
     def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:
         """Score stored documents by id, exactly, from their stored vectors: what a reranker needs.
@@ -341,7 +353,7 @@ class Index:
             scores = np.full(len(ids), np.nan, np.float32)
             scores[[*rows]] = resident.score(self._scorer, tokens, places)[0][again] if rows else []
         except StoreError:
-            # Another process may have removed this version from under us; see `_search_part`.
+            # Another process may have removed this version from under us; see `search_many`.
             if self._store.version == resident.snapshot.version:
                 raise
             return self.score(tokens, ids, texts=texts)
@@ -430,67 +442,19 @@ class Index:
             )
         return tokens
 
-    def _search_part(
-        self,
-        queries: Sequence[str],
-        tokens: TokenBatch,
-        k: int,
-        where: str | None,
-        depth: int | None,
-        evidence: bool,
-    ) -> list[list[Hit]]:
-        documents = self._documents()
-        try:
-            return self._search_version(self._scope(documents, where, k), queries, tokens, k, depth, evidence)
-        except StoreError:
-            # Another process may have removed this version from under us; a newer one is as good an answer.
-            if self._store.version == documents.snapshot.version:
-                raise
-            return self._search_version(self._scope(self._documents(), where, k), queries, tokens, k, depth, evidence)
-
     def _scope(self, documents: Resident, where: str | None, k: int = 0) -> Scope:
         passing = None if where is None else documents.passing(where)
-        lists = self._lists.over(documents) if isinstance(self.candidates, Auto) else None
-        return Scope(documents, lists, where, passing, k)
+        return Scope(documents, self._lists, where, passing, k)
 
     def _search_version(
-        self, scope: Scope, queries: Sequence[str], tokens: TokenBatch, k: int, depth: int | None, evidence: bool
+        self, documents: Resident, where: str | None, queries: Sequence[str], tokens: TokenBatch, wanted: Wanted
     ) -> list[list[Hit]]:
-        resident = scope.documents
-        everything = np.arange(len(resident)) if scope.passing is None else scope.passing
-        found = [self.candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
-        if all(places is None for places in found):
-            # The same documents for all queries, so all are scored in one pass over them.
-            scored = list(resident.score(self._scorer, tokens, scope.passing))
-            chosen = [everything] * len(queries)
-        else:
-            chosen = [everything if places is None else np.sort(places) for places in found]
-            scored = [resident.score(self._scorer, tokens.select([i]), places)[0] for i, places in enumerate(chosen)]
-        return [
-            self._hits(resident, places[best], scores[best], queries[i], tokens.select([i]), evidence)
-            for i, (places, scores) in enumerate(zip(chosen, scored, strict=True))
-            for best in [top_k(scores, resident.states.ids[places], k)]
-        ]
-
-    def _hits(
-        self,
-        resident: Resident,
-        documents: NDArray[np.int64],
-        scores: Scores,
-        query: str,
-        tokens: TokenBatch,
-        evidence: bool,
-    ) -> list[Hit]:
-        row_ids = resident.states.row_ids[documents]
-        rows = resident.snapshot.texts(row_ids)
-        found: Sequence[Evidence | None] = [None] * len(rows)
-        if evidence and rows:
-            stored = resident.snapshot.tokens(row_ids, spans=True)
-            found = explain(query, tokens, [row["text"] for row in rows], stored)
-        return [
-            Hit(row["id"], row["text"], json.loads(row["metadata"]), score, score / tokens.n_tokens, rank, why)
-            for rank, (row, score, why) in enumerate(zip(rows, scores.tolist(), found, strict=True), start=1)
-        ]
+        scope = self._scope(documents, where, wanted.k)
+        hits: list[list[Hit]] = []
+        for part in _parts(len(queries), len(documents)):
+            part_tokens = tokens.select(np.arange(part.start, part.stop))
+            hits += search(scope, self.candidates, self._scorer, queries[part], part_tokens, wanted)
+        return hits
 
     def _add_batch(self, documents: Sequence[Document]) -> AddReport:
         latest = {document.id: document for document in documents}

@@ -1,4 +1,4 @@
-"""From documents to rows: batches, what was changed in them, the report of what was done, and rows kept in less space."""
+"""From documents to rows: batches, what was changed in them, the report of what was done, rows in fewer bytes."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def content_hash(text: str) -> str:
 def pool(tokens: TokenBatch, factor: float) -> TokenBatch:
     """Average token vectors of each text that are near each other, until 1 in `factor` is left.
 
-    sentence-transformers' hierarchical pooling (https://arxiv.org/abs/2409.14683): the first token stays as it is. A mean
-    has the span of the token it is nearest to.
+    sentence-transformers' hierarchical pooling (https://arxiv.org/abs/2409.14683): the first token stays as it is. A
+    mean has the span of the token it is nearest to.
     """
     if factor <= 1:
         return tokens

@@ -452,9 +452,7 @@ class Snapshot:
         coded, half = (bytes_per_token(storage, manifest.dim) for storage in (manifest.storage, "float16"))
         return states.n_tokens[documents] * np.where(states.is_coded[documents], coded, half)
 
-    def _stored_tokens(
-        self, row_ids: Sequence[int] | NDArray[np.int64], *, is_coded: bool, spans: bool
-    ) -> TokenBatch:
+    def _stored_tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, is_coded: bool, spans: bool) -> TokenBatch:
         column = "codes" if is_coded else "tokens"
         table = self._take(row_ids, [column, "spans"] if spans else [column])
         chunks = table[column].chunks
@@ -477,6 +475,16 @@ class Snapshot:
             found = (query.where(where) if where else query).limit(limit).to_arrow()
         ranked = zip(found["_rowid"].to_pylist(), found["_score"].to_pylist(), found["id"].to_pylist(), strict=True)
         return [(row_id, score) for row_id, score, _ in sorted(ranked, key=lambda row: (-row[1], row[2]))]
+
+    def nearest(self, tokens: NDArray[np.floating], limit: int, where: str | None = None) -> list[int]:
+        """Row ids that LanceDB's own multivector search over the column `tokens` finds, best first."""
+        if self._is_coded:
+            raise InputError(f"LanceDB searches float16 token vectors; the index {self.uri} keeps codes")
+        with _translated(f"search the index {self.uri}"):
+            query = self._table.search(np.asarray(tokens, np.float16), vector_column_name="tokens")
+            query = query.distance_type("cosine").select(["id"]).with_row_id(True)
+            found = (query.where(where) if where else query).limit(limit).to_arrow()
+        return [int(row_id) for row_id in found["_rowid"].to_pylist()]
 
     def _take(self, row_ids: Sequence[int] | NDArray[np.int64], columns: list[str]) -> pa.Table:
         wanted = np.asarray(row_ids, np.int64)

@@ -115,7 +115,8 @@ class TokenBatch:
             return self
         vectors = np.empty((self.n_tokens, self.dim), np.float16)
         for start in range(0, self.n_tokens, 65_536):
-            vectors[start : start + 65_536] = self.codec.decode(self.vectors[start : start + 65_536])
+            codes: NDArray[Any] = self.vectors[start : start + 65_536]
+            vectors[start : start + 65_536] = self.codec.decode(codes)
         return TokenBatch.unchecked(vectors, self.offsets, self.spans)
 
     def __len__(self) -> int:
@@ -130,7 +131,8 @@ class TokenBatch:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"TokenBatch({len(self)} texts, {self.n_tokens} tokens, dim {self.dim}, {self.codec.name if self.codec else self.vectors.dtype})"
+        kind = self.vectors.dtype if self.codec is None else self.codec.name
+        return f"TokenBatch({len(self)} texts, {self.n_tokens} tokens, dim {self.dim}, {kind})"
 
     @property
     def dim(self) -> int:

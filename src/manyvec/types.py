@@ -75,6 +75,8 @@ class Hit:
         similarity: the mean instead of the sum (FILIP), in [-1, 1]: comparable between queries of unlike length.
         rank: 1 is best. Equal scores are ordered by id.
         evidence: which words matched, if the search was asked for it.
+        final_score: what the hits are ordered by: the score, or the mix of similarity and BM25 that the search was
+            asked for (`lexical_weight`).
     """
 
     id: str
@@ -84,6 +86,11 @@ class Hit:
     similarity: float
     rank: int
     evidence: Evidence | None = None
+    final_score: float = math.nan
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.final_score):
+            object.__setattr__(self, "final_score", self.score)
 
     def best_passage(self, n_chars: int = 300) -> Passage:
         """The stretch of the text, at most `n_chars` long, that carries most of the score: what to quote and cite.

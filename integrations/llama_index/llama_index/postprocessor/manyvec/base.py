@@ -14,7 +14,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from manyvec import Encoder, Index, InputError, Reranker, load_encoder
 
-dispatcher = instrumentation.get_dispatcher(__name__)
+dispatcher = instrumentation.get_dispatcher(__name__)  # type: ignore[attr-defined]
 
 RETRIEVAL_SCORE = "retrieval_score"
 _MUTABLE = ("metadata", "relationships", "excluded_embed_metadata_keys", "excluded_llm_metadata_keys")

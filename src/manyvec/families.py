@@ -1,0 +1,231 @@
+"""Families of models: which there are, and which of them a checkpoint belongs to.
+
+`FAMILIES` is what `manyvec models` prints and what the README's table is checked against. `recognise` looks at a
+checkpoint's own files, never at its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from manyvec.checkpoints import CODE, Checkpoint
+from manyvec.errors import EncoderError
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that people use: its dim, its parameters in millions, and what it is good for."""
+
+    name: str
+    dim: int | None
+    millions: float
+    good_for: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of one format and one arithmetic.
+
+    Attributes:
+        key: what the code calls it.
+        reads: `text`, `images` or both.
+        recipe: format and arithmetic, in a line.
+    """
+
+    key: str
+    name: str
+    reads: str
+    recipe: str
+    published: tuple[Published, ...]
+
+
+FAMILIES = (
+    Family(
+        "inline_linear",
+        "ColBERT",
+        "text",
+        "linear.weight beside the backbone; [Q]/[D] markers, [MASK] expansion, punctuation skipped",
+        (
+            Published("colbert-ir/colbertv2.0", 128, 110, "English; the reference"),
+            Published("answerdotai/answerai-colbert-small-v1", 96, 33, "English, small and strong"),
+            Published("jinaai/jina-colbert-v1-en", 128, 137, "English, 8,192 tokens; needs trust_remote_code"),
+            Published("Crystalcareai/Colbertv2", 128, 110, "a copy of colbertv2.0"),
+            Published("vespa-engine/col-minilm", 32, 22.3, "English, tiny vectors"),
+            Published("vespa-engine/colbert-medium", 32, 41, "English, tiny vectors"),
+            Published("vjeronymo2/mColBERT", None, 178, "multilingual, mBERT"),
+            Published("antoinelouis/colbert-xm", 128, 277, "81 languages, XMOD"),
+        ),
+    ),
+    Family(
+        "sentence_transformers",
+        "PyLate, sentence-transformers",
+        "text",
+        "modules.json with Dense; prompts, lengths and skip list as saved",
+        (
+            Published("lightonai/LateOn", 128, 149, "English; best quality on a GPU or a patient CPU"),
+            Published("lightonai/GTE-ModernColBERT-v1", 128, 149, "English, long documents"),
+            Published("mixedbread-ai/mxbai-edge-colbert-v0-17m", 48, 17, "English; best for a CPU"),
+        ),
+    ),
+    Family(
+        "margin_mse",
+        "ColBERT by margin-MSE",
+        "text",
+        "DistilBERT and compressor; 8 [MASK]s behind a query; dot products, not cosines",
+        (Published("sebastian-hofstaetter/colbert-distilbert-margin_mse-T2-msmarco", 768, 66, "English, reranking"),),
+    ),
+    Family(
+        "bge_m3",
+        "BGE-M3",
+        "text",
+        "XLM-R and colbert_linear.pt; lexical weights and a dense vector in the same pass",
+        (
+            Published("BAAI/bge-m3", 1024, 568, "over 100 languages, 8,192 tokens"),
+            Published("BAAI/bge-m3-unsupervised", 1024, 568, "the same before fine-tuning"),
+        ),
+    ),
+    Family(
+        "pages",
+        "ColPali",
+        "text, images",
+        "transformers' *ForRetrieval, or LoRA adapters over a base; a vector for each patch of a page",
+        (
+            Published("vidore/colpali-v1.3-hf", 128, 2920, "pages, English"),
+            Published("vidore/colqwen2-v1.0-hf", 128, 2210, "pages, any aspect ratio"),
+            Published("vidore/colqwen2.5-v0.2", 128, 3750, "pages, best quality"),
+            Published("ModernVBERT/colmodernvbert", 128, 250, "pages on a CPU"),
+        ),
+    ),
+    Family(
+        "clip",
+        "CLIP, SigLIP (FILIP)",
+        "text, images",
+        "patches and word tokens through the model's projections; mean of token-wise maxima, both directions",
+        (
+            Published("openai/clip-vit-base-patch32", 512, 151, "photographs and captions"),
+            Published("google/siglip-base-patch16-224", 768, 203, "photographs and captions"),
+        ),
+    ),
+    Family(
+        "static",
+        "model2vec",
+        "text",
+        "a table of token vectors and their weights; no transformer runs",
+        (Published("minishlab/potion-retrieval-32M", 512, 32, "English, thousands of documents a second"),),
+    ),
+    Family(
+        "last_hidden_state",
+        "any other transformer",
+        "text",
+        "the last hidden state, special tokens left out; no projection is made up",
+        (Published("minilm", 384, 22.7, "English; all-MiniLM-L6-v2 from a package, no hub needed"),),
+    ),
+)
+BY_KEY = {family.key: family for family in FAMILIES}
+
+_IMAGE_TEXT = ("clip", "siglip", "siglip2")
+# Heads that score or label: what is below them was not trained to be compared.
+_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+
+
+def recognise(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Family:
+    """The family that a checkpoint belongs to.
+
+    Raises:
+        EncoderError: to none; the message lists them and names the nearest.
+    """
+    return BY_KEY[_key(checkpoint, trust_remote_code)]
+
+
+def nearest(name: str) -> str | None:
+    """The published checkpoint whose name resembles this one most."""
+    names = {published.name.lower(): published.name for family in FAMILIES for published in family.published}
+    short = {name.rpartition("/")[2]: full for name, full in names.items()} | names
+    found = difflib.get_close_matches(name.lower(), short, n=1, cutoff=0.7)
+    return short[found[0]] if found else None
+
+
+def _key(checkpoint: Checkpoint, trust_remote_code: bool) -> str:
+    architectures, model_type = checkpoint.architectures, checkpoint.model_type
+    types = [str(module.get("type", "")) for module in checkpoint.modules]
+    if checkpoint.has("adapter_config.json") or any(name.endswith("ForRetrieval") for name in architectures):
+        return "pages"
+    if model_type in _IMAGE_TEXT:
+        return "clip"
+    if model_type == "model2vec" or "StaticModel" in architectures or (types and types[0].endswith("StaticEmbedding")):
+        return "static"
+    if checkpoint.has("colbert_linear.pt"):
+        return "bge_m3"
+    if model_type == "ColBERT" and "bert_model" in checkpoint.config:
+        return "margin_mse"
+    if types and _is_multi_vector(checkpoint, types):
+        return "sentence_transformers"
+    if {"HF_ColBERT", "ColBERT"} & set(architectures) or _has_linear(checkpoint):
+        return "inline_linear"
+    if types and not types[0].endswith("Transformer"):
+        raise checkpoint.error(
+            f"it gives one vector for a text, by {types[0].rpartition('.')[2]}, and has no token vectors and no token "
+            "projection. Load a model that has them: `manyvec models` lists some"
+        )
+    if head := next((name for name in architectures if name.endswith(_OTHER_HEADS)), None):
+        raise checkpoint.error(f"{head} scores or labels texts, and has no token vectors to compare. {_choices()}")
+    _check_known(checkpoint, trust_remote_code)
+    return "last_hidden_state"
+
+
+def _is_multi_vector(checkpoint: Checkpoint, types: list[str]) -> bool:
+    """Whether sentence-transformers or PyLate saved it with its token projection, and not for one vector a text."""
+    saved_as = (checkpoint.json("config_sentence_transformers.json") or {}).get("model_type")
+    if saved_as in ("MultiVectorEncoder", "ColBERT"):
+        return True
+    return not any(type_.endswith("Pooling") for type_ in types) and any(type_.endswith("Dense") for type_ in types)
+
+
+def _has_linear(checkpoint: Checkpoint) -> bool:
+    return not checkpoint.modules and "linear.weight" in checkpoint.weights("linear.")
+
+
+def _check_known(checkpoint: Checkpoint, trust_remote_code: bool) -> None:
+    from transformers import CONFIG_MAPPING
+
+    if not checkpoint.config:
+        listed = ", ".join(sorted(path.name for path in checkpoint.folder.iterdir())[:8]) or "nothing"
+        raise checkpoint.error(f"config.json is missing from {checkpoint.folder}, which holds {listed}")
+    if checkpoint.model_type in CONFIG_MAPPING:
+        return
+    if "auto_map" in checkpoint.config:
+        if trust_remote_code:
+            return
+        raise checkpoint.error(f"it comes with code of its own. {CODE}")
+    what = checkpoint.model_type or ", ".join(checkpoint.architectures) or "no model_type"
+    close = difflib.get_close_matches(what.lower(), [*CONFIG_MAPPING, *_IMAGE_TEXT, "model2vec"], n=1, cutoff=0.5)
+    hint = f" The nearest that is known is {close[0]!r}." if close else ""
+    raise checkpoint.error(f"its architecture {what!r} is unknown.{hint} {_choices()}")
+
+
+def _choices() -> str:
+    return "Families that can be loaded: " + "; ".join(family.name for family in FAMILIES)
+
+
+def table() -> Iterator[dict[str, object]]:
+    """Every published checkpoint with its family, for `manyvec models`."""
+    for family in FAMILIES:
+        for published in family.published:
+            yield {
+                "name": published.name,
+                "family": family.name,
+                "reads": family.reads,
+                "dim": published.dim,
+                "parameters_in_millions": published.millions,
+                "good_for": published.good_for,
+            }
+
+
+def with_nearest(name: str, error: EncoderError) -> EncoderError:
+    """The same error, naming the published checkpoint that may have been meant."""
+    found = nearest(name)
+    if found is None or found.lower() == name.lower():
+        return error
+    return EncoderError(f"{error}. Did you mean {found!r}?")

@@ -1,0 +1,106 @@
+"""Modules that sentence-transformers lacks. Importing this imports torch: it is imported when a model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules import Transformer
+from transformers import MODEL_MAPPING
+
+from manyvec.errors import EncoderError
+
+
+def from_weights(config: Any, weights: dict[str, torch.Tensor], **options: Any) -> Any:
+    """The model of a config, given its weights; names are translated as for a checkpoint."""
+    if type(config) not in MODEL_MAPPING:
+        raise EncoderError(f"transformers has no model for a {type(config).__name__}")
+    own = {name: value for name, value in options.items() if name in ("dtype", "output_loading_info")}
+    return MODEL_MAPPING[type(config)].from_pretrained(None, config=config, state_dict=weights, **own)
+
+
+class Backbone(Transformer):
+    """A transformer all of whose weights must come from its checkpoint: one that is made up is an error.
+
+    Args:
+        weights: used instead of the checkpoint's own, by the names that the model gives them.
+        n_masks: so many mask tokens are put behind every query and attended to, whatever its length.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        weights: dict[str, torch.Tensor] | None = None,
+        n_masks: int = 0,
+        **options: Any,
+    ) -> None:
+        self._given = weights
+        self.n_masks = n_masks
+        super().__init__(model_name_or_path, **options)
+        self._given = None
+
+    def _load_model(
+        self,
+        model_name_or_path: str,
+        transformer_task: Any,
+        config: Any,
+        backend: str,
+        is_peft_model: bool,
+        **model_kwargs: Any,
+    ) -> Any:
+        places = (model_name_or_path, transformer_task, config, backend, is_peft_model)
+        if backend != "torch":
+            return super()._load_model(*places, **model_kwargs)
+        model_kwargs["output_loading_info"] = True
+        if self._given is None:
+            loaded: Any = super()._load_model(*places, **model_kwargs)
+        else:
+            loaded = from_weights(config, self._given, **model_kwargs)
+        model, info = loaded
+        # Nothing reads the pooler: token vectors come from below it.
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            code = " It comes with code of its own: see trust_remote_code." if hasattr(config, "auto_map") else ""
+            raise EncoderError(
+                f"its weights lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]!r}, "
+                f"and would be made up.{code}"
+            )
+        return model
+
+    def preprocess(self, inputs: Any, prompt: str | None = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not self.n_masks or kwargs.get("task") != "query":
+            return super().preprocess(inputs, prompt, *args, **kwargs)
+        tokenizer: Any = self.tokenizer
+        kwargs["max_length"] = tokenizer.model_max_length - self.n_masks
+        features = super().preprocess(inputs, prompt, *args, **kwargs)
+        ids, attention = features["input_ids"], features["attention_mask"]
+        lengths = attention.sum(dim=1, keepdim=True)
+        ids, attention = (torch.nn.functional.pad(tensor, (0, self.n_masks)) for tensor in (ids, attention))
+        places = torch.arange(ids.shape[1])
+        is_mask = (places >= lengths) & (places < lengths + self.n_masks)
+        features["input_ids"] = ids.masked_fill(is_mask, tokenizer.mask_token_id)
+        features["attention_mask"] = attention.masked_fill(is_mask, 1)
+        # DistilBERT has none; BERT makes zeros of what is not given.
+        features.pop("token_type_ids", None)
+        return features
+
+
+class AdaptedPages(torch.nn.Module):
+    """A vision-language model, adapters merged in, and the projection over its last hidden state (colpali-engine)."""
+
+    def __init__(self, vlm: Any, projection: torch.nn.Linear) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.projection = projection
+        self.config = vlm.config
+
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """(n_texts, n_tokens, dim) unit vectors."""
+        if "image_grid_thw" in inputs:
+            # The processor padded each image's patches to the longest.
+            counts = inputs["image_grid_thw"][:, 1] * inputs["image_grid_thw"][:, 2]
+            patches = [rows[:count] for rows, count in zip(inputs["pixel_values"], counts, strict=True)]
+            inputs["pixel_values"] = torch.cat(patches)
+        hidden = self.vlm(**inputs).last_hidden_state
+        return torch.nn.functional.normalize(self.projection(hidden.to(self.projection.weight.dtype)), dim=-1)
