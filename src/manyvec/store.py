@@ -277,7 +277,7 @@ class Store:
 
         spans = tokens.spans if tokens.spans is not None else np.full((tokens.n_tokens, 2), -1, np.int32)
         codec = self.codec
-        columns = {"n_tokens": tokens.lengths, "spans": _ragged(spans, tokens.offsets)}
+        columns = {"n_tokens": tokens.lengths, "spans": _span_steps(spans, tokens.offsets)}
         if codec is None:
             with np.errstate(over="ignore"):
                 vectors = tokens.vectors.astype(np.float16, copy=False)
@@ -458,11 +458,12 @@ class Snapshot:
         table = self._take(row_ids, [column, "spans"] if spans else [column])
         chunks = table[column].chunks
         vectors = [_values(chunk, np.uint8 if is_coded else np.float16) for chunk in chunks]
-        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in chunks]
+        offsets = offsets_of(np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]))
+        steps = [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in table["spans"].chunks] if spans else None
         return TokenBatch.unchecked(
             vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
-            offsets_of(np.concatenate(lengths)),
-            np.concatenate([_values(chunk, np.int32) for chunk in table["spans"].chunks]) if spans else None,
+            offsets,
+            None if steps is None else _spans(np.concatenate(steps), offsets),
             self._store.codec if is_coded else None,
         )
 
@@ -550,7 +551,8 @@ def _schema(manifest: Manifest) -> pa.Schema:
         pa.field("content_hash", pa.string(), nullable=False),
         pa.field("n_tokens", pa.int32(), nullable=False),
         pa.field("tokens", pa.list_(pa.list_(pa.float16(), manifest.dim)), metadata=token_metadata),
-        pa.field("spans", pa.list_(pa.list_(pa.int32(), 2))),
+        # Flat, because LanceDB compresses no list of fixed-size lists: 1 byte a token instead of 8.
+        pa.field("spans", pa.list_(pa.uint32())),
     ]
     if manifest.storage != "float16":
         codes = pa.list_(pa.list_(pa.uint8(), bytes_per_token(manifest.storage, manifest.dim)))
@@ -582,6 +584,29 @@ def _ragged(rows: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:
 
     lists = pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(rows).ravel(), rows.shape[1])
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), lists)
+
+
+def _span_steps(spans: NDArray[np.int32], offsets: NDArray[np.int64]) -> pa.ListArray:
+    """For each document two numbers a token: how far it starts from where the one before it does, and its length.
+
+    A step back is an odd number, a step forward an even one (zigzag), so that both are small.
+    """
+    import pyarrow as pa
+
+    before = np.concatenate([[0], spans[:-1, 0]])[: len(spans)]
+    before[offsets[:-1][np.diff(offsets) > 0]] = 0
+    steps = (spans[:, 0] - before).astype(np.int64)
+    numbers = np.stack([(steps << 1) ^ (steps >> 63), spans[:, 1] - spans[:, 0]], axis=1).astype(np.uint32)
+    return pa.ListArray.from_arrays(pa.array((2 * offsets).astype(np.int32)), pa.array(numbers.ravel()))
+
+
+def _spans(steps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The (n, 2) spans that `_span_steps` was made of."""
+    numbers = steps.astype(np.int64)
+    forward = (numbers[:, 0] >> 1) ^ -(numbers[:, 0] & 1)
+    sums = np.concatenate([[0], np.cumsum(forward)])
+    starts = sums[1:] - np.repeat(sums[offsets[:-1]], np.diff(offsets))
+    return np.stack([starts, starts + numbers[:, 1]], axis=1).astype(np.int32)
 
 
 def _codebook_table(codebook: Codebook) -> pa.Table:
