@@ -16,8 +16,8 @@ from numpy.testing import assert_allclose
 import manyvec.encoders
 from manyvec import EncoderError, InputError, MissingPackageError, SentenceTransformerEncoder, TruncationWarning
 from manyvec.encoders import Encoder, load_encoder
+from manyvec.models.text import batches_of
 from manyvec.testing import HashEncoder
-from manyvec.text_encoder import batches_of
 
 TEXT = "Hello world, this is McDonald's café in Zürich."
 

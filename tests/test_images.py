@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 import manyvec.encoders
 from manyvec import EncoderError, InputError, MaxSimScorer, TokenBatch, load_encoder
-from manyvec.image_encoder import filip_similarity, read_image
+from manyvec.models.image import filip_similarity, read_image
 
 Image = pytest.importorskip("PIL.Image", reason="needs pillow: pip install 'manyvec[images]'")
 

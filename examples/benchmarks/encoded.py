@@ -1,17 +1,20 @@
 """Token vectors of judged data sets, encoded once with `minilm` and kept in a folder for every benchmark to read.
 
     python examples/benchmarks/encoded.py DATA_FOLDER VECTORS [SET ...]
+    python examples/benchmarks/encoded.py DATA_FOLDER VECTORS scifact --dim 128 --to FOLDER
 
 DATA_FOLDER holds sets in BEIR layout. The documents are encoded as an index would (whole, in windows where long) and
-kept as float16; encoding is minutes a million tokens on a CPU, so no benchmark does it again.
+kept as float16; encoding is minutes a million tokens on a CPU, so no benchmark does it again. The second form writes
+what `Encoded.projected` makes, in the same layout, for programs that cannot share an environment with manyvec.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +46,34 @@ class Encoded:
         sample = self.documents.vectors[np.sort(rows)].astype(np.float32)
         _, vectors = np.linalg.eigh(sample.T @ sample)
         basis = np.ascontiguousarray(vectors[:, ::-1][:, :dim])
-        return Encoded(
-            self.dataset, _projected(self.documents, basis, np.float16), _projected(self.queries, basis, np.float32)
-        )
+        documents = _projected(self.documents, basis, np.float16)
+        return Encoded(self.dataset, documents, _projected(self.queries, basis, np.float32))
+
+    def every(self, n_queries: int) -> Encoded:
+        """The same documents with about so many queries, evenly spread."""
+        step = max(1, len(self.queries) // n_queries)
+        queries = dict(list(self.dataset.queries.items())[::step])
+        qrels = {query: self.dataset.qrels[query] for query in queries}
+        dataset = replace(self.dataset, queries=queries, qrels=qrels)
+        return Encoded(dataset, self.documents, self.queries.select(np.arange(0, len(self.queries), step)))
+
+
+class Known:
+    """An `Encoder` that knows the vectors of a set's texts, so that an index of it is built and searched without any
+    encoding. Texts it does not know are a KeyError."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        self.name = self.fingerprint = f"minilm on {encoded.dataset.name}, {encoded.documents.dim} dims"
+        self.dim = encoded.documents.dim
+        self._queries, self._documents = encoded.queries, encoded.documents
+        self._query_of = {text: i for i, text in enumerate(encoded.dataset.queries.values())}
+        self._document_of = {document.text: i for i, document in enumerate(encoded.dataset.documents)}
+
+    def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
+        return self._queries.select([self._query_of[text] for text in queries])
+
+    def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
+        return self._documents.select([self._document_of[text] for text in texts])
 
 
 def _projected(batch: TokenBatch, basis: np.ndarray, dtype: type) -> TokenBatch:
@@ -80,20 +108,32 @@ def _encode(dataset: Dataset, folder: Path) -> None:
         rate = sum(map(int, map(np.sum, lengths))) / (time.perf_counter() - started)
         print(f"{dataset.name}: {start + len(batch):,} of {len(texts):,} documents, {rate:,.0f} tokens/s", flush=True)
     queries = encoder.encode_queries(list(dataset.queries.values()))
-    for part, rows, counts in (
-        ("documents", np.concatenate(vectors), np.concatenate(lengths)),
-        ("queries", queries.vectors, queries.lengths),
-    ):
-        np.save(folder / f"{part}.npy", rows)
-        np.save(folder / f"{part}_lengths.npy", counts)
+    documents = TokenBatch.unchecked(np.concatenate(vectors), offsets_of(np.concatenate(lengths)))
+    _save(Encoded(dataset, documents, queries), folder)
+
+
+def _save(encoded: Encoded, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, batch in (("documents", encoded.documents), ("queries", encoded.queries)):
+        np.save(folder / f"{part}.npy", batch.vectors)
+        np.save(folder / f"{part}_lengths.npy", batch.lengths)
     (folder / "done").touch()
 
 
 def main() -> None:
-    data, vectors, *names = sys.argv[1:]
-    for name in names or sorted(os.listdir(data)):
-        if (Path(data) / name / "queries.jsonl").exists():
-            print(name, load(data, vectors, name).documents, flush=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("vectors")
+    parser.add_argument("sets", nargs="*")
+    parser.add_argument("--dim", type=int)
+    parser.add_argument("--to")
+    options = parser.parse_args()
+    for name in options.sets or sorted(os.listdir(options.data)):
+        if (Path(options.data) / name / "queries.jsonl").exists():
+            encoded = load(options.data, options.vectors, name)
+            print(name, encoded.documents, flush=True)
+            if options.to:
+                _save(encoded.projected(options.dim or encoded.documents.dim), Path(options.to) / name)
 
 
 if __name__ == "__main__":

@@ -27,27 +27,29 @@ BOUND = 1_000_000_000
 def throughput(dataset: str) -> None:
     encoder = load_encoder("minilm", device="cpu")
     texts = [document.text for document in load_beir(dataset).documents]
-    texts = [text for text in texts[:400] if len(encoder.model.tokenizer(text)["input_ids"]) <= 256][:64]
+    lengths = [len(ids) for ids in encoder.model.tokenizer(texts[:400], verbose=False)["input_ids"]]
+    texts = [text for text, length in zip(texts, lengths, strict=False) if length <= 256][:48]
     contenders = {
         f"batch_tokens={batch_tokens}": partial(
             SentenceTransformerEncoder(encoder.model, name="minilm", batch_tokens=batch_tokens).encode_documents, texts
         )
-        for batch_tokens in (512, 1024, 2048, 4096, 8192)
+        for batch_tokens in (1024, 2048, 4096, 8192)
     }
-    contenders["MultiVectorEncoder.encode_document"] = partial(
-        encoder.model.encode_document, texts, convert_to_numpy=True
-    )
+    for batch_size in (8, 32):
+        contenders[f"MultiVectorEncoder.encode_document, batch_size={batch_size}"] = partial(
+            encoder.model.encode_document, texts, batch_size=batch_size, convert_to_numpy=True
+        )
     for backend, package in (("onnx", "optimum.onnxruntime"), ("openvino", "optimum.intel")):
         if find_spec("optimum") and find_spec(package):
             contenders[backend] = partial(load_encoder("minilm", backend=backend).encode_documents, texts)
-    taken = report.medians(contenders, rounds=5)
+    taken = report.medians(contenders, rounds=3)
     n_tokens = encoder.encode_documents(texts).n_tokens
-    theirs = taken["MultiVectorEncoder.encode_document"]
+    theirs = min(taken[name] for name in taken if name.startswith("MultiVectorEncoder"))
     rates = {
         name: {
             "documents_a_second": round(1000 * len(texts) / milliseconds, 1),
             "tokens_a_second": round(1000 * n_tokens / milliseconds),
-            "times_as_fast_as_multi_vector_encoder": round(theirs / milliseconds, 2),
+            "times_as_fast_as_multi_vector_encoder_at_its_best": round(theirs / milliseconds, 2),
         }
         for name, milliseconds in taken.items()
     }

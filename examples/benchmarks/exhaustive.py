@@ -1,9 +1,9 @@
 """Exact search over a whole corpus: manyvec, warm, against LanceDB's own multivector search over the same vectors.
 
-    python examples/benchmarks/exhaustive.py DATASET [--db DIR]
+    python examples/benchmarks/exhaustive.py DATA_FOLDER VECTORS SET [--dim 128] [--db DIR]
 
-Both read one table, made by `manyvec eval DATASET --db DIR` if it is there. Queries are encoded beforehand, and both
-answer with ids of the 10 best. LanceDB measures cosine, which equals MaxSim's dot product for unit vectors.
+The index is made from token vectors that `encoded.py` keeps. Both read its table and answer with the 10 best; query
+encoding is left out. LanceDB measures cosine, which equals MaxSim's dot product for unit vectors.
 """
 
 from __future__ import annotations
@@ -15,59 +15,54 @@ from functools import partial
 import lancedb
 import numpy as np
 import report
+from encoded import Known, load
 
-from manyvec import Index, MaxSimScorer, load_encoder
-from manyvec.evaluation import load_beir
-from manyvec.resident import Resident
-from manyvec.scoring import top_k
-from manyvec.store import Store
+from manyvec import Index
+from manyvec.candidates import Exhaustive
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset")
+    parser.add_argument("data")
+    parser.add_argument("vectors")
+    parser.add_argument("set")
+    parser.add_argument("--dim", type=int)
     parser.add_argument("--db", default=None)
     parser.add_argument("--queries", type=int, default=3, help="LanceDB takes many seconds for each")
     options = parser.parse_args()
 
-    dataset = load_beir(options.dataset)
-    encoder = load_encoder("minilm", device="cpu")
+    encoded = load(options.data, options.vectors, options.set)
+    encoded = encoded.projected(options.dim or encoded.documents.dim)
     uri = options.db or tempfile.mkdtemp()
-    Index.create(uri, encoder, exist_ok=True).add(dataset.documents, show_progress=True)
-
+    index = Index.create(uri, Known(encoded), exist_ok=True, cache_bytes=8 * 2**30)
+    index.add(encoded.dataset.documents, show_progress=True)
+    index.candidates = Exhaustive()
     table = lancedb.connect(uri).open_table("documents")
-    resident = Resident.load(Store.open(uri).snapshot(), encoder.dim, budget=8 * 2**30)
-    scorer = MaxSimScorer()
-    queries = encoder.encode_queries(list(dataset.queries.values())[: options.queries])
-
+    texts = list(encoded.dataset.queries.values())[: options.queries]
     found: dict[tuple[str, int], list[str]] = {}
 
     def manyvec(i: int) -> None:
-        scores = resident.score(scorer, queries.select([i]))[0]
-        found["manyvec", i] = [resident.states.ids[place] for place in top_k(scores, resident.states.ids, 10)]
+        found["manyvec", i] = [hit.id for hit in index.search(texts[i])]
 
     def lance(i: int) -> None:
-        search = table.search(queries[i].astype(np.float16), vector_column_name="tokens").distance_type("cosine")
-        found["lancedb", i] = search.limit(10).select(["id"]).to_arrow()["id"].to_pylist()
+        vectors = encoded.queries[i].astype(np.float16)
+        search = table.search(vectors, vector_column_name="tokens").distance_type("cosine")
+        found["lancedb", i] = search.limit(10).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
 
-    def index_search(i: int) -> None:
-        index.search(texts[i], k=10)
-
-    index, texts = Index.open(uri, encoder, cache_bytes=8 * 2**30), list(dataset.queries.values())
-    rows = []
-    for i in range(options.queries):
-        contenders = {"manyvec": partial(manyvec, i), "lancedb": partial(lance, i)}
-        contenders["Index.search with encoding"] = partial(index_search, i)
-        rows.append(report.medians(contenders, rounds=2))
+    rows = [
+        report.medians({"manyvec": partial(manyvec, i), "lancedb": partial(lance, i)}, rounds=2)
+        for i in range(len(texts))
+    ]
     typical = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
-    same = [len({*found["manyvec", i]} & {*found["lancedb", i]}) / 10 for i in range(len(queries))]
+    same = [len({*found["manyvec", i]} & {*found["lancedb", i]}) / 10 for i in range(len(texts))]
+    info = index.info()
     report.write(
-        f"exhaustive-{dataset.name}",
+        f"exhaustive-{encoded.dataset.name}-{info.dim}",
         {
-            "documents": len(resident),
-            "tokens": int(resident.states.n_tokens.sum()),
-            "dim": encoder.dim,
-            "query_tokens": queries.lengths.tolist(),
+            "documents": info.documents,
+            "tokens": info.tokens,
+            "dim": info.dim,
+            "query_tokens": encoded.queries.lengths[: len(texts)].tolist(),
             "milliseconds_a_query": typical,
             "times_faster_than_lancedb": round(typical["lancedb"] / typical["manyvec"], 1),
             "same_top_10": round(float(np.mean(same)), 3),

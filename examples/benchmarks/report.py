@@ -8,7 +8,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,13 +30,13 @@ def medians(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict
     return {name: round(1000 * statistics.median(taken), 3) for name, taken in seconds.items()}
 
 
-def write(name: str, results: Any) -> None:
+def write(name: str, results: Any, packages: Sequence[str] = PACKAGES) -> None:
     """Print the results, and keep them in `results/NAME.json` with date, command, hardware and versions."""
     record = {
         "date": date.today().isoformat(),
         "command": " ".join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *map(_shown, sys.argv[1:])]),
         "hardware": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), **{p: v for p in PACKAGES if (v := _version(p))}},
+        "versions": {"python": platform.python_version(), **{p: v for p in packages if (v := _version(p))}},
         "results": results,
     }
     path = Path(__file__).parent / "results" / f"{name}.json"

@@ -107,6 +107,18 @@ class Codebook:
             nearest[start : start + step] = products.numpy().argmax(axis=1)
         return nearest
 
+    def similarities(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, n_centroids) dot products; off by up to 0.005 where int8 is multiplied faster."""
+        import torch
+
+        if not has_fast_int8():
+            return np.asarray(vectors @ self.centroids.T, np.float32)
+        steps = np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-30) / 127
+        integers = torch.from_dlpack(np.rint(vectors / steps).astype(np.int8))
+        products = torch._int_mm(integers, self._integers.T).float().numpy()
+        products *= (steps * max(float(np.abs(self.centroids).max()), 1e-30) / 127).astype(np.float32)
+        return products
+
     @cached_property
     def _integers(self) -> torch.Tensor:
         """(n_centroids, dim) int8, all with one scale."""

@@ -1,7 +1,7 @@
 """Encoders: text or images in, token vectors and what they stand for out.
 
-`Encoder` is the protocol an index needs. `load_encoder` fills it with any late-interaction model: `families` says which
-there are, `text_models`, `static_encoder` and `image_encoder` load them.
+`Encoder` is the protocol an index needs. `load_encoder` fills it with any late-interaction model: the package `models`
+says which there are, and loads them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from manyvec import families, text_models
-from manyvec.checkpoints import Checkpoint
 from manyvec.errors import EncoderError, InputError, MissingPackageError, require
-from manyvec.image_encoder import ImageEncoder
-from manyvec.image_models import load_image_encoder
-from manyvec.m3_encoder import M3Encoder
-from manyvec.static_encoder import StaticEncoder
-from manyvec.text_encoder import SentenceTransformerEncoder, TruncationWarning
-from manyvec.text_models import Loading
+from manyvec.models import families, text_layouts
+from manyvec.models.checkpoints import Checkpoint
+from manyvec.models.image import ImageEncoder
+from manyvec.models.image_layouts import load_image_encoder
+from manyvec.models.m3 import M3Encoder
+from manyvec.models.static import StaticEncoder
+from manyvec.models.text import SentenceTransformerEncoder, TruncationWarning
+from manyvec.models.text_layouts import Loading
 from manyvec.tokens import TokenBatch
 
 __all__ = ["DEVICES", "Encoder", "SentenceTransformerEncoder", "TruncationWarning", "load_encoder"]
@@ -131,12 +131,12 @@ def _load(name: str, loading: Loading) -> LocalEncoder:
 
 def _loaded(checkpoint: Checkpoint, name: str, loading: Loading) -> LocalEncoder:
     family = families.recognise(checkpoint, trust_remote_code=loading.trust_remote_code)
-    builders: dict[str, text_models.Builder] = {
-        "inline_linear": text_models.inline_linear,
-        "sentence_transformers": text_models.sentence_transformers_modules,
-        "margin_mse": text_models.margin_mse,
-        "bge_m3": text_models.bge_m3,
-        "last_hidden_state": text_models.last_hidden_state,
+    builders: dict[str, text_layouts.Builder] = {
+        "inline_linear": text_layouts.inline_linear,
+        "sentence_transformers": text_layouts.sentence_transformers_modules,
+        "margin_mse": text_layouts.margin_mse,
+        "bge_m3": text_layouts.bge_m3,
+        "last_hidden_state": text_layouts.last_hidden_state,
     }
     if loading.backend != "torch" and family.key not in builders:
         raise InputError(f"backend {loading.backend!r} is for text models; {family.name} runs with torch")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.candidates import Places, Query, Scope
-from manyvec.m3_encoder import M3Encoder, lexical_score
+from manyvec.models.m3 import M3Encoder, lexical_score
 
 _BATCH = 64
 

@@ -226,7 +226,12 @@ def _padded(rows: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 def in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
-    """Work on all blocks; each thread takes the next one when it has done one."""
+    """Work on all blocks; each thread takes the next one when it has done one.
+
+    The calling thread works too: where the others get no processor, it has done nearly all by the time they start.
+    """
+    import torch
+
     numbers = itertools.count()
 
     def work_on() -> None:
@@ -234,8 +239,16 @@ def in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
             work(blocks[number])
 
     pool, n_threads = _workers(os.getpid())
-    for running in [pool.submit(work_on) for _ in range(min(n_threads, len(blocks)))]:
-        running.result()
+    others = [pool.submit(work_on) for _ in range(min(n_threads, len(blocks)) - 1)]
+    own_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        work_on()
+    finally:
+        torch.set_num_threads(own_threads)
+    for running in others:
+        if not running.cancel():
+            running.result()
 
 
 def scratch(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:

@@ -10,17 +10,20 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from manyvec.checkpoints import CODE, Checkpoint
 from manyvec.errors import EncoderError
+from manyvec.models.checkpoints import CODE, Checkpoint
 
 
 @dataclass(frozen=True)
 class Published:
-    """A checkpoint that people use: its dim, its parameters in millions, and what it is good for."""
+    """A checkpoint that people use: its dim, its parameters in millions, and what it is good for.
+
+    Figures are those of its model card; None where there is none to be found.
+    """
 
     name: str
     dim: int | None
-    millions: float
+    millions: float | None
     good_for: str
 
 
@@ -49,13 +52,13 @@ FAMILIES = (
         "linear.weight beside the backbone; [Q]/[D] markers, [MASK] expansion, punctuation skipped",
         (
             Published("colbert-ir/colbertv2.0", 128, 110, "English; the reference"),
-            Published("answerdotai/answerai-colbert-small-v1", 96, 33, "English, small and strong"),
+            Published("answerdotai/answerai-colbert-small-v1", 96, 33.4, "English, small and strong"),
             Published("jinaai/jina-colbert-v1-en", 128, 137, "English, 8,192 tokens; needs trust_remote_code"),
             Published("Crystalcareai/Colbertv2", 128, 110, "a copy of colbertv2.0"),
             Published("vespa-engine/col-minilm", 32, 22.3, "English, tiny vectors"),
             Published("vespa-engine/colbert-medium", 32, 41, "English, tiny vectors"),
-            Published("vjeronymo2/mColBERT", None, 178, "multilingual, mBERT"),
-            Published("antoinelouis/colbert-xm", 128, 277, "81 languages, XMOD"),
+            Published("vjeronymo2/mColBERT", None, None, "multilingual, mBERT"),
+            Published("antoinelouis/colbert-xm", 128, 853, "81 languages; reads by its config's default_language"),
         ),
     ),
     Family(
@@ -83,7 +86,7 @@ FAMILIES = (
         "XLM-R and colbert_linear.pt; lexical weights and a dense vector in the same pass",
         (
             Published("BAAI/bge-m3", 1024, 568, "over 100 languages, 8,192 tokens"),
-            Published("BAAI/bge-m3-unsupervised", 1024, 568, "the same before fine-tuning"),
+            Published("BAAI/bge-m3-unsupervised", 1024, 568, "the stage before; without heads its last hidden state"),
         ),
     ),
     Family(
@@ -113,7 +116,7 @@ FAMILIES = (
         "model2vec",
         "text",
         "a table of token vectors and their weights; no transformer runs",
-        (Published("minishlab/potion-retrieval-32M", 512, 32, "English, thousands of documents a second"),),
+        (Published("minishlab/potion-retrieval-32M", 512, 32.3, "English, thousands of documents a second"),),
     ),
     Family(
         "last_hidden_state",

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from manyvec.checkpoints import Checkpoint
 from manyvec.errors import EncoderError
+from manyvec.models.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ def sentence_transformers_modules(checkpoint: Checkpoint, loading: Loading) -> M
     """What sentence-transformers or PyLate saved: it says itself which modules, markers and lengths it has."""
     from sentence_transformers import MultiVectorEncoder
 
-    from manyvec.torch_modules import Backbone
+    from manyvec.models.torch_modules import Backbone
 
     transformers = {
         module["type"]: Backbone
@@ -159,7 +159,7 @@ def bge_m3(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncoder:
 
 
 def _backbone(checkpoint: Checkpoint, loading: Loading, **options: Any) -> Any:
-    from manyvec.torch_modules import Backbone
+    from manyvec.models.torch_modules import Backbone
 
     # transformers would make up an empty vocabulary.
     if not any(any(checkpoint.folder.glob(pattern)) for pattern in _TOKENIZERS):

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from manyvec.checkpoints import CODE, Checkpoint
 from manyvec.errors import require
-from manyvec.image_encoder import ImageEncoder, ImageTextEncoder, PageEncoder
-from manyvec.text_models import Loading
+from manyvec.models.checkpoints import CODE, Checkpoint
+from manyvec.models.image import ImageEncoder, ImageTextEncoder, PageEncoder
+from manyvec.models.text_layouts import Loading
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def _adapted(checkpoint: Checkpoint, loading: Loading) -> tuple[torch.nn.Module,
     import torch
     import transformers
 
-    from manyvec.torch_modules import AdaptedPages, from_weights
+    from manyvec.models.torch_modules import AdaptedPages, from_weights
 
     settings = checkpoint.json("adapter_config.json")
     base = checkpoint.base(settings["base_model_name_or_path"], local_files_only=loading.local_files_only)

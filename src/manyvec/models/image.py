@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError, require
-from manyvec.text_encoder import Spans, batches_of, check_texts
+from manyvec.models.text import Spans, batches_of, check_texts
 from manyvec.tokens import TokenBatch, offsets_of
 
 if TYPE_CHECKING:

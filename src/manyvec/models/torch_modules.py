@@ -16,7 +16,8 @@ def from_weights(config: Any, weights: dict[str, torch.Tensor], **options: Any) 
     if type(config) not in MODEL_MAPPING:
         raise EncoderError(f"transformers has no model for a {type(config).__name__}")
     own = {name: value for name, value in options.items() if name in ("dtype", "output_loading_info")}
-    return MODEL_MAPPING[type(config)].from_pretrained(None, config=config, state_dict=weights, **own)
+    model_class: Any = MODEL_MAPPING[type(config)]
+    return model_class.from_pretrained(None, config=config, state_dict=weights, **own)
 
 
 class Backbone(Transformer):

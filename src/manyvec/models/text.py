@@ -39,7 +39,7 @@ class SentenceTransformerEncoder:
         model: any text model; its prompts, lengths, query expansion and skip list are used as they are.
         name: what `load_encoder` finds it by; indexes remember it.
         weights_id: what tells the weights apart where they are not torch's (ONNX, OpenVINO).
-        batch_tokens: padded tokens per forward pass. Small passes stay in a CPU's cache: 2,048 encode 1.2 times as
+        batch_tokens: padded tokens per forward pass. Small passes stay in a CPU's cache: 2,048 encode 1.1 times as
             many documents a second as 8,192 there (`examples/benchmarks/encoding.py`). By default 2,048 on a CPU, else
             32,768.
         overlap: tokens that neighbouring windows of a long text share, so that each token is read in context; it is

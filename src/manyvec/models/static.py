@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.checkpoints import Checkpoint
 from manyvec.errors import EncoderError, ShapeError
-from manyvec.text_encoder import check_texts
+from manyvec.models.checkpoints import Checkpoint
+from manyvec.models.text import check_texts
 from manyvec.tokens import TokenBatch, offsets_of
 
 if TYPE_CHECKING:

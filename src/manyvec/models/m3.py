@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError
-from manyvec.text_encoder import SentenceTransformerEncoder, check_texts
+from manyvec.models.text import SentenceTransformerEncoder, check_texts
 from manyvec.tokens import TokenBatch
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class M3Encoder(SentenceTransformerEncoder):
         import torch
         from sentence_transformers.util import batch_to_device
 
-        from manyvec.text_encoder import batches_of
+        from manyvec.models.text import batches_of
 
         if self._sparse is None:
             raise EncoderError(f"{self.name} has no sparse_linear.pt: it gives token vectors alone")

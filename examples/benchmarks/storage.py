@@ -1,0 +1,126 @@
+"""What smaller token vectors cost in quality: nDCG@10 and top 10 of exhaustive search against float16, on judged sets.
+
+    python examples/benchmarks/storage.py DATA_FOLDER VECTORS [SET ...] [--dim 128] [--queries 150]
+
+Every storage of `manyvec.codec`, and sentence-transformers' hierarchical token pooling by 2 and 3 kept as float16.
+Bytes are those of the vectors, for each token before pooling. Sets are those that `encoded.py` has encoded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import report
+import torch
+from encoded import Encoded, load
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
+
+from manyvec import MaxSimScorer, TokenBatch
+from manyvec.codebook import Codebook, n_centroids_for
+from manyvec.codec import STORAGES, Codec
+from manyvec.evaluation import evaluate
+from manyvec.scoring import top_k
+from manyvec.tokens import offsets_of
+
+
+def coded(storage: str, documents: TokenBatch) -> TokenBatch:
+    """The documents as an index keeps them."""
+    codebook = None
+    if storage == "residual":
+        n_centroids = n_centroids_for(documents.n_tokens)
+        n_sample = min(documents.n_tokens, max(65_536, 8 * n_centroids))
+        sample = np.random.default_rng(0).choice(documents.n_tokens, n_sample, replace=False)
+        codebook = Codebook.train(documents.vectors[np.sort(sample)], n_centroids)
+    codec = Codec(storage, documents.dim, codebook and codebook.centroids)
+    parts = []
+    for start in range(0, documents.n_tokens, 65_536):
+        vectors = documents.vectors[start : start + 65_536]
+        parts.append(codec.encode(vectors, codebook and codebook.assign(vectors)))
+    return TokenBatch.unchecked(np.concatenate(parts), documents.offsets, codec=codec)
+
+
+def pooled(factor: int, documents: TokenBatch) -> TokenBatch:
+    # minilm keeps no vector of [CLS], so that no token stands apart.
+    pooling = HierarchicalTokenPooling(factor, num_protected_tokens=0)
+    kept = [pooling.pool_one(torch.from_numpy(document.astype(np.float32))).numpy() for document in documents]
+    return TokenBatch.unchecked(np.concatenate(kept).astype(np.float16), offsets_of([len(vectors) for vectors in kept]))
+
+
+WAYS: dict[str, Callable[[TokenBatch], TokenBatch]] = {
+    "float16": lambda documents: documents,
+    **{storage: partial(coded, storage) for storage in STORAGES if storage != "float16"},
+    "float16, pooled by 2": partial(pooled, 2),
+    "float16, pooled by 3": partial(pooled, 3),
+}
+
+
+def best(encoded: Encoded, documents: TokenBatch) -> dict[str, list[str]]:
+    """Ids of the 10 best documents for each query."""
+    ids, scorer, found = encoded.ids, MaxSimScorer(), {}
+    queries = list(encoded.dataset.queries)
+    for start in range(0, len(queries), 10):
+        part = np.arange(start, min(start + 10, len(queries)))
+        for query, scores in zip(part, scorer.score_many(encoded.queries.select(part), documents), strict=True):
+            found[queries[query]] = [ids[place] for place in top_k(scores, ids, 10)]
+    return found
+
+
+def measured(encoded: Encoded) -> dict[str, dict[str, float]]:
+    rows: dict[str, dict[str, float]] = {}
+    everything = encoded.documents
+    for way, change in WAYS.items():
+        documents = change(everything)
+        found = best(encoded, documents)
+        ndcg = evaluate(encoded.dataset.qrels, found, ["nDCG@10"])["nDCG@10"]
+        if way == "float16":
+            reference, exact = ndcg, found
+        rows[way] = {
+            "bytes_a_token": round(documents.vectors.nbytes / everything.n_tokens, 1),
+            "nDCG@10": round(ndcg, 4),
+            "percent_of_float16": round(100 * ndcg / reference, 2),
+            "overlap_of_the_top_10": round(
+                float(np.mean([len({*found[query]} & {*exact[query]}) / len(exact[query]) for query in exact])), 4
+            ),
+        }
+        print(encoded.dataset.name, way, json.dumps(rows[way]), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("vectors")
+    parser.add_argument("sets", nargs="*")
+    parser.add_argument("--dim", type=int)
+    parser.add_argument("--queries", type=int, default=150)
+    options = parser.parse_args()
+    names = options.sets or sorted(folder.parent.name for folder in Path(options.vectors).glob("*/done"))
+
+    sets = {}
+    for name in names:
+        encoded = load(options.data, options.vectors, name)
+        encoded = encoded.projected(options.dim or encoded.documents.dim).every(options.queries)
+        sets[name] = {
+            "documents": len(encoded.documents),
+            "tokens": encoded.documents.n_tokens,
+            "queries": len(encoded.queries),
+            "storages": measured(encoded),
+        }
+    columns = ("percent_of_float16", "overlap_of_the_top_10", "bytes_a_token")
+    mean = {
+        way: {
+            column: round(float(np.mean([row["storages"][way][column] for row in sets.values()])), 4)
+            for column in columns
+        }
+        for way in WAYS
+    }
+    report.write(f"storage-{encoded.documents.dim}", {"mean": mean, "sets": sets})
+
+
+if __name__ == "__main__":
+    main()

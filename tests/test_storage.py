@@ -1,0 +1,252 @@
+"""Indexes that keep token vectors in fewer bytes: what they find, and what happens to them meanwhile."""
+
+import lancedb
+import numpy as np
+import pytest
+
+from manyvec import F, Index, InputError, ManifestError, TokenBatch
+from manyvec.candidates import CentroidTerms, Exhaustive, Fuse, Lexical, NativeMultivector
+from manyvec.codec import STORAGES, bytes_per_token
+from manyvec.ingest import MIN_RESIDUAL_TOKENS, pool
+from manyvec.scoring import maxsim_reference
+from manyvec.testing import HashEncoder
+from manyvec.tokens import offsets_of
+
+ENCODER = HashEncoder(48)
+WORDS = [f"w{i}" for i in range(400)]
+
+
+def documents(n, n_words=30, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{"id": f"{i:04d}", "text": " ".join(rng.choice(WORDS, n_words)), "metadata": {"n": i}} for i in range(n)]
+
+
+DOCUMENTS = documents(60)
+QUERY = " ".join(DOCUMENTS[7]["text"].split()[:6])
+
+
+def filled(uri, storage, **options):
+    index = Index.create(uri, ENCODER, storage=storage, filters={"n": int}, **options)
+    index.add(DOCUMENTS)
+    return index
+
+
+def ids(hits):
+    return [hit.id for hit in hits]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A `residual` index with as many token vectors as its centroids need, not optimized yet."""
+    index = Index.create(tmp_path_factory.mktemp("large") / "index", ENCODER, storage="residual", filters={"n": int})
+    index.add(documents(MIN_RESIDUAL_TOKENS // 256 + 1, n_words=256))
+    return index
+
+
+@pytest.fixture
+def residual(large, tmp_path):
+    import shutil
+
+    shutil.copytree(large.uri, tmp_path / "residual")
+    return Index.open(tmp_path / "residual", ENCODER)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_hits_are_those_of_the_reference_over_the_stored_vectors(tmp_path, storage):
+    index = filled(tmp_path / "index", storage)
+    hits = index.search(QUERY, k=60)
+    stored = index.token_vectors([document["id"] for document in DOCUMENTS])
+    expected = maxsim_reference(ENCODER.encode_queries([QUERY])[0], stored)
+    by_id = {hit.id: hit.score for hit in hits}
+    # The stored vectors are handed out as float16.
+    np.testing.assert_allclose([by_id[d["id"]] for d in DOCUMENTS], expected, rtol=0, atol=6 * 2.0**-9)
+    assert hits[0].id == "0007"
+    assert index.info().storage == storage
+
+
+@pytest.mark.parametrize("storage", [s for s in STORAGES if s != "residual"])
+def test_vectors_take_the_bytes_that_their_storage_says(tmp_path, storage):
+    index = filled(tmp_path / "index", storage)
+    index.search("w1")
+    assert index.info().bytes_in_memory == index.info().tokens * bytes_per_token(storage, 48)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_updates_and_deletes_are_never_served_stale(tmp_path, storage):
+    index = filled(tmp_path / "index", storage)
+    index.search(QUERY)
+    index.add([{"id": "0007", "text": "other words", "metadata": {"n": 7}}, {"id": "new", "text": QUERY}])
+    index.delete("0008")
+    found = ids(index.search(QUERY, k=100))
+    assert found[0] == "new" and "0008" not in found and len(found) == 60
+    assert ids(Index.open(index.uri, ENCODER).search(QUERY, k=100)) == found
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_budget_smaller_than_one_document_changes_no_score(tmp_path, storage):
+    index = filled(tmp_path / "index", storage)
+    small = Index.open(index.uri, ENCODER, cache_bytes=10)
+    assert [(h.id, h.score) for h in small.search(QUERY, k=60)] == [(h.id, h.score) for h in index.search(QUERY, k=60)]
+    assert small.info().bytes_in_memory == 0
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_metadata_changes_without_touching_a_vector(tmp_path, storage):
+    index = filled(tmp_path / "index", storage)
+    before = index.token_vectors("0007").vectors
+    report = index.add([{**DOCUMENTS[7], "metadata": {"n": 1000, "more": "x"}}])
+    assert (report.updated, report.added) == (1, 0)
+    assert index.get("0007")[0].metadata == {"n": 1000, "more": "x"}
+    assert ids(index.search(QUERY, filter=F("n") == 1000)) == ["0007"]
+    assert np.array_equal(index.token_vectors("0007").vectors, before)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 10])
+@pytest.mark.parametrize("storage", ["float16", "int4"])
+def test_a_filter_that_keeps_few_is_answered_exactly(tmp_path, storage, kept):
+    index = filled(tmp_path / "index", storage)
+    found = index.search(QUERY, k=60, filter=F("n") >= 60 - kept)
+    every = [hit for hit in index.search(QUERY, k=60) if hit.metadata["n"] >= 60 - kept]
+    assert [(h.id, h.score) for h in found] == [(h.id, h.score) for h in every] and len(found) == kept
+
+
+def test_an_unknown_storage_and_a_pool_factor_below_one_are_refused(tmp_path):
+    with pytest.raises(InputError, match="storage must be one of float16, int8, int4, residual, binary, got 'int3'"):
+        Index.create(tmp_path / "a", ENCODER, storage="int3")
+    with pytest.raises(InputError, match=r"pool_factor must be 1 or more, got 0\.5"):
+        Index.create(tmp_path / "b", ENCODER, pool_factor=0.5)
+
+
+def test_residual_waits_for_enough_vectors_and_then_takes_all_in(residual):
+    assert not residual._store.snapshot().states().is_coded.any()
+    before = ids(residual.search("w1 w2 w3 w4", k=5))
+    residual.optimize()
+    assert residual._store.snapshot().states().is_coded.all()
+    assert len({*ids(residual.search("w1 w2 w3 w4", k=5))} & {*before}) >= 4
+    residual.add([{"id": "late", "text": "w1 w2 w3 w4"}])
+    assert residual._store.snapshot().states().is_coded.all()
+    assert ids(residual.search("w1 w2 w3 w4", k=1)) == ["late"]
+    assert residual.info().bytes_in_memory == residual.info().tokens * bytes_per_token("residual", 48)
+
+
+def test_residual_stopped_half_way_is_searched_as_it_is_and_completed_by_the_next_optimize(residual, monkeypatch):
+    monkeypatch.setattr("manyvec.store._WINDOW_BYTES", 2**20)
+    before = ids(residual.search("w1 w2 w3 w4", k=5))
+    recode, n_calls = type(residual._store).recode, []
+
+    def stopped(store, *arguments):
+        n_calls.append(1)
+        if len(n_calls) == 3:
+            raise KeyboardInterrupt
+        return recode(store, *arguments)
+
+    monkeypatch.setattr(type(residual._store), "recode", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        residual.optimize()
+    is_coded = residual._store.snapshot().states().is_coded
+    assert 0 < is_coded.sum() < len(is_coded)
+    for index in (residual, Index.open(residual.uri, ENCODER), Index.open(residual.uri, ENCODER, cache_bytes=10)):
+        assert len({*ids(index.search("w1 w2 w3 w4", k=5))} & {*before}) >= 4
+    assert residual.token_vectors(residual.ids()).n_tokens == residual.info().tokens
+    Index.open(residual.uri, ENCODER).optimize()
+    assert residual._store.snapshot().states().is_coded.all()
+    assert len(residual.search("w1", k=1000)) == residual.count()
+
+
+def test_lost_centroids_are_an_error_that_says_so(residual):
+    residual.optimize()
+    database = lancedb.connect(residual.uri)
+    (table,) = [name for name in database.list_tables().tables if name.startswith("codec_")]
+    database.drop_table(table)
+    with pytest.raises(ManifestError, match="the centroids of the index .* cannot be read"):
+        Index.open(residual.uri, ENCODER).search("w1")
+
+
+def test_pooling_keeps_the_first_token_and_half_of_the_rest():
+    eye = np.eye(4, dtype=np.float32)
+    near = np.array([[0, 0.8, 0.6, 0]], np.float32)
+    vectors = np.concatenate([eye[[0, 1]], near, eye[[3]], eye[[3]]])
+    spans = np.array([[-1, -1], [0, 2], [3, 5], [6, 8], [9, 11]], np.int32)
+    pooled = pool(TokenBatch(vectors, offsets_of([5]), spans), 2)
+    assert pooled.n_tokens == 3
+    assert np.allclose(pooled.vectors[0], eye[0]) and pooled.spans[0].tolist() == [-1, -1]
+    # One mean of the two that are near each other, one of the two that are equal.
+    mean = (eye[1] + near[0]) / np.linalg.norm(eye[1] + near[0])
+    assert {tuple(np.round(row, 4)) for row in pooled.vectors[1:]} == {tuple(np.round(mean, 4)), tuple(eye[3])}
+    assert all(span in spans.tolist() for span in pooled.spans.tolist())
+
+
+def test_an_index_with_pooling_keeps_half_the_vectors_and_finds_the_document(tmp_path):
+    whole, half = filled(tmp_path / "whole", "float16"), filled(tmp_path / "half", "float16", pool_factor=2)
+    assert half.info().tokens == pytest.approx(whole.info().tokens / 2, rel=0.05)
+    assert half.search(QUERY, k=1)[0].id == "0007"
+    assert half.search(QUERY, k=1, evidence=True)[0].evidence.words
+
+
+def test_bm25_takes_part_in_the_order_and_leaves_the_scores_alone(tmp_path):
+    index = filled(tmp_path / "index", "float16")
+    index.add([{"id": "rare", "text": "zebra " + DOCUMENTS[3]["text"]}])
+    pure = {hit.id: hit.score for hit in index.search("w1 w2 zebra", k=100)}
+    hits = index.search("w1 w2 zebra", k=100, lexical_weight=1)
+    assert hits[0].id == "rare"
+    assert {hit.id: hit.score for hit in hits} == pure
+    finals = [hit.final_score for hit in hits]
+    assert finals == sorted(finals, reverse=True) and finals[0] != hits[0].score
+    (plain,) = index.search("w1 w2 zebra", k=1)
+    assert plain.final_score == plain.score
+
+
+def test_a_document_that_only_bm25_finds_is_a_candidate(tmp_path):
+    class Nothing:
+        def find(self, query, scope, depth):
+            return np.empty(0, np.int64)
+
+    index = filled(tmp_path / "index", "float16")
+    index.candidates = Nothing()
+    assert index.search(QUERY) == []
+    assert index.search(QUERY, lexical_weight=0.3)[0].id == "0007"
+    assert [h.metadata["n"] for h in index.search(QUERY, lexical_weight=0.3, filter=F("n") == 9)] in ([], [9])
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, "much", float("nan")])
+def test_a_weight_outside_0_to_1_is_refused(tmp_path, weight):
+    with pytest.raises(InputError, match="lexical_weight must be between 0 and 1, got"):
+        filled(tmp_path / "index", "float16").search(QUERY, lexical_weight=weight)
+
+
+def test_first_stages_can_be_fused_and_compared_with_lancedbs_own(tmp_path):
+    index = filled(tmp_path / "index", "float16")
+    every = ids(index.search(QUERY, k=60))
+    (native,) = index.rank([QUERY], NativeMultivector(), 60)
+    assert native[:3] == every[:3]
+    (some,) = index.rank([QUERY], NativeMultivector(), 5, filter=F("n") < 20)
+    assert some and all(id < "0020" for id in some)
+    (fused,) = index.rank([QUERY], Fuse((Lexical(), NativeMultivector())), 10)
+    assert fused[0] == "0007" and len(fused) == len({*fused}) == 10
+    (all_of_them,) = index.rank([QUERY], Fuse((Lexical(), Exhaustive())), 10)
+    assert len(all_of_them) == 60
+    (without_lists,) = index.rank([QUERY], CentroidTerms(), 10)
+    assert len(without_lists) == 60
+    index.candidates = Fuse((Lexical(), NativeMultivector()))
+    assert index.search(QUERY, k=1)[0].id == "0007"
+
+
+def test_reciprocal_ranks_by_hand():
+    class Ranked:
+        def __init__(self, *places):
+            self.places = np.array(places, np.int64)
+
+        def find(self, query, scope, depth):
+            return self.places
+
+    class Scope:
+        k = 0
+
+    # 5: 1/61 + 1/63, 3: 1/62 + 1/61, 9: 1/63, 1: 1/62.
+    found = Fuse((Ranked(5, 3, 9), Ranked(3, 1, 5))).find(None, Scope, 10)
+    assert found.tolist() == [3, 5, 1, 9]
+
+
+def test_lancedbs_own_search_needs_float16(tmp_path):
+    with pytest.raises(InputError, match="LanceDB searches float16 token vectors"):
+        filled(tmp_path / "index", "int8").rank([QUERY], NativeMultivector())
