@@ -20,7 +20,7 @@ from manyvec import Index
 from manyvec.sources import read_documents
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
-N_CALLS, N_ROUNDS, TICK = 200, 5, 0.005
+N_CALLS, N_ROUNDS, TICK = 200, 1, 0.005
 
 
 class Ticker:

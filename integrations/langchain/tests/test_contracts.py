@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.tools import tool
 
 from langchain_manyvec import ManyvecReranker, ManyvecRetriever, ManyvecVectorStore
 from manyvec import Index, testing
@@ -69,7 +70,9 @@ class TestStore(testing.StoreContract):
 class TestToolSelector(testing.ToolRetrieverContract):
     def make(self, tools, k, encoder):
         middleware = pytest.importorskip("langchain_manyvec.middleware", reason="needs langchain-manyvec[agents]")
-        return middleware.ManyvecToolSelector(max_tools=k, encoder=encoder, on_error="raise"), tools
+        # Here and not with each request: LangChain takes its time to read a function's signature.
+        given = [tool(function) for function in tools]
+        return middleware.ManyvecToolSelector(max_tools=k, encoder=encoder, on_error="raise"), given
 
     def select(self, retriever, request):
         selector, tools = retriever
@@ -88,12 +91,11 @@ def _request(tools, request):
     from langchain.agents.middleware import ModelRequest
     from langchain_core.language_models import FakeListChatModel
     from langchain_core.messages import HumanMessage
-    from langchain_core.tools import tool
 
     return ModelRequest(
         model=FakeListChatModel(responses=["done"]),
         messages=[HumanMessage(request)],
-        tools=[tool(function) for function in tools],
+        tools=tools,
     )
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from langchain_core.language_models import FakeListChatModel
 
 pytest.importorskip("langchain", reason="needs the extra 'agents'")
 
@@ -31,10 +32,17 @@ def test_an_example_runs_without_a_chat_model_and_says_so(tmp_path, example, exp
     assert list(tmp_path.iterdir()) == []
 
 
+class ToolCaller(FakeListChatModel):
+    """The reader's own chat model."""
+
+    def bind_tools(self, tools, **kwargs):
+        return self
+
+
 def test_the_readmes_snippets_run_one_after_another(tmp_path, monkeypatch):
     text = (ROOT / "integrations" / "langchain" / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
-    together: dict[str, object] = {}
+    together: dict[str, object] = {"model": ToolCaller(responses=["sunny"])}
     for block in [part.split("```")[0] for part in text.split("```python\n")[1:]]:
         exec(compile(block, "README.md", "exec"), together)
 
