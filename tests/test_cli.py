@@ -48,7 +48,8 @@ def test_an_estimate_makes_nothing(tmp_path, capsys):
     status, out, _ = run(capsys, "index", str(tmp_path), "--db", str(tmp_path / "db"), "--estimate", "--json")
     assert status == 0
     assert json.loads(out)["tokens"] == 100
-    assert json.loads(out)["bytes_on_disk"] == 100 * (2 * 384 + 3) + 849
+    estimated = json.loads(out)["bytes_on_disk"]
+    assert estimated["float16"] == 100 * (2 * 384 + 3) + 849 and estimated["binary"] == 100 * (384 // 8 + 3) + 849
     assert not (tmp_path / "db").exists()
 
 
@@ -65,7 +66,7 @@ def test_search_prints_one_json_object(db, capsys):
     found = json.loads(out)
     assert found["hits"][0]["id"] == "bread"
     assert found["hits"][0]["metadata"] == {"year": 2021, "lang": "en"}
-    assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank"}
+    assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank", "final_score"}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,23 @@ def test_conditions_narrow_a_search(db, capsys, conditions, expected):
     options = [option for condition in conditions for option in ("--filter", condition)]
     _, out, _ = run(capsys, "search", "water", "--db", db, "--json", *options)
     assert {hit["id"] for hit in json.loads(out)["hits"]} == expected
+
+
+def test_compare_shows_where_each_method_has_each_document(db, capsys):
+    _, out, _ = run(capsys, "search", "flour and a vector", "--db", db, "-k", "2", "--compare")
+    lines = out.splitlines()
+    assert lines[0].split() == ["BM25", "pooled", "late", "id", "text"]
+    assert {line.split()[3] for line in lines[1:3]} == {"late", "bread"}
+    assert "late interaction found 2 of these" in out
+    _, out, _ = run(capsys, "search", "flour", "--db", db, "-k", "1", "--compare", "--json")
+    compared = json.loads(out)
+    # Only one text has the very word; Mehl is flour to no BM25.
+    assert compared["standings"][0]["ranks"] == {"bm25": 1, "pooled": 1, "late": 1}
+    assert compared["missed"] == {"bm25": [], "pooled": [], "late": []}
+    _, out, _ = run(capsys, "search", "xyzzy", "--db", db, "-k", "3", "--compare", "--json", "--filter", "lang=en")
+    compared = json.loads(out)
+    assert {standing["id"] for standing in compared["standings"]} == {"late", "bread"}
+    assert set(compared["missed"]["bm25"]) == {"late", "bread"}
 
 
 def test_info_prints_what_an_index_holds(db, capsys):
@@ -103,6 +121,9 @@ def test_info_prints_what_an_index_holds(db, capsys):
         (["index", "nowhere.csv", "--db", "{db}"], "nowhere.csv: no such file"),
         (["eval", "nowhere"], "nowhere"),
         (["info", "nowhere"], "there is no index at nowhere"),
+        (["serve", "nowhere"], "there is no index at nowhere"),
+        (["mcp", "nowhere"], "there is no index at nowhere"),
+        (["search", "x", "--db", "{db}", "--compare", "-k", "-3"], "k must be a whole number"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error_and_status_1(db, capsys, arguments, said):

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 from manyvec import Document, Index, InputError, TokenBatch
 from manyvec.cli import main
 from manyvec.explain import explain
+from manyvec.search import Wanted
 from manyvec.testing import HashEncoder
 from manyvec.tokens import offsets_of
 from manyvec.words import sentences, words
@@ -89,7 +90,13 @@ def test_shares_add_up_to_the_score_of_every_hit(index):
 def test_many_queries_get_the_evidence_that_each_gets_alone(index):
     queries = ["flour", "", "capital of france"]
     together = index.search_many(queries, evidence=True)
-    assert together == [index.search(query, evidence=True) for query in queries]
+    for hits, query in zip(together, queries, strict=True):
+        alone = index.search(query, evidence=True)
+        assert [hit.id for hit in hits] == [hit.id for hit in alone]
+        for hit, same in zip(hits, alone, strict=True):
+            # Several queries are multiplied in another order, which moves the last bits.
+            assert_allclose(hit.score, same.score, atol=1e-4)
+            assert [(m.word, m.span) for m in hit.evidence.words] == [(m.word, m.span) for m in same.evidence.words]
     assert [hit.evidence.words[0].word for hit in together[2]] == ["capital", "capital"]
 
 
@@ -135,28 +142,38 @@ def test_a_word_whose_pieces_match_in_two_places_shows_where_most_similarity_is(
 def test_the_evidence_is_of_the_version_that_was_searched(index):
     """Another writer replaces the text between the scoring and the reading of the hits."""
     changed = "All other words are here now"
-    before = index._scope(index._documents(), None)
+    before = index._documents()
     Index.open(index.uri, ENCODER).add([{"id": "paris", "text": changed}])
     Index.open(index.uri, ENCODER).delete("bread")
     query = "capital flour"
-    (hits,) = index._search_version(before, [query], ENCODER.encode_queries([query]), 2, None, True)
+    wanted = Wanted(2, evidence=True)
+    (hits,) = index._search_version(before, None, [query], ENCODER.encode_queries([query]), wanted)
     assert [hit.text for hit in hits] == [TEXT, "Flour and water"]
     assert found(hits[0].evidence) == {"capital": "capital", "flour": "flour"}
     assert found(hits[1].evidence)["flour"] == "Flour"
     assert [hit.text for hit in index.search("words", evidence=True)] == [changed]
 
 
-def test_documents_stored_without_spans_are_refused_with_what_to_do(tmp_path):
-    index = Index.create(tmp_path / "index", SpanlessEncoder(64))
-    index.add([{"id": "a", "text": "some text"}])
-    assert len(index.search("text")) == 1
-    with pytest.raises(InputError, match=r"stored without.* Add them again with one that does"):
-        index.search("text", evidence=True)
+def test_a_document_without_spans_says_so_and_the_other_hits_are_as_ever(tmp_path):
+    index = Index.create(tmp_path / "index", ENCODER)
+    index.add([{"id": "good", "text": "some more text"}])
+    Index.open(index.uri, SpanlessEncoder(64)).add([{"id": "spanless", "text": "some <text>"}])
+    spanless, good = index.search("some < text", evidence=True)
+    assert good.evidence.problem is None
+    assert found(good.evidence)["text"] == "text"
+    assert (spanless.id, found(spanless.evidence)) == ("spanless", {"some": "", "<": "", "text": ""})
+    assert_allclose([m.share for m in spanless.evidence.words], 1, atol=2**-10)
+    assert "add it again with one that does" in spanless.evidence.problem
+    assert spanless.evidence.to_dict()["problem"] == spanless.evidence.problem
+    assert "problem" not in good.evidence.to_dict()
+    assert "some &lt;text&gt;</div>" in spanless.evidence.to_html()
+    assert "<mark" not in spanless.evidence.to_html()
+    assert "stored without the characters" in spanless.evidence.to_terminal(color=False)
+    with pytest.raises(InputError, match="stored without the characters"):
+        spanless.best_passage(100)
 
 
-def test_spans_beyond_the_text_are_refused():
-    with pytest.raises(InputError, match="has 4 characters, and a token stored with it ends at character 9"):
-        explain("a", batch([[1.0]], [(0, 1)]), ["text"], batch([[1.0]], [(5, 9)]))
+def test_a_query_without_spans_is_refused():
     with pytest.raises(InputError, match="no spans for its query tokens"):
         explain("a", batch([[1.0]]), ["text"], batch([[1.0]], [(0, 4)]))
 
@@ -357,6 +374,20 @@ def test_to_dict_holds_what_a_citation_needs():
             }
         ],
     }
+
+
+def test_spans_beyond_the_text_are_not_shown():
+    documents = TokenBatch.concatenate([batch([[1.0]], [(5, 9)]), batch([[1.0]], [(0, 4)])])
+    wrong, right = explain("a", batch([[1.0]], [(0, 1)]), ["text", "text"], documents)
+    assert "has 4 characters, and a token stored with it ends at character 9" in wrong.problem
+    assert (wrong.words[0].span, wrong.score) == (None, 1)
+    assert (right.words[0].span, right.problem) == ((0, 4), None)
+
+
+def test_the_patches_of_a_page_image_are_never_read_as_characters():
+    image = explain("a", batch([[1.0]], [(0, 1)]), [None], batch([[1.0]], [(0, 3)]))[0]
+    assert "page image" in image.problem
+    assert (image.words[0].span, image.score) == (None, 1)
 
 
 def test_spans_of_windows_lie_in_the_whole_text(tmp_path):

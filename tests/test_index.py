@@ -368,7 +368,7 @@ def test_an_older_version_removed_during_a_search_is_answered_from_a_newer_one(i
     other.optimize(keep=timedelta(0))
     with pytest.raises(StoreError):
         stale.snapshot.texts(stale.states.row_ids)
-    index._documents = iter([stale, stale, index.__class__._documents(index)]).__next__
+    index._documents = iter([stale, index.__class__._documents(index)]).__next__
     assert "rome" in ids(index.search("capital", k=10))
 
 

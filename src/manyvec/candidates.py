@@ -161,8 +161,8 @@ class Auto:
     """
 
     exhaustive_tokens: int = 200_000
-    depth_tokens: int = 20_000
-    min_depth: int = 100
+    depth_tokens: int = 10_000
+    min_depth: int = 64
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
         n_tokens = scope.documents.states.n_tokens

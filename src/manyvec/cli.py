@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
@@ -13,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from manyvec.errors import FilterError, InputError, ManyvecError
+from manyvec.codec import STORAGES, bytes_per_token
+from manyvec.errors import FilterError, InputError, ManyvecError, require
 from manyvec.filters import AllOf, ColumnType, F, Filter
 from manyvec.types import Document, Hit
 
@@ -53,7 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         dest="filters",
         help="metadata to filter on, when the index is new: year=int, tags=list[str]; may be repeated",
     )
-    index.add_argument("--estimate", action="store_true", help="print what it would take, and stop")
+    index.add_argument(
+        "--storage", choices=STORAGES, help="how token vectors are kept, when the index is new (default float16)"
+    )
+    index.add_argument(
+        "--pool-factor", type=float, metavar="N", help="keep 1 in N token vectors, when the index is new (default all)"
+    )
+    index.add_argument("--estimate", action="store_true", help="print what each storage would take, and stop")
     index.set_defaults(run=_index)
 
     search = commands.add_parser("search", help="search an index", description=_search.__doc__)
@@ -68,7 +76,14 @@ def _parser() -> argparse.ArgumentParser:
         dest="conditions",
         help="'year>=2023', 'lang=en', 'tags~ir' (~: contains); all given ones must hold",
     )
-    search.add_argument("--evidence", action="store_true", help="show which words matched, and the best passage")
+    shown = search.add_mutually_exclusive_group()
+    shown.add_argument("--evidence", action="store_true", help="show which words matched, and the best passage")
+    shown.add_argument(
+        "--compare", action="store_true", help="show what BM25, the pooled vector and late interaction each find"
+    )
+    search.add_argument(
+        "--lexical-weight", type=float, default=0, metavar="W", help="of BM25 in the order, 0 (default) to 1"
+    )
     search.set_defaults(run=_search)
 
     evaluate = commands.add_parser("eval", help="measure on a judged data set", description=_eval.__doc__)
@@ -81,6 +96,17 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("db", metavar="DIR")
     info.set_defaults(run=_info)
 
+    serving = commands.add_parser("serve", help="a web page, JSON API and MCP server", description=_serve.__doc__)
+    serving.add_argument("db", metavar="DIR")
+    serving.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    serving.add_argument("--port", type=int, default=8765, help="0 for any that is free (default 8765)")
+    serving.add_argument("--token", help="what clients must send; MANYVEC_TOKEN does the same, unseen by `ps`")
+    serving.set_defaults(run=_serve)
+
+    agents = commands.add_parser("mcp", help="an MCP server on standard input and output", description=_mcp.__doc__)
+    agents.add_argument("db", metavar="DIR")
+    agents.set_defaults(run=_mcp)
+
     models = commands.add_parser("models", help="which models can be loaded", description=_models.__doc__)
     models.set_defaults(run=_models)
 
@@ -90,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--encoder", default="minilm", metavar="NAME", help="minilm (default), a folder, a hub name"
         )
-    for command in (index, search, evaluate):
+    for command in (index, search, evaluate, serving, agents):
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     return parser
 
@@ -103,22 +129,28 @@ def _index(options: argparse.Namespace) -> int:
 
     filters = {name: kind or "str" for name, _, kind in (text.partition("=") for text in options.filters)}
     encoder = load_encoder(options.encoder, device=options.device)
-    estimate = _estimate(read_documents(options.paths), encoder)
+    storage, pool_factor = options.storage or "float16", options.pool_factor or 1
+    estimate = _estimate(read_documents(options.paths), encoder, pool_factor)
     _say(
         f"{estimate['documents']:,} documents: about {estimate['tokens']:,} token vectors, "
-        f"{_megabytes(estimate['bytes_on_disk'])} on disk, {_duration(estimate['seconds'])} on {encoder.device}"
+        f"{_megabytes(estimate['bytes_on_disk'][storage])} on disk, "
+        f"{_duration(estimate['seconds'])} on {encoder.device}"
     )
     if options.estimate:
         if options.json:
             print(json.dumps(estimate))
+        else:
+            print("\n".join(_storages(estimate)))
         return 0
     try:
         index = Index.open(options.db, encoder)
     except FileNotFoundError:
-        index = Index.create(options.db, encoder, filters=filters)
+        index = Index.create(options.db, encoder, filters=filters, storage=storage, pool_factor=pool_factor)
     else:
         if filters and index.filters != filters:
             raise InputError(f"the index {options.db} has the filters {index.filters or 'none'} already")
+        if options.storage not in (None, index.info().storage):
+            raise InputError(f"the index {options.db} has the storage {index.info().storage} already")
     columns = {name: ColumnType.parse(kind) for name, kind in index.filters.items()}
     started = time.monotonic()
     documents = _Sized((_typed(d, columns) for d in read_documents(options.paths)), estimate["documents"])
@@ -137,20 +169,62 @@ def _index(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     """Print the documents that match a query best, with their scores."""
-    from manyvec.encoders import load_encoder
-    from manyvec.index import Index
-
-    index = Index.open(options.db)
-    if options.device != "auto":
-        index = Index.open(options.db, load_encoder(index.model, device=options.device, local_files_only=True))
+    index = _opened(options)
+    where = _conditions(options.conditions, index.filters)
+    if options.compare:
+        return _search_compared(index, options, where)
     hits = index.search(
-        options.query, options.k, filter=_conditions(options.conditions, index.filters), evidence=options.evidence
+        options.query, options.k, filter=where, lexical_weight=options.lexical_weight, evidence=options.evidence
     )
     if options.json:
         print(json.dumps({"query": options.query, "hits": [_record(hit) for hit in hits]}, ensure_ascii=False))
     else:
         print("\n".join(_lines(hits)) if hits else "nothing found")
     return 0
+
+
+def _search_compared(index: Any, options: argparse.Namespace, where: Filter | None) -> int:
+    """Print where each found document stands with BM25, the pooled vector and late interaction."""
+    from manyvec.compare import compare
+
+    compared = compare(index, options.query, options.k, filter=where)
+    if options.json:
+        print(json.dumps({"query": options.query, **compared.to_dict()}, ensure_ascii=False))
+    else:
+        print(compared.to_terminal())
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Offer an index as a web page, a JSON API (described at /openapi.json) and an MCP server (at /mcp)."""
+    require("fastapi", extra="serve")
+    require("mcp", extra="serve")
+    from manyvec.serve import serve
+
+    token = options.token if options.token is not None else os.environ.get("MANYVEC_TOKEN")
+    serve(_opened(options), host=options.host, port=options.port, token=token)
+    return 0
+
+
+def _mcp(options: argparse.Namespace) -> int:
+    """Offer an index to an agent as an MCP server on standard input and output, with `search` and `get_document`."""
+    require("mcp", extra="serve")
+    from manyvec.api import Api
+    from manyvec.mcp_server import mcp_server
+
+    mcp_server(Api(_opened(options))).run("stdio")
+    return 0
+
+
+def _opened(options: argparse.Namespace) -> Any:
+    """The index, with its encoder on the device asked for."""
+    from manyvec.encoders import load_encoder
+    from manyvec.index import Index
+
+    index = Index.open(options.db)
+    if options.device != "auto":
+        index = Index.open(options.db, load_encoder(index.model, device=options.device, local_files_only=True))
+    return index
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -243,7 +317,14 @@ class _Sized:
         return self.documents
 
 
-def _estimate(documents: Iterable[Document], encoder: Any) -> dict[str, Any]:
+def _storages(estimate: dict[str, Any]) -> Iterator[str]:
+    """A line for each way to keep token vectors: bytes a document, and in all."""
+    for storage, n_bytes in estimate["bytes_on_disk"].items():
+        each = round(n_bytes / max(1, estimate["documents"]))
+        yield f"{storage:<10} {each:>12,} bytes a document {_megabytes(n_bytes):>12} in all"
+
+
+def _estimate(documents: Iterable[Document], encoder: Any, pool_factor: float) -> dict[str, Any]:
     """Count documents, and estimate tokens, disk space and time from a few of them, evenly spread."""
     sample: list[str] = []
     n_documents, n_characters, step = 0, 0, 1
@@ -255,13 +336,13 @@ def _estimate(documents: Iterable[Document], encoder: Any) -> dict[str, Any]:
         n_documents += 1
         n_characters += len(document.text)
     if not sample:
-        return {"documents": 0, "tokens": 0, "bytes_on_disk": 0, "seconds": 0}
+        return {"documents": 0, "tokens": 0, "bytes_on_disk": dict.fromkeys(STORAGES, 0), "seconds": 0}
     started = time.monotonic()
     per_character = encoder.encode_documents(sample).n_tokens / sum(map(len, sample))
     seconds = (time.monotonic() - started) * n_characters / sum(map(len, sample))
-    n_tokens = round(per_character * n_characters)
-    # float16 vectors; spans take about 3 bytes once compressed.
-    n_bytes = n_tokens * (2 * encoder.dim + 3) + n_characters
+    n_tokens = round(per_character * n_characters / pool_factor)
+    # Spans take about 3 bytes once compressed.
+    n_bytes = {s: n_tokens * (bytes_per_token(s, encoder.dim) + 3) + n_characters for s in STORAGES}
     return {"documents": n_documents, "tokens": n_tokens, "bytes_on_disk": n_bytes, "seconds": round(seconds)}
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import InputError
 from manyvec.render import Mark, has_color, printable, to_html, to_terminal
+from manyvec.timing import stage
 from manyvec.tokens import TokenBatch
 from manyvec.words import Bounds, is_extender, sentences, widened, words
 
@@ -67,6 +68,8 @@ class Evidence:
         similarities: (n_query_tokens, n_placed_tokens) float32, of the document's tokens that stand for text, in the
             order of `starts`.
         starts: (n_placed_tokens,) where in the text each of these tokens begins, rising.
+        problem: why nothing can be shown in the text, and what to do; None where all is well. Similarities and shares
+            hold all the same.
     """
 
     text: str = field(repr=False)
@@ -75,6 +78,7 @@ class Evidence:
     score: float
     similarities: NDArray[np.float32] = field(repr=False, compare=False)
     starts: NDArray[np.int64] = field(repr=False, compare=False)
+    problem: str | None = None
 
     def best_passage(self, n_chars: int = 300) -> Passage:
         """The stretch of the text that carries most of the score: what to quote and cite.
@@ -86,8 +90,10 @@ class Evidence:
             n_chars: at most so many characters. Only where a single word is longer is a word cut.
 
         Raises:
-            InputError: `n_chars` is not a whole number of at least 1.
+            InputError: `n_chars` is not a whole number of at least 1; or this document has a `problem`.
         """
+        if self.problem:
+            raise InputError(self.problem)
         if isinstance(n_chars, bool) or not isinstance(n_chars, int) or n_chars < 1:
             raise InputError(f"n_chars must be a whole number, 1 or more, got {n_chars!r}")
         sentence_bounds = sentences(self.text)
@@ -102,7 +108,7 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and metadata: numbers to four places, and of long matches the beginning; spans are exact."""
-        return {
+        record = {
             "score": round(self.score, 4),
             "unshown": round(self.unshown, 4),
             "words": [
@@ -117,10 +123,12 @@ class Evidence:
                 for match in self.words
             ],
         }
+        return record | {"problem": self.problem} if self.problem else record
 
     def to_html(self) -> str:
         """The text with its matched words marked, as an HTML element; everything in it is escaped."""
-        return f'<div dir="auto" style="white-space: pre-wrap">{to_html(self.text, self._marks())}</div>'
+        note = f"<p><em>{to_html(self.problem, [])}</em></p>" if self.problem else ""
+        return f'{note}<div dir="auto" style="white-space: pre-wrap">{to_html(self.text, self._marks())}</div>'
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -133,7 +141,7 @@ class Evidence:
             color: by default, if standard output is a terminal and NO_COLOR is not set.
         """
         color = has_color() if color is None else color
-        passage = self.best_passage(n_chars)
+        passage = Passage(self.text[:n_chars], 0, n_chars) if self.problem else self.best_passage(n_chars)
         marks = [
             Mark(max(mark.start - passage.start, 0), min(mark.end, passage.end) - passage.start, mark.strength, "")
             for mark in self._marks()
@@ -144,6 +152,8 @@ class Evidence:
             f"{_shortened(match.word)} → {_shortened(match.text) or '(no word)'} {match.similarity:.2f}"
             for match in self.words
         ]
+        if self.problem:
+            found.append(self.problem)
         if self.unshown:
             found.append(f"tokens that stand for no word {self.unshown:.2f}")
         return f"{before}{to_terminal(passage.text, marks, color=color)}{after}\n{printable(' · '.join(found))}"
@@ -161,34 +171,54 @@ class Evidence:
         ]
 
 
-def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: TokenBatch) -> list[Evidence]:
+@stage("evidence")
+def explain(query: str, tokens: TokenBatch, texts: Sequence[str | None], documents: TokenBatch) -> list[Evidence]:
     """Say why each document matches a query.
 
     Args:
         query: its text.
         tokens: its token vectors with their spans, a batch of one.
-        texts: the documents' texts, at least one.
+        texts: the documents' texts, at least one; None for a page image, whose spans are no characters.
         documents: their token vectors with spans, in the same order.
 
+    Returns:
+        Evidence in the same order. Where a document's spans are missing or cannot be its text's, it points at no words
+        and says so in `problem`; that of the others is as it would be without it.
+
     Raises:
-        InputError: the query or the documents have no spans, or they do not lie in the text: pointing at words would
-            point at wrong ones.
+        InputError: the query has no spans.
     """
     if tokens.spans is None:
         raise InputError("the encoder gives no spans for its query tokens, which evidence needs: see TokenBatch.spans")
     spans = documents.spans
-    if spans is None or len(spans) != documents.n_tokens or (spans < 0).all():
-        raise InputError(
-            "evidence needs to know the characters of each token vector, and these documents were stored without: by "
-            "another tool, or with an encoder that gives no spans. Add them again with one that does (see "
-            "TokenBatch.spans), or search without evidence."
-        )
+    if spans is None or len(spans) != documents.n_tokens:
+        spans = np.full((documents.n_tokens, 2), -1, np.int32)
     similarities = tokens[0].astype(np.float32) @ documents.vectors.astype(np.float32).T
     query_words = widened(tokens.spans, words(query))
     found = []
     for text, start, end in zip(texts, documents.offsets[:-1].tolist(), documents.offsets[1:].tolist(), strict=True):
-        found.append(_explain(query, *query_words, text, similarities[:, start:end], spans[start:end]))
+        own, problem = spans[start:end], _problem(text, spans[start:end])
+        if problem:
+            own = np.full_like(own, -1)
+        found.append(_explain(query, *query_words, text or "", similarities[:, start:end], own, problem))
     return found
+
+
+def _problem(text: str | None, spans: NDArray[np.int32]) -> str | None:
+    """Why these spans cannot point at words of the text: they would point at wrong ones."""
+    if text is None:
+        return "this document is a page image, which has no words to point at"
+    if spans.max(initial=-1) < 0:
+        return (
+            f"the document {text[:40]!r} was stored without the characters of its token vectors, by another tool or "
+            "with an encoder that gives no spans (see TokenBatch.spans): add it again with one that does"
+        )
+    if spans.max() > len(text):
+        return (
+            f"the document {text[:40]!r} has {len(text)} characters, and a token stored with it ends at character "
+            f"{spans.max()}: its spans are another text's, or count bytes. Add it again"
+        )
+    return None
 
 
 def _explain(
@@ -198,13 +228,9 @@ def _explain(
     text: str,
     similarities: NDArray[np.float32],
     spans: NDArray[np.int32],
+    problem: str | None,
 ) -> Evidence:
     """One document's evidence; the query's tokens come with the spans of their words and which words these are."""
-    if spans.max(initial=0) > len(text):
-        raise InputError(
-            f"the document {text[:40]!r} has {len(text)} characters, and a token stored with it ends at character "
-            f"{spans.max()}: its spans are another text's, or count bytes. Add it again, or search without evidence."
-        )
     best = similarities.argmax(axis=1)
     shares = similarities.max(axis=1).astype(np.float64)
     matched, _ = widened(spans[best], words(text))
@@ -234,6 +260,7 @@ def _explain(
         float(shares.sum()),
         similarities[:, placed],
         spans[placed, 0].astype(np.int64),
+        problem,
     )
 
 

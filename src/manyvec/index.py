@@ -24,6 +24,7 @@ from manyvec.resident import Resident
 from manyvec.scoring import MaxSimScorer, Scores
 from manyvec.search import Wanted, search
 from manyvec.store import FILTER_PREFIX, Manifest, Row, Store, disk_bytes, where_ids
+from manyvec.timing import stage
 from manyvec.tokens import TokenBatch
 from manyvec.types import Document, Hit
 
@@ -273,7 +274,7 @@ class Index:
             k: how many hits, at most; 0 gives none.
             filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
             depth: how many candidates are scored where there are centroid lists (see `optimize`), by default as many
-                as hold 20,000 token vectors and at least 100. Small indexes, and small parts of large ones that a
+                as hold 10,000 token vectors and at least 64. Small indexes, and small parts of large ones that a
                 filter leaves, are scored whole.
             lexical_weight: of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; its best 300 documents are
                 candidates too. With `minilm` 0.3 is best on nine of eleven judged sets, and never 0.001 worse
@@ -284,8 +285,7 @@ class Index:
             Hits, best first; equal scores in the order of ids.
 
         Raises:
-            InputError: `query` is no text, `k` is negative, or `lexical_weight` not between 0 and 1; or `evidence` is
-                asked of documents that were stored without the characters of their token vectors.
+            InputError: `query` is no text, `k` is negative, or `lexical_weight` not between 0 and 1.
             FilterError: the filter names an undeclared column, or a value has another type.
         """
         if not isinstance(query, str):
@@ -416,6 +416,7 @@ class Index:
             )
         return encoder
 
+    @stage("fetch")
     def _documents(self) -> Resident:
         """The newest version of the table, its token vectors in memory as far as the budget goes."""
         resident = self._resident
@@ -434,6 +435,7 @@ class Index:
             return None
         return to_sql(from_dict(condition), self._store.manifest.columns, FILTER_PREFIX)
 
+    @stage("encode")
     def _encode_queries(self, queries: Sequence[str]) -> TokenBatch:
         tokens = self.encoder.encode_queries(queries)
         if len(tokens) != len(queries) or tokens.dim != self._store.manifest.dim:
@@ -442,6 +444,7 @@ class Index:
             )
         return tokens
 
+    @stage("candidates")
     def _scope(self, documents: Resident, where: str | None, k: int = 0) -> Scope:
         passing = None if where is None else documents.passing(where)
         return Scope(documents, self._lists, where, passing, k)

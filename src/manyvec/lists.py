@@ -121,7 +121,7 @@ class CentroidLists:
         Args:
             passing: (n,) documents of the version in rising order; None for all.
         """
-        similarities = np.asarray(tokens, np.float32) @ self.codebook.centroids.T
+        similarities = self.codebook.similarities(np.asarray(tokens, np.float32))
         scores = self.scores(similarities)
         is_wanted = self.place_of >= 0
         uncovered = self.uncovered

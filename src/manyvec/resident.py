@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from manyvec.scoring import MaxSimScorer, Scores
 from manyvec.store import RowStates, Snapshot, windows
+from manyvec.timing import stage
 from manyvec.tokens import TokenBatch, offsets_of
 
 # Segments are merged up to this size: larger copies would cost more than scoring a few segments more.
@@ -82,6 +83,7 @@ class Resident:
         """(n,) the documents for which the condition holds, in rising order."""
         return self.places(self.snapshot.row_ids(where))
 
+    @stage("score")
     def score(self, scorer: MaxSimScorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
         """(n_queries, n_documents) scores of these documents, given in rising order, or of all."""
         chosen = np.arange(len(self)) if documents is None else documents

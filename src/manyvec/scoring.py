@@ -167,7 +167,8 @@ class _FloatProducts:
         import torch
 
         self.factors = np.ones((len(vectors), 1), np.float32)
-        self._query = torch.from_dlpack(vectors)
+        self._n = len(vectors)
+        self._query = _padded(torch.from_dlpack(vectors), 8).clone()
         self._codec = codec
 
     def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
@@ -175,9 +176,9 @@ class _FloatProducts:
 
         vectors = rows if self._codec is None else self._codec.decode(rows)
         # from_dlpack takes the read-only arrays that Arrow gives.
-        padded = _padded(torch.from_dlpack(vectors))
+        padded = _padded(torch.from_dlpack(vectors), 16)
         out = scratch("products", (len(self._query), len(padded)), torch.float32)
-        return torch.mm(self._query, padded.T, out=out)[:, : len(rows)].numpy()
+        return torch.mm(self._query, padded.T, out=out)[: self._n, : len(rows)].numpy()
 
 
 class _IntegerProducts:
@@ -209,23 +210,28 @@ class _IntegerProducts:
         return products.numpy()
 
 
-def _padded(rows: torch.Tensor) -> torch.Tensor:
-    """float32 of (n, dim) rows, and rows of zeros up to the next multiple of 16.
+def _padded(rows: torch.Tensor, multiple: int) -> torch.Tensor:
+    """float32 of (n, dim) rows, and rows of zeros up to the next multiple.
 
     A matrix product treats its last few rows with other instructions, which round differently. With no such rest, equal
-    vectors get equal similarities wherever they stand, and equal documents tie.
+    vectors get equal similarities wherever they stand: equal documents tie, and a query scores the same among others.
     """
     import torch
 
     n = len(rows)
-    padded = scratch("padded", (-(-n // 16) * 16, rows.shape[1]), torch.float32)
+    padded = scratch("padded", (-(-n // multiple) * multiple, rows.shape[1]), torch.float32)
     padded[:n] = rows
     padded[n:] = 0
     return padded
 
 
 def in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
-    """Work on all blocks; each thread takes the next one when it has done one."""
+    """Work on all blocks; each thread takes the next one when it has done one.
+
+    The calling thread works too: where the others get no processor, it has done nearly all by the time they start.
+    """
+    import torch
+
     numbers = itertools.count()
 
     def work_on() -> None:
@@ -233,8 +239,16 @@ def in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
             work(blocks[number])
 
     pool, n_threads = _workers(os.getpid())
-    for running in [pool.submit(work_on) for _ in range(min(n_threads, len(blocks)))]:
-        running.result()
+    others = [pool.submit(work_on) for _ in range(min(n_threads, len(blocks)) - 1)]
+    own_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        work_on()
+    finally:
+        torch.set_num_threads(own_threads)
+    for running in others:
+        if not running.cancel():
+            running.result()
 
 
 def scratch(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:

@@ -13,6 +13,7 @@ from manyvec.candidates import Candidates, Places, Query, Scope
 from manyvec.explain import Evidence, explain
 from manyvec.mixing import mixed
 from manyvec.scoring import MaxSimScorer, Scores, top_k
+from manyvec.timing import stage
 from manyvec.tokens import TokenBatch
 from manyvec.types import Hit
 
@@ -41,8 +42,10 @@ def search(
     """Hits of each query, given as texts and as token vectors, over the version and the documents in scope."""
     resident = scope.documents
     everything = np.arange(len(resident)) if scope.passing is None else scope.passing
-    found = [candidates.find(Query(text, tokens[i]), scope, wanted.depth) for i, text in enumerate(queries)]
-    bm25 = [_lexical(text, scope, max(_LEXICAL_DEPTH, wanted.k)) if wanted.lexical_weight else {} for text in queries]
+    with stage("candidates"):
+        found = [candidates.find(Query(text, tokens[i]), scope, wanted.depth) for i, text in enumerate(queries)]
+        depth = max(_LEXICAL_DEPTH, wanted.k)
+        bm25 = [_lexical(text, scope, depth) if wanted.lexical_weight else {} for text in queries]
     if all(places is None for places in found):
         # The same documents for all queries, so all are scored in one pass over them.
         scored = list(resident.score(scorer, tokens, scope.passing))
@@ -80,7 +83,9 @@ def _hits(
     found: Sequence[Evidence | None] = [None] * len(rows)
     if wanted.evidence and rows:
         stored = snapshot.tokens(row_ids, spans=True)
-        found = explain(query, tokens, [row["text"] for row in rows], stored)
+        # The spans of a page image are patches, never to be read as characters.
+        texts = [None if row.get("image") else row["text"] for row in rows]
+        found = explain(query, tokens, texts, stored)
     columns = zip(rows, scores.tolist(), final.tolist(), found, strict=True)
     return [
         Hit(row["id"], row["text"], json.loads(row["metadata"]), score, score / tokens.n_tokens, rank, why, order)

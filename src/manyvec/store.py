@@ -22,6 +22,7 @@ from manyvec.codebook import Assignments, Codebook
 from manyvec.codec import STORAGES, Codec, bytes_per_token
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, quote
+from manyvec.timing import stage
 from manyvec.tokens import TokenBatch, all_finite, offsets_of
 
 if TYPE_CHECKING:
@@ -486,6 +487,7 @@ class Snapshot:
             found = (query.where(where) if where else query).limit(limit).to_arrow()
         return [int(row_id) for row_id in found["_rowid"].to_pylist()]
 
+    @stage("fetch")
     def _take(self, row_ids: Sequence[int] | NDArray[np.int64], columns: list[str]) -> pa.Table:
         wanted = np.asarray(row_ids, np.int64)
         rising, places = np.unique(wanted, return_inverse=True)

@@ -37,6 +37,8 @@ class ManyvecRetriever(BaseRetriever):
         k: how many documents to return, at most; 0 gives none.
         depth: how many candidates are scored in an index with centroid lists; see `Index.search`.
         filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
+        lexical_weight: of BM25 in the order of the documents, 0 to 1: 0.3 where names and rare words decide, see
+            `Index.search`. Scores and the threshold stay those of late interaction.
         score_threshold: leave out documents whose similarity, the score per query token in [-1, 1], is below it.
         evidence: put into the metadata, as `evidence`, which words of the document matched which of the query;
             JSON that `Evidence.to_dict` describes.
@@ -49,6 +51,7 @@ class ManyvecRetriever(BaseRetriever):
     k: int = 4
     depth: int | None = None
     filter: Where | None = None
+    lexical_weight: float = 0
     score_threshold: float | None = None
     evidence: bool = False
 
@@ -180,6 +183,7 @@ class ManyvecRetriever(BaseRetriever):
         k: int | None = None,
         depth: int | None = None,
         filter: Where | None = None,
+        lexical_weight: float | None = None,
         score_threshold: float | None = None,
         evidence: bool | None = None,
     ) -> list[list[Document]]:
@@ -188,6 +192,7 @@ class ManyvecRetriever(BaseRetriever):
             k if k is not None else self.k,
             filter=filter if filter is not None else self.filter,
             depth=depth if depth is not None else self.depth,
+            lexical_weight=lexical_weight if lexical_weight is not None else self.lexical_weight,
             evidence=evidence if evidence is not None else self.evidence,
         )
         threshold = score_threshold if score_threshold is not None else self.score_threshold

@@ -1,5 +1,6 @@
 """`ManyvecRetriever` on a real index: what goes in comes out, per call, per chain, per event loop."""
 
+import asyncio
 import copy
 import json
 import shutil
@@ -138,6 +139,22 @@ def test_a_score_threshold_works_in_the_constructor_and_in_a_call(retriever):
     assert len(strict.invoke("late interaction", score_threshold=-1.0)) == 3
     assert ids(retriever.invoke("late interaction", score_threshold=0.9)) == ["a/1"]
     assert retriever.invoke("late interaction", score_threshold=1.1) == []
+
+
+def test_a_lexical_weight_works_in_the_constructor_and_in_a_call_and_scores_stay_those_of_late_interaction(index):
+    index.add([{"id": "long", "text": "green juice " + "of many fruits " * 9}, {"id": "short", "text": "juice juice"}])
+    exact, by_words = ManyvecRetriever(index=index), ManyvecRetriever(index=index, lexical_weight=1)
+
+    for weight, expected in [(None, ["long", "short"]), (0, ["long", "short"]), (1, ["short", "long"])]:
+        assert ids(exact.invoke("green juice", lexical_weight=weight)) == expected
+    assert ids(by_words.invoke("green juice", lexical_weight=0)) == ["long", "short"]
+    assert ids(by_words.invoke("green juice")) == ["short", "long"]
+    assert [ids(found) for found in by_words.batch(["green juice", "fruits"])] == [["short", "long"], ["long", "short"]]
+    assert ids(asyncio.run(by_words.ainvoke("green juice"))) == ["short", "long"]
+    assert by_words.invoke("green juice")[1].metadata["score"] == pytest.approx(2, abs=2 * FLOAT16)
+    assert ids(by_words.invoke("green juice", score_threshold=0.9)) == ["long"]
+    with pytest.raises(manyvec.InputError, match="lexical_weight"):
+        exact.invoke("green juice", lexical_weight=2)
 
 
 def test_evidence_in_the_metadata_says_which_words_matched_which_and_is_json(retriever):

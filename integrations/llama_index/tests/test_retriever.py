@@ -75,6 +75,23 @@ def ids(found: Sequence[NodeWithScore]) -> list[str]:
     return [node.node_id for node in found]
 
 
+def test_words_count_in_the_score_where_a_lexical_weight_is_given(tmp_path: Path) -> None:
+    texts = {"long": "green juice " + "of many fruits " * 9, "short": "juice juice", "tea": "green tea"}
+    nodes = [TextNode(id_=id, text=text) for id, text in texts.items()]
+    retriever = ManyvecRetriever.from_nodes(nodes, tmp_path, HashEncoder(), similarity_top_k=3, lexical_weight=1)
+    assert ids(retriever.retrieve("green juice"))[0] == "short"
+    for weight in (0.3, 1):
+        hits = retriever.index.search("green juice", 3, lexical_weight=weight)
+        found = retriever.with_options(lexical_weight=weight).retrieve("green juice")
+        assert [(node.node_id, node.score) for node in found] == [(hit.id, hit.final_score) for hit in hits]
+    exact = ManyvecRetriever.from_uri(tmp_path, HashEncoder(), lexical_weight=0).retrieve("green juice")
+    assert exact[0].node_id == "long"
+    assert exact[0].score == pytest.approx(2, abs=2e-3)
+    assert retriever.with_options(lexical_weight=0).retrieve("green juice")[0].node_id == "long"
+    with pytest.raises(manyvec.InputError, match="lexical_weight"):
+        retriever.with_options(lexical_weight=2).retrieve("green juice")
+
+
 def found_again(node: BaseNode, folder: Path) -> BaseNode:
     """The node, stored in a new index and retrieved through a second retriever."""
     ManyvecRetriever.from_nodes([node], folder, HashEncoder())

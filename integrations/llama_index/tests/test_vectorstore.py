@@ -160,20 +160,23 @@ def test_a_text_search_finds_only_nodes_that_share_a_word(store: ManyvecVectorSt
     assert found(store, "water", mode=VectorStoreQueryMode.TEXT_SEARCH) == []
 
 
-def test_a_hybrid_search_fuses_the_ranks_of_both(store: ManyvecVectorStore) -> None:
+def test_a_hybrid_search_adds_words_to_late_interaction(store: ManyvecVectorStore) -> None:
     hybrid = {"mode": VectorStoreQueryMode.HYBRID}
-    query = VectorStoreQuery(query_str="green juice", similarity_top_k=9, **hybrid)
-    exact = found(store, "green juice")
-    # Only two of them hold the word.
-    assert set(found(store, "green juice", **hybrid, alpha=0)) == {"m2", "o1"}
-    assert found(store, "green juice", **hybrid, alpha=1) == exact
-    result = store.query(query)
-    assert set(result.ids[:2]) == {"m2", "o1"}
-    # First in one list and second in the other, or first in both.
-    assert result.similarities[0] in (pytest.approx(1 / 61), pytest.approx((1 / 61 + 1 / 62) / 2))
-    assert len(result.ids) == 4
+    store.add([TextNode(id_="long", text="green juice " + "of many fruits " * 9)])
+    # Its words are all there, but beside many others: BM25 prefers the short one.
+    store.add([TextNode(id_="short", text="juice juice")])
+    by_words = found(store, "green juice", **hybrid, alpha=0)
+    assert set(by_words[:4]) == {"long", "short", "m2", "o1"}
+    assert found(store, "green juice", **hybrid, alpha=1) == found(store, "green juice") != by_words
+    for alpha, weight in [(None, 0.3), (0.7, 0.3), (0.25, 0.75), (0, 1)]:
+        result = store.query(VectorStoreQuery(query_str="green juice", similarity_top_k=9, **hybrid, alpha=alpha))
+        hits = store.client.search("green juice", 9, lexical_weight=weight)
+        assert result.ids == [hit.id for hit in hits]
+        assert result.similarities == pytest.approx([hit.final_score for hit in hits])
+        assert result.similarities == sorted(result.similarities, reverse=True)
     assert len(found(store, "green juice", **hybrid, hybrid_top_k=1)) == 1
     assert found(store, "green juice", **hybrid, filters=year(">", 2022)) == ["o1"]
+    assert found(store, "", **hybrid) == []
     with pytest.raises(manyvec.InputError, match="alpha"):
         found(store, "green juice", **hybrid, alpha=2)
 

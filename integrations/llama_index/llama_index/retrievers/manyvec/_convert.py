@@ -92,7 +92,7 @@ def to_node_with_score(hit: Hit) -> NodeWithScore:
         node.metadata[EVIDENCE_KEY] = hit.evidence.to_dict()
         node.excluded_embed_metadata_keys.append(EVIDENCE_KEY)
         node.excluded_llm_metadata_keys.append(EVIDENCE_KEY)
-    return NodeWithScore(node=node, score=hit.score)
+    return NodeWithScore(node=node, score=hit.final_score)
 
 
 def to_node(document: Document | Hit) -> BaseNode:

@@ -45,6 +45,8 @@ class ManyvecRetriever(BaseRetriever):
         object_map: what the `IndexNode`s found stand for, by `index_id`.
         evidence: put into the metadata, as `evidence`, which words of the node matched which of the query; it is hidden
             from language and embedding models. An attribute too.
+        lexical_weight: of BM25 in a node's score, 0 to 1: 0.3 where names and rare words decide, see
+            `manyvec.Index.search`. The score is then `manyvec.Hit.final_score`. An attribute too.
 
     A query without text that has an `image_path` is searched by the image, where the index's model reads images.
     """
@@ -59,12 +61,14 @@ class ManyvecRetriever(BaseRetriever):
         verbose: bool = False,
         *,
         evidence: bool = False,
+        lexical_weight: float = 0,
     ) -> None:
         super().__init__(callback_manager=callback_manager, object_map=object_map, verbose=verbose)
         self.index = index
         self.similarity_top_k = similarity_top_k
         self.filters = filters
         self.evidence = evidence
+        self.lexical_weight = lexical_weight
 
     @classmethod
     def from_uri(
@@ -76,9 +80,11 @@ class ManyvecRetriever(BaseRetriever):
         filters: Filters | None = None,
         callback_manager: CallbackManager | None = None,
         evidence: bool = False,
+        lexical_weight: float = 0,
     ) -> ManyvecRetriever:
         """Open an index that is there; see `manyvec.Index.open` for the encoder and the errors."""
-        return cls(Index.open(uri, encoder), similarity_top_k, filters, callback_manager, evidence=evidence)
+        index = Index.open(uri, encoder)
+        return cls(index, similarity_top_k, filters, callback_manager, evidence=evidence, lexical_weight=lexical_weight)
 
     @classmethod
     def from_nodes(
@@ -93,6 +99,7 @@ class ManyvecRetriever(BaseRetriever):
         filters: Filters | None = None,
         callback_manager: CallbackManager | None = None,
         evidence: bool = False,
+        lexical_weight: float = 0,
     ) -> ManyvecRetriever:
         """Create an index, or open the one that is there, and add nodes to it.
 
@@ -103,7 +110,9 @@ class ManyvecRetriever(BaseRetriever):
                 An index that is there must have been created with the same ones, and with this encoder.
         """
         index = open_or_create(uri, encoder, filter_columns)
-        retriever = cls(index, similarity_top_k, filters, callback_manager, evidence=evidence)
+        retriever = cls(
+            index, similarity_top_k, filters, callback_manager, evidence=evidence, lexical_weight=lexical_weight
+        )
         retriever.add_nodes(nodes, show_progress=show_progress)
         return retriever
 
@@ -123,7 +132,12 @@ class ManyvecRetriever(BaseRetriever):
         return [document.id for document in documents]
 
     def with_options(
-        self, *, similarity_top_k: int | None = None, filters: Filters | None = None, evidence: bool | None = None
+        self,
+        *,
+        similarity_top_k: int | None = None,
+        filters: Filters | None = None,
+        evidence: bool | None = None,
+        lexical_weight: float | None = None,
     ) -> ManyvecRetriever:
         """The same retriever over the same index with other options, for one call or for a thread of its own.
 
@@ -136,13 +150,21 @@ class ManyvecRetriever(BaseRetriever):
             retriever.filters = filters
         if evidence is not None:
             retriever.evidence = evidence
+        if lexical_weight is not None:
+            retriever.lexical_weight = lexical_weight
         return retriever
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         where = to_filter(self.filters, self.index.filters)
         if query_bundle.image_path and not query_bundle.embedding_strs:
             return self._like_image(query_bundle.image_path, where)
-        hits = self.index.search(to_query(query_bundle), self.similarity_top_k, filter=where, evidence=self.evidence)
+        hits = self.index.search(
+            to_query(query_bundle),
+            self.similarity_top_k,
+            filter=where,
+            lexical_weight=self.lexical_weight,
+            evidence=self.evidence,
+        )
         return [to_node_with_score(hit) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

@@ -25,15 +25,14 @@ from llama_index.retrievers.manyvec._convert import (
     to_node,
 )
 
-from manyvec import AllOf, Document, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify
+from manyvec import AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify
 from manyvec.candidates import Lexical
+from manyvec.mixing import LEXICAL_WEIGHT
 
 _Store = TypeVar("_Store", bound="ManyvecVectorStore")
 
 # Nodes that a text search finds by words before it puts them in order.
 _TEXT_DEPTH = 300
-# Nodes of each list that a hybrid search fuses, and the constant of reciprocal rank fusion (Cormack et al., 2009).
-_FUSED_DEPTH, _RANK_CONSTANT = 100, 60
 # Of so many times the nodes asked for MMR makes its choice.
 _MMR_FACTOR = 4
 
@@ -48,10 +47,11 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     It searches by the query's text and keeps one vector per token, so that embeddings of nodes and queries are left
     aside. Nodes come back equal to what went in, without their embedding. Async methods work in a thread.
 
-    The modes of a query: `default`; `text_search`, nodes that share a word with the query; `hybrid`, the ranks of both
-    fused, with `alpha` 1 for late interaction alone and 0 for BM25; `mmr`, with `mmr_threshold` 1 for the query alone
-    and 0 for nodes unlike each other. An empty list of `node_ids` or `doc_ids` restricts nothing, as LlamaIndex passes
-    it.
+    The modes of a query: `default`; `text_search`, nodes that share a word with the query; `hybrid`, late interaction
+    and BM25 added (`Hit.final_score`), with `alpha` 1 for the order of the one, 0 for that of the other, and 0.7, which
+    measured best, for None; `mmr`, with `mmr_threshold` 1 for the query alone and 0 for nodes unlike each other.
+
+    An empty list of `node_ids` or `doc_ids` restricts nothing, as LlamaIndex passes it.
 
     Args:
         index: the index; retrievers, other stores and threads may share it.
@@ -145,7 +145,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         self._index.delete(filter={})
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Find the nodes that match best, best first, with ColBERT's score; see the class for the modes.
+        """Find the nodes that match best, best first, with the score that orders them; see the class for the modes.
 
         Args:
             query: `query_str`, `similarity_top_k`, `filters`, `node_ids`, `doc_ids`, `mode`, `alpha`, `hybrid_top_k`
@@ -163,9 +163,9 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             where = AllOf((where, self._cut_from(query.doc_ids)))
         found = self._found(query.query_str, query, where, kwargs)
         return VectorStoreQueryResult(
-            nodes=[to_node(document) for document, _ in found],
-            similarities=[score for _, score in found],
-            ids=[document.id for document, _ in found],
+            nodes=[to_node(hit) for hit in found],
+            similarities=[hit.final_score for hit in found],
+            ids=[hit.id for hit in found],
         )
 
     async def aget_nodes(
@@ -190,17 +190,19 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         return await asyncio.to_thread(self.query, query, **kwargs)
 
-    def _found(
-        self, text: str, query: VectorStoreQuery, where: Filter, options: Mapping[str, Any]
-    ) -> list[tuple[Document | Hit, float]]:
+    def _found(self, text: str, query: VectorStoreQuery, where: Filter, options: Mapping[str, Any]) -> list[Hit]:
         k = query.similarity_top_k
         if query.mode == VectorStoreQueryMode.HYBRID:
             k = query.hybrid_top_k if query.hybrid_top_k is not None else k
-            return self._fused(text, k, where, query.alpha if query.alpha is not None else 0.5)
-        if query.mode == VectorStoreQueryMode.DEFAULT:
+            alpha = query.alpha if query.alpha is not None else 1 - LEXICAL_WEIGHT
+            if not 0 <= alpha <= 1:
+                raise InputError(f"alpha must be between 0, BM25 alone, and 1, late interaction alone; got {alpha!r}")
+            hits = self._index.search(text, k, filter=where, lexical_weight=1 - alpha)
+        elif query.mode == VectorStoreQueryMode.DEFAULT:
             hits = self._index.search(text, k, filter=where)
         elif query.mode == VectorStoreQueryMode.TEXT_SEARCH:
-            hits = self._index.search(text, k, filter=HasId(self._by_words(text, max(k, _TEXT_DEPTH), where)))
+            sharing = self._index.rank([text], Lexical(), max(k, _TEXT_DEPTH), filter=where)[0]
+            hits = self._index.search(text, k, filter=HasId(sharing))
         elif query.mode == VectorStoreQueryMode.MMR:
             threshold = options.get("mmr_threshold", query.mmr_threshold)
             n_choices = round(k * options.get("mmr_prefetch_factor", _MMR_FACTOR))
@@ -208,24 +210,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             hits = diversify(self._index, hits, k, threshold if threshold is not None else 0.5)
         else:
             raise InputError(f"manyvec has no query mode {query.mode.value!r}; use default, text_search, hybrid or mmr")
-        return [(hit, hit.score) for hit in hits]
-
-    def _by_words(self, text: str, depth: int, where: Filter) -> list[str]:
-        """Ids in the order of BM25."""
-        return self._index.rank([text], Lexical(), depth, filter=where)[0]
-
-    def _fused(self, text: str, k: int, where: Filter, alpha: float) -> list[tuple[Document | Hit, float]]:
-        """Late interaction and BM25 by their ranks; a score is at most 1/61."""
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha must be between 0 and 1, got {alpha!r}")
-        depth = max(k, _FUSED_DEPTH)
-        scores: dict[str, float] = {}
-        exact = [hit.id for hit in self._index.search(text, depth, filter=where)]
-        for ids, weight in ((exact, alpha), (self._by_words(text, depth, where), 1 - alpha)):
-            for rank, id in enumerate(ids, start=1):
-                scores[id] = scores.get(id, 0.0) + weight / (_RANK_CONSTANT + rank)
-        best = sorted((id for id in scores if scores[id] > 0), key=lambda id: (-scores[id], id))[:k]
-        return [(document, scores[document.id]) for document in self._index.get(best)]
+        return hits
 
     def _where(self, filters: Filters | None, node_ids: Sequence[str] | None) -> Filter:
         named = None if node_ids is None else HasId(node_ids)

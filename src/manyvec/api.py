@@ -1,0 +1,189 @@
+"""What `manyvec serve` and its MCP server answer: requests checked and bounded, results as records for JSON.
+
+Spans count characters as Python does, by code point.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import PurePath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from manyvec.errors import check_unicode
+from manyvec.filters import AllOf, Comparison, F, Filter
+from manyvec.index import Index
+from manyvec.timing import timings
+from manyvec.types import Hit
+
+MAX_QUERY_CHARS = 4_000
+MAX_HITS = 100
+MAX_PASSAGE_CHARS = 4_000
+MAX_TEXT_CHARS = 200_000
+
+Scalar = str | int | float | bool
+
+
+class Condition(BaseModel):
+    """A comparison of a declared filter column."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    column: str = Field(max_length=200)
+    op: Literal["==", "!=", "<", "<=", ">", ">=", "in", "contains", "is null"] = "=="
+    value: Scalar | list[Scalar] | None = Field(
+        None, description="of the column's type, dates in ISO 8601; a list for 'in', nothing for 'is null'"
+    )
+
+    def to_filter(self) -> Filter:
+        column = F(self.column)
+        if self.op == "!=":
+            return column != self.value
+        if self.op == "==":
+            return column == self.value
+        if self.op == "in":
+            return column.in_(self.value)  # type: ignore[arg-type]  # what is no list is refused there
+        return Comparison(self.column, self.op, self.value)
+
+
+class SearchRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field(max_length=MAX_QUERY_CHARS)
+    k: int = Field(10, ge=1, le=MAX_HITS, description="how many hits, at most")
+    filter: list[Condition] = Field([], max_length=20, description="conditions that must all hold")
+    passage_chars: int = Field(500, ge=1, le=MAX_PASSAGE_CHARS, description="length of a best passage, at most")
+
+
+class PassageRecord(BaseModel):
+    """A stretch of a document: its characters from `start` to `end`."""
+
+    text: str
+    start: int
+    end: int
+
+
+class WordRecord(BaseModel):
+    """A word of the query and what it found; `span` is null where it found no text."""
+
+    word: str
+    query_span: tuple[int, int]
+    text: str
+    span: tuple[int, int] | None
+    similarity: float
+    share: float
+
+
+class HitRecord(BaseModel):
+    """A document found. The shares of its words and `unshown` add up to the score."""
+
+    rank: int
+    id: str
+    score: float
+    similarity: float
+    metadata: dict[str, Any]
+    n_chars: int = Field(description="length of the document's text")
+    passage: PassageRecord
+    words: list[WordRecord]
+    unshown: float
+    problem: str | None = Field(None, description="why no words are pointed at")
+
+
+class SearchResponse(BaseModel):
+    query: str
+    hits: list[HitRecord]
+    milliseconds: dict[str, float] = Field(description="by stage; `total` is the whole search")
+
+
+class DocumentRecord(BaseModel):
+    """A document, or a part of a long one: `text` begins at character `start` of `n_chars`."""
+
+    id: str
+    text: str
+    start: int
+    n_chars: int
+    metadata: dict[str, Any]
+
+
+class InfoRecord(BaseModel):
+    name: str
+    documents: int
+    tokens: int
+    model: str
+    dim: int
+    filters: dict[str, str] = Field(description="declared filter columns and their types")
+    version: int
+
+
+class Api:
+    """Answers from one index. May be shared by threads."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+
+    def search(self, request: SearchRequest) -> SearchResponse:
+        """Find documents, with evidence and the time of each stage.
+
+        Raises:
+            InputError, FilterError: as `Index.search`.
+        """
+        check_unicode(request.query, "the query")
+        condition = AllOf(tuple(condition.to_filter() for condition in request.filter)) if request.filter else None
+        started = time.perf_counter()
+        with timings() as seconds:
+            hits = self.index.search(request.query, request.k, filter=condition, evidence=True)
+        seconds["total"] = time.perf_counter() - started
+        return SearchResponse(
+            query=request.query,
+            hits=[_to_record(hit, request.passage_chars) for hit in hits],
+            milliseconds={stage: round(1000 * taken, 2) for stage, taken in seconds.items()},
+        )
+
+    def document(self, id: str, start: int = 0, n_chars: int = MAX_TEXT_CHARS) -> DocumentRecord | None:
+        """A document as it is now; None if there is none."""
+        check_unicode(id, "the id")
+        for found in self.index.get(id):
+            return DocumentRecord(
+                id=found.id,
+                text=found.text[start : start + n_chars],
+                start=start,
+                n_chars=len(found.text),
+                metadata=dict(found.metadata),
+            )
+        return None
+
+    def info(self) -> InfoRecord:
+        info = self.index.info()
+        return InfoRecord(
+            # The last part of a path or URI: the rest is the server's own business.
+            name=PurePath(info.uri).name,
+            documents=info.documents,
+            tokens=info.tokens,
+            model=info.model,
+            dim=info.dim,
+            filters=info.filters,
+            version=info.version,
+        )
+
+
+def _to_record(hit: Hit, n_chars: int) -> HitRecord:
+    assert hit.evidence is not None
+    record = hit.evidence.to_dict()
+    if hit.evidence.problem:
+        text = hit.text[:n_chars]
+        passage = PassageRecord(text=text, start=0, end=len(text))
+    else:
+        passage = PassageRecord(**vars(hit.best_passage(n_chars)))
+    return HitRecord(
+        rank=hit.rank,
+        id=hit.id,
+        score=round(hit.score, 4),
+        similarity=round(hit.similarity, 4),
+        metadata=hit.metadata,
+        n_chars=len(hit.text),
+        passage=passage,
+        words=record["words"],
+        unshown=record["unshown"],
+        problem=hit.evidence.problem,
+    )

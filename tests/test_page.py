@@ -1,0 +1,258 @@
+"""The page of `manyvec serve` in a real headless Chromium: what people type, see, point at and choose."""
+
+import os
+import shutil
+
+import pytest
+
+from manyvec import Index
+from manyvec.testing import HashEncoder
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs the dev extra: pip install 'manyvec[dev]'")
+pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'manyvec[serve]'")
+
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+from manyvec.serve import create_app  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)",
+)
+FLAGS = (
+    "--headless --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1100,1000"
+).split()
+TOKEN = "a-token-of-enough-characters"
+ATTACK = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
+LONG = "A village lies there. " * 60 + "Paris is the capital of France. " + "Rain falls on it. " * 60
+
+
+@pytest.fixture
+def index(tmp_path):
+    index = Index.create(tmp_path / "places", HashEncoder(64), filters={"lang": str, "year": int, "open": bool})
+    index.add(
+        [
+            {
+                "id": "paris",
+                "text": "👩‍🔬👍🏽 Paris is the capital of France.",
+                "metadata": {"lang": "en", "open": True},
+            },
+            {
+                "id": "hauptstadt",
+                "text": "Paris: die Hauptstadt",
+                "metadata": {"lang": "de", "year": 1999, "open": False},
+            },
+            {"id": "long", "text": LONG, "metadata": {"lang": "en", "year": 2020}},
+            {"id": f"<b>{ATTACK}</b>", "text": f"attack {ATTACK} here", "metadata": {"note": ATTACK, "lang": ATTACK}},
+        ]
+    )
+    return index
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    # Chromium's sandbox does not run as root.
+    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    for flag in [*FLAGS, *sandbox, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What a person does with the page."""
+
+    def __init__(self, driver, url):
+        self.driver = driver
+        driver.get_log("browser")
+        driver.get(url)
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector):
+        return self.driver.find_element("css selector", selector)
+
+    def wait(self, condition):
+        ignored = [StaleElementReferenceException]
+        return WebDriverWait(self.driver, 60, 0.05, ignored_exceptions=ignored).until(lambda _: condition())
+
+    def search(self, query):
+        box = self.one("#query")
+        box.clear()
+        box.send_keys(query + "\n")
+
+    def ids(self):
+        return [shown.text for shown in self.all(".hit .id")]
+
+    def wait_for(self, *ids):
+        self.wait(lambda: sorted(self.ids()) == sorted(ids))
+
+    def point_at(self, target):
+        ActionChains(self.driver).move_to_element(target).perform()
+
+    def complaints(self):
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture
+def page(chromium, index, running):
+    with running(create_app(index)) as url:
+        page = Page(chromium, url)
+        page.wait(lambda: "places: 4 documents" in page.one("#about").text)
+        yield page
+        # A policy that was broken, or an error in the script, would be said here.
+        assert page.complaints() == []
+        chromium.get("about:blank")
+
+
+def test_typing_a_query_shows_hits_with_highlights_and_times(page):
+    page.search("capital of France")
+    page.wait(lambda: len(page.ids()) == 4)
+    assert page.ids()[:2] == ["long", "paris"]
+    assert page.one("#status").text.startswith("4 hits in ")
+    assert [part.text.split()[0] for part in page.all(".legend li")] == [
+        "encode", "candidates", "fetch", "score", "evidence", "other",
+    ]  # fmt: skip
+    # Emoji before it are several code points and more UTF-16 units: a wrong count would mark other letters.
+    assert [mark.text for mark in page.all(".hit:nth-child(2) mark")] == ["capital", "of", "France"]
+    assert page.one(".hit:nth-child(2) .text").text == "👩‍🔬👍🏽 Paris is the capital of France."
+    assert "capital of France" in page.one(".hit:nth-child(1) .text").text
+
+
+def test_a_highlight_is_stronger_the_more_similar_the_words_are(page):
+    page.search("Paris borough")
+    page.wait(page.ids)
+    strengths = {
+        mark.text: float(mark.value_of_css_property("background-color").rpartition(",")[2].strip(" )"))
+        for mark in page.all(".hit:nth-child(1) mark")
+    }
+    # An equal word takes the whole strength; what `borough` found is as good as unlike.
+    assert strengths["Paris"] == pytest.approx(0.8, abs=0.01)
+    assert min(strengths.values()) < 0.5
+
+
+def test_pointing_at_a_highlight_says_which_word_of_the_query_matched(page):
+    page.search("capital")
+    page.wait(page.ids)
+    assert not page.one("#tip").is_displayed()
+    page.point_at(page.one(".hit mark"))
+    page.wait(page.one("#tip").is_displayed)
+    assert page.one("#tip").text == "capital → capital: similarity 1.00, adds 1.00"
+    page.point_at(page.one("#about"))
+    page.wait(lambda: not page.one("#tip").is_displayed())
+
+
+def test_pointing_at_a_word_of_the_query_traces_it_in_the_text(page):
+    page.search("France capital")
+    page.wait(page.ids)
+    page.point_at(page.one(".hit .words li"))
+    page.wait(lambda: [mark.text for mark in page.all("mark.traced")] == ["France"])
+
+
+def test_filters_are_built_from_the_declared_columns_and_narrow_the_hits(page):
+    assert [shown.text for shown in page.all(".filter legend")] == ["lang", "year", "open"]
+    page.search("Paris")
+    page.wait(lambda: len(page.ids()) == 4)
+    Select(page.one("[data-column=open]")).select_by_visible_text("false")
+    page.wait_for("hauptstadt")
+    Select(page.one("[data-column=open]")).select_by_visible_text("any")
+    page.wait(lambda: len(page.ids()) == 4)
+    page.one("[data-column=year][data-op='>=']").send_keys("2000\n")
+    page.wait_for("long")
+    page.one("[data-column=year][data-op='>=']").clear()
+    page.one("[data-column=lang]").send_keys("de\n")
+    page.wait_for("hauptstadt")
+
+
+def test_a_value_of_a_hit_becomes_a_filter(page):
+    page.search("Paris")
+    page.wait(lambda: len(page.ids()) == 4)
+    page.one("button[title='only lang de']").click()
+    page.wait_for("hauptstadt")
+    assert page.one("[data-column=lang]").get_attribute("value") == "de"
+
+
+def test_markup_in_documents_shows_as_text(page):
+    page.search("attack script onerror")
+    page.wait(page.ids)
+    first = page.one(".hit")
+    assert first.find_element("css selector", ".text").text == f"attack {ATTACK} here"
+    assert page.ids()[0] == f"<b>{ATTACK}</b>"
+    assert first.find_element("css selector", ".metadata").text.count(ATTACK) == 2
+    page.point_at(page.one(".hit mark"))
+    assert page.all("#hits script, #hits img, #hits b:not(.similarity b), #tip *:not(p)") == []
+    assert page.driver.title == "places · manyvec"
+
+
+def test_markup_in_a_query_shows_as_text(page):
+    page.search(ATTACK)
+    page.wait(page.ids)
+    assert page.all("#hits img, #hits script") == []
+    assert page.driver.title == "places · manyvec"
+
+
+def test_the_whole_text_is_opened_with_its_highlights(page):
+    page.search("capital of France")
+    page.wait(page.ids)
+    assert len(page.one(".hit .text").text) < 600
+    page.one(".hit .whole").click()
+    page.wait(lambda: page.one(".hit .text").text.strip() == LONG.strip())
+    assert [mark.text for mark in page.all(".hit:nth-child(1) mark")] == ["capital", "of", "France"]
+    page.one(".hit .whole").click()
+    page.wait(lambda: len(page.one(".hit .text").text) < 600)
+
+
+def test_a_document_that_changed_since_the_search_is_not_marked_wrongly(page, index):
+    page.search("capital of France")
+    page.wait(page.ids)
+    index.add([{"id": "long", "text": LONG.replace("Paris", "Parys")}])
+    page.one(".hit .whole").click()
+    page.wait(page.one(".hit .problem").is_displayed)
+    assert page.one(".hit .problem").text.startswith("This document changed since the search")
+    assert page.all(".hit:nth-child(1) mark") == []
+
+
+def test_a_document_that_is_gone_is_said_to_be(page, index):
+    page.search("capital of France")
+    page.wait(page.ids)
+    index.delete("long")
+    page.one(".hit .whole").click()
+    page.wait(page.one(".hit .problem").is_displayed)
+    assert page.one(".hit .problem").text == "This document was deleted since the search."
+    # Chromium notes every 404.
+    assert len(page.complaints()) == 1
+
+
+def test_a_mistake_is_said_and_nothing_found_is_said(page):
+    page.search("x" * 3000)
+    page.wait(page.ids)
+    page.one("[data-column=year][data-op='<=']").send_keys("1000\n")
+    page.wait(lambda: page.one("#status").text == "Nothing found")
+    page.one("[data-column=year][data-op='<=']").clear()
+    page.one("[data-column=year][data-op='<=']").send_keys("1.5e300\n")
+    page.wait(lambda: page.all("#status.failed"))
+    assert "64 bits" in page.one("#status").text
+    assert len(page.complaints()) == 1
+
+
+def test_the_page_asks_for_the_token(chromium, index, running):
+    with running(create_app(index, token=TOKEN)) as url:
+        page = Page(chromium, url)
+        page.wait(page.one("#token").is_displayed)
+        assert page.one("#about").text == ""
+        page.one("#token").send_keys(TOKEN + "\n")
+        page.wait(lambda: "places: 4 documents" in page.one("#about").text)
+        page.search("capital")
+        page.wait(page.ids)
+        assert not page.one("#token").is_displayed()
+        chromium.get("about:blank")

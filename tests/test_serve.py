@@ -1,0 +1,329 @@
+"""`manyvec serve` and `manyvec mcp`: real servers, asked by an HTTP client and by the official MCP client."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import pytest
+
+from manyvec import Index, InputError, TokenBatch
+from manyvec.cli import main
+from manyvec.testing import HashEncoder
+
+httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip install 'manyvec[serve]'")
+mcp = pytest.importorskip("mcp", reason="needs the serve extra: pip install 'manyvec[serve]'")
+
+from mcp.client.streamable_http import streamable_http_client  # noqa: E402
+
+from manyvec.serve import create_app  # noqa: E402
+
+TOKEN = "a-token-of-enough-characters"
+DOCUMENTS = [
+    {
+        "id": "de/berlin",
+        "text": "Berlin is in Germany. It is large.",
+        "metadata": {"year": 2020, "lang": "en", "tags": ["city"], "seen": "2026-01-02", "open": True},
+    },
+    {
+        "id": "paris",
+        "text": "👩‍🔬 Paris is the capital of France.",
+        "metadata": {"year": 2021, "lang": "fr", "tags": ["city", "capital"], "open": False},
+    },
+    {"id": "bread?", "text": "Bread is baked from flour.", "metadata": {}},
+]
+FILTERS = {"year": int, "lang": str, "tags": list[str], "seen": datetime, "open": bool}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    index = Index.create(tmp_path_factory.mktemp("serve") / "places", HashEncoder(64), filters=FILTERS)
+    index.add(DOCUMENTS)
+    return index
+
+
+@pytest.fixture(scope="module")
+def url(index, running):
+    with running(create_app(index)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with httpx2.Client(timeout=120, base_url=url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def guarded_url(index, running):
+    with running(create_app(index, token=TOKEN)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory):
+    """An index that a new process can open: its model is the packaged one."""
+    db = tmp_path_factory.mktemp("serve") / "minilm"
+    Index.create(db, "minilm").add([{"id": "bread", "text": "Bread is baked from flour. It is eaten warm."}])
+    return str(db)
+
+
+def search(client, query, **request):
+    return client.post("/api/search", json={"query": query, **request})
+
+
+def test_a_search_answers_hits_with_evidence(client):
+    answer = search(client, "capital of France", k=1).json()
+    (hit,) = answer["hits"]
+    assert (hit["id"], hit["rank"], hit["metadata"]) == ("paris", 1, DOCUMENTS[1]["metadata"])
+    assert hit["score"] == pytest.approx(3, abs=0.01)
+    # Five code points before Paris: a woman, a joiner, a microscope and a space are four of them.
+    assert [(w["word"], w["text"], w["span"]) for w in hit["words"]] == [
+        ("capital", "capital", [17, 24]),
+        ("of", "of", [25, 27]),
+        ("France", "France", [28, 34]),
+    ]
+    assert hit["passage"] == {"text": DOCUMENTS[1]["text"], "start": 0, "end": 35}
+    assert sum(w["share"] for w in hit["words"]) + hit["unshown"] == pytest.approx(hit["score"], abs=0.001)
+
+
+def test_a_search_says_how_long_each_stage_took(client):
+    taken = search(client, "capital").json()["milliseconds"]
+    assert set(taken) == {"encode", "candidates", "fetch", "score", "evidence", "total"}
+    assert min(taken.values()) >= 0
+    assert 0 < sum(taken.values()) - taken["total"] <= taken["total"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ([], {"de/berlin", "paris", "bread?"}),
+        ([("year", ">=", 2021)], {"paris"}),
+        ([("year", "<", 2021), ("lang", "==", "en")], {"de/berlin"}),
+        ([("lang", "!=", "en")], {"paris", "bread?"}),
+        ([("lang", "in", ["en", "fr"])], {"de/berlin", "paris"}),
+        ([("lang", "is null", None)], {"bread?"}),
+        ([("tags", "contains", "capital")], {"paris"}),
+        ([("seen", "<=", "2026-01-02T23:59:59Z")], {"de/berlin"}),
+        ([("open", "==", False)], {"paris"}),
+    ],
+)
+def test_conditions_narrow_a_search(client, conditions, expected):
+    written = [{"column": column, "op": op, "value": value} for column, op, value in conditions]
+    assert {hit["id"] for hit in search(client, "is", filter=written).json()["hits"]} == expected
+
+
+@pytest.mark.parametrize(
+    ("request_body", "status", "said"),
+    [
+        ({"query": "a", "k": 0}, 422, "greater than or equal to 1"),
+        ({"query": "a", "k": 101}, 422, "less than or equal to 100"),
+        ({"query": "a" * 4001}, 422, "at most 4000 characters"),
+        ({"query": "a", "passage_chars": 10**9}, 422, "less than or equal to 4000"),
+        ({"query": "a", "depth": 5}, 422, "Extra inputs are not permitted"),
+        ({"query": 5}, 422, "valid string"),
+        ({}, 422, "Field required"),
+        ({"query": "a", "filter": [{"column": "author", "value": "me"}]}, 400, "there is no filter column 'author'"),
+        ({"query": "a", "filter": [{"column": "year", "value": "new"}]}, 400, "must be of type int, got 'new'"),
+        ({"query": "a", "filter": [{"column": "lang", "op": "in", "value": "en"}]}, 400, "in_ takes a list"),
+        ({"query": "a", "filter": [{"column": "lang", "op": "LIKE", "value": "e"}]}, 422, "Input should be '=='"),
+        ({"query": "a", "filter": [{"column": "year", "value": {"a": 1}}]}, 422, "valid string"),
+        ({"query": "a", "filter": [{"column": "year", "value": 1}] * 21}, 422, "at most 20"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_told_why(client, request_body, status, said):
+    response = client.post("/api/search", json=request_body)
+    assert response.status_code == status
+    assert said in json.dumps(response.json(), ensure_ascii=False)
+
+
+def test_what_is_no_text_no_json_or_too_large_is_refused(client):
+    json_type = {"Content-Type": "application/json"}
+    assert client.post("/api/search", content=b'{"query": "\\ud800"}', headers=json_type).status_code == 422
+    assert client.post("/api/search", content=b"{", headers=json_type).status_code == 422
+    # Forms of other sites can send this type without asking first.
+    assert client.post("/api/search", content=b'{"query": "a"}', headers={"Content-Type": "text/plain"}).is_error
+    for path in ("/api/search", "/mcp"):
+        large = client.post(path, content=b" " * 70_000, headers=json_type | {"Accept": "application/json"})
+        assert large.status_code == 413
+
+
+def test_an_empty_query_and_an_empty_answer_are_no_errors(client):
+    assert search(client, "").json()["hits"] == []
+    assert search(client, "a", filter=[{"column": "year", "op": ">", "value": 3000}]).json()["hits"] == []
+
+
+@pytest.mark.parametrize("path", ["de/berlin", "de%2Fberlin", "paris", "bread%3F"])
+def test_a_document_is_read_by_its_id_whatever_signs_it_has(client, path):
+    answer = client.get(f"/api/documents/{path}").json()
+    (document,) = [d for d in DOCUMENTS if d["id"] == answer["id"]]
+    assert (answer["text"], answer["n_chars"]) == (document["text"], len(document["text"]))
+
+
+def test_a_part_of_a_document_can_be_read(client):
+    part = client.get("/api/documents/paris", params={"start": 4, "n_chars": 5}).json()
+    assert (part["text"], part["start"], part["n_chars"]) == ("Paris", 4, 35)
+    assert client.get("/api/documents/paris", params={"n_chars": 10**9}).status_code == 422
+    missing = client.get("/api/documents/' OR 1=1 --")
+    assert (missing.status_code, missing.json()["detail"]) == (404, 'there is no document "\' OR 1=1 --"')
+
+
+def test_info_and_the_openapi_description(client):
+    info = client.get("/api/info").json()
+    assert (info["name"], info["documents"], info["model"]) == ("places", 3, "hash-64")
+    assert info["filters"] == {"year": "int", "lang": "str", "tags": "list[str]", "seen": "datetime", "open": "bool"}
+    described = client.get("/openapi.json").json()
+    assert set(described["paths"]) == {"/api/search", "/api/documents/{id}", "/api/info"}
+    assert described["components"]["schemas"]["SearchRequest"]["properties"]["k"]["maximum"] == 100
+
+
+def test_documents_without_spans_are_found_and_the_reason_given(tmp_path, running):
+    class Spanless(HashEncoder):
+        def encode_documents(self, texts):
+            tokens = super().encode_documents(texts)
+            return TokenBatch(tokens.vectors, tokens.offsets)
+
+        def encode_queries(self, queries):
+            return HashEncoder(self.dim).encode_documents(queries)
+
+    index = Index.create(tmp_path / "index", Spanless(64))
+    index.add([{"id": "a", "text": "some text"}])
+    with running(create_app(index)) as url, httpx2.Client(timeout=120, base_url=url) as client:
+        (hit,) = search(client, "text", passage_chars=4).json()["hits"]
+    assert "stored without the characters" in hit["problem"]
+    assert hit["passage"] == {"text": "some", "start": 0, "end": 4}
+    assert [(w["span"], w["similarity"]) for w in hit["words"]] == [(None, pytest.approx(1, abs=0.01))]
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/api/info", "/nothing"])
+def test_every_answer_binds_the_browser_to_this_page(client, path):
+    headers = client.get(path).headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_nothing_outside_the_page_is_served(client):
+    for path in ("/../serve.py", "/%2e%2e/serve.py", "/..%2fserve.py", "//etc/passwd", "/page.css/../../serve.py"):
+        assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.1", "["])
+@pytest.mark.parametrize("path", ["/", "/api/info", "/mcp"])
+def test_a_host_name_that_was_pointed_here_gets_nothing(client, host, path):
+    assert client.get(path, headers={"Host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8765", "127.0.0.1:1", "127.8.8.8", "[::1]:8765"])
+def test_names_of_this_machine_are_answered(client, host):
+    assert client.get("/api/info", headers={"Host": host}).status_code == 200
+
+
+def test_pages_of_other_sites_are_refused(client, url):
+    for path in ("/api/search", "/mcp"):
+        for origin in ("https://evil.example", "http://127.0.0.1:1", "null"):
+            response = client.post(path, json={"query": "a"}, headers={"Origin": origin})
+            assert response.status_code == 403
+    assert client.post("/api/search", json={"query": "a"}, headers={"Origin": url}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/api/info", "/api/documents/paris", "/openapi.json", "/mcp", "/nothing"])
+def test_with_a_token_everything_but_the_page_needs_it(guarded_url, path):
+    with httpx2.Client(timeout=120, base_url=guarded_url) as client:
+        assert client.get("/").status_code == client.get("/page.js").status_code == 200
+        for given in ("", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer"):
+            response = client.post(path, headers={"Authorization": given})
+            assert (response.status_code, response.json()) == (401, {"detail": "a token is needed"})
+        assert client.post(path, headers={"Authorization": f"Bearer {TOKEN}"}).status_code != 401
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "example.com"])
+def test_other_machines_are_listened_to_only_with_a_token(index, host):
+    with pytest.raises(InputError, match="give a token"):
+        create_app(index, host=host)
+    with pytest.raises(InputError, match="at least 16 are needed"):
+        create_app(index, host=host, token="")
+    create_app(index, host=host, token=TOKEN)
+
+
+async def check_tools(client, id):
+    """What an agent does: look what there is, search, read, and be told of mistakes."""
+    tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+    assert set(tools) == {"search", "get_document"}
+    assert tools["search"].input_schema["required"] == ["query"]
+    found = await client.call_tool("search", {"query": "flour", "k": 1})
+    (hit,) = found.structured_content["hits"]
+    assert (hit["id"], found.is_error) == (id, False)
+    read = (await client.call_tool("get_document", {"id": hit["id"]})).structured_content
+    assert read["text"][hit["start"] : hit["end"]] == hit["passage"]
+    assert "flour" in hit["passage"]
+    for tool, arguments, said in (
+        ("get_document", {"id": "gone"}, "there is no document 'gone'"),
+        ("search", {"query": "a", "k": 1000}, "less than or equal to 100"),
+        ("search", {"query": "a", "filter": [{"column": "author", "value": "me"}]}, "no filter column 'author'"),
+    ):
+        failed = await client.call_tool(tool, arguments)
+        assert failed.is_error
+        assert said in failed.content[0].text
+    return tools
+
+
+async def test_an_agent_uses_the_index_over_http(url):
+    async with mcp.Client(f"{url}/mcp") as client:
+        tools = await check_tools(client, "bread?")
+        assert '"year": "int"' in tools["search"].description
+        filtered = {"query": "is", "filter": [{"column": "year", "op": ">", "value": 2020}]}
+        found = (await client.call_tool("search", filtered)).structured_content["hits"]
+        assert [hit["id"] for hit in found] == ["paris"]
+
+
+async def test_an_agent_of_an_earlier_protocol_is_served_too(url):
+    async with mcp.Client(f"{url}/mcp", mode="legacy") as client:
+        await check_tools(client, "bread?")
+
+
+async def test_an_agent_needs_the_token(guarded_url):
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with (
+        httpx2.AsyncClient(timeout=120, headers=headers) as http,
+        mcp.Client(streamable_http_client(f"{guarded_url}/mcp", http_client=http)) as client,
+    ):
+        await check_tools(client, "bread?")
+
+
+async def test_an_agent_uses_the_index_over_standard_input_and_output(db):
+    command = mcp.StdioServerParameters(
+        command=sys.executable, args=["-m", "manyvec", "mcp", db], env=dict(os.environ), cwd=os.getcwd()
+    )
+    async with mcp.Client(command) as client:
+        await check_tools(client, "bread")
+
+
+def test_the_command_serves_until_it_is_interrupted(db):
+    command = [sys.executable, "-m", "manyvec", "serve", db, "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "MANYVEC_TOKEN": TOKEN})
+    try:
+        lines = iter(process.stderr.readline, "")
+        url = next(line.split()[0] for line in lines if line.startswith("http://127.0.0.1:"))
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        assert httpx2.get(f"{url}api/info", timeout=120).status_code == 401
+        assert httpx2.get(f"{url}api/info", headers=headers, timeout=120).json()["documents"] == 1
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 0
+
+
+def test_the_command_refuses_to_listen_to_others_without_a_token(db, capsys, monkeypatch):
+    monkeypatch.delenv("MANYVEC_TOKEN", raising=False)
+    started = time.monotonic()
+    assert main(["serve", db, "--host", "0.0.0.0"]) == 1
+    assert "lets other machines read the index: give a token" in capsys.readouterr().err
+    assert time.monotonic() - started < 60
