@@ -654,11 +654,7 @@ def test_a_damaged_or_foreign_checkpoint_is_an_error_that_says_what_is_wrong(cop
 @pytest.mark.parametrize("name", ["stanford", "bge-m3"])
 def test_an_image_given_to_a_text_model_is_an_error_that_names_models_for_images(written, name):
     encoder = fresh(written[name][0])
-    for encode in (
-        encoder.encode_queries,
-        encoder.encode_documents,
-        getattr(encoder, "encode_all", encoder.encode_documents),
-    ):
+    for encode in ["encode_queries", "encode_documents"] + ["encode_all"] * (name == "bge-m3"):
         with pytest.raises(InputError, match="text 1 is a bytes: .* reads text given as str. For images load a model"):
             getattr(encoder, encode)(["one", b"\x89PNG"])
 
