@@ -651,6 +651,14 @@ def test_a_damaged_or_foreign_checkpoint_is_an_error_that_says_what_is_wrong(cop
         fresh(str(folder))
 
 
+@pytest.mark.parametrize("name", ["stanford", "bge-m3"])
+def test_an_image_given_to_a_text_model_is_an_error_that_names_models_for_images(written, name):
+    encoder = fresh(written[name][0])
+    for encode in ["encode_queries", "encode_documents"] + ["encode_all"] * (name == "bge-m3"):
+        with pytest.raises(InputError, match="text 1 is a bytes: .* reads text given as str. For images load a model"):
+            getattr(encoder, encode)(["one", b"\x89PNG"])
+
+
 class Bomb:
     """Leaves a file behind wherever it is unpickled."""
 

@@ -143,16 +143,9 @@ def write_colpali(folder):
     return page_golden(model, processor)
 
 
-def write_colmodernvbert(folder):
-    """ModernVBERT/colmodernvbert, merged: pages larger than a tile are cut into tiles."""
+def modernvbert_processor():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        ColModernVBertConfig,
-        ColModernVBertForRetrieval,
-        ColModernVBertProcessor,
-        Idefics3ImageProcessor,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import ColModernVBertProcessor, Idefics3ImageProcessor, PreTrainedTokenizerFast
 
     names = ["unk", "cls", "sep", "pad", "mask"]
     specials = [f"[{name.upper()}]" for name in names] + ["<|begin_of_text|>", "<fake_token_around_image>", "<image>"]
@@ -166,13 +159,26 @@ def write_colmodernvbert(folder):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **tokens)
     tile = {"longest_edge": 32}
     pixels = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size=tile, do_image_splitting=True)
-    processor = ColModernVBertProcessor(pixels, tokenizer, image_seq_len=4)
-    torch.manual_seed(0)
+    return ColModernVBertProcessor(pixels, tokenizer, image_seq_len=4)
+
+
+def modernvbert_config(processor):
+    tokenizer = processor.tokenizer
     text = TINY | {"model_type": "modernbert", "vocab_size": len(tokenizer), "max_position_embeddings": 512}
     text["pad_token_id"] = tokenizer.pad_token_id
-    vlm = {"model_type": "modernvbert", "text_config": text, "pixel_shuffle_factor": 2}
-    vlm |= {"vision_config": VISION | {"image_size": 32, "patch_size": 8}, "image_token_id": processor.image_token_id}
-    model = ColModernVBertForRetrieval(ColModernVBertConfig(vlm_config=vlm, embedding_dim=16)).eval()
+    config = {"model_type": "modernvbert", "text_config": text, "pixel_shuffle_factor": 2}
+    vision = VISION | {"image_size": 32, "patch_size": 8}
+    return config | {"vision_config": vision, "image_token_id": processor.image_token_id}
+
+
+def write_colmodernvbert(folder):
+    """ColModernVBERT as transformers saves it: pages larger than a tile are cut into tiles."""
+    from transformers import ColModernVBertConfig, ColModernVBertForRetrieval
+
+    processor = modernvbert_processor()
+    torch.manual_seed(0)
+    config = ColModernVBertConfig(vlm_config=modernvbert_config(processor), embedding_dim=16)
+    model = ColModernVBertForRetrieval(config).eval()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return page_golden(model, processor)
@@ -279,6 +285,31 @@ def write_colpali_adapter(folder):
     return adapted_golden(model, projection, processor, lambda query: f"<bos>Question: {query}{pad * 10}\n")
 
 
+def write_colmodernvbert_adapter(folder):
+    """ModernVBERT/colmodernvbert: adapters over ModernVBERT/colmodernvbert-base, whose projection is in `model.`."""
+    from safetensors.torch import save_file
+    from transformers import ModernVBertConfig, ModernVBertModel
+
+    torch.manual_seed(0)
+    processor = modernvbert_processor()
+    settings = modernvbert_config(processor)
+    config = ModernVBertConfig(**{name: value for name, value in settings.items() if name != "model_type"})
+    model, projection = ModernVBertModel(config).eval(), torch.nn.Linear(32, 16)
+    base = folder / "base"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text(json.dumps(config.to_dict()))
+    weights = {
+        f"model.{name}".replace("vision_model.", "vision_model.vision_model."): value
+        for name, value in model.state_dict().items()
+    }
+    weights |= {f"model.custom_text_proj.{name}": value.data for name, value in projection.named_parameters()}
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    processor.save_pretrained(folder)
+    targets = {"model.text_model.layers.0.attn.Wqkv": "text_model.layers.0.attn.Wqkv", "custom_text_proj": ""}
+    write_adapters(folder, "base", model, projection, targets)
+    return adapted_golden(model, projection, processor, lambda query: query + "<end_of_utterance>" * 10)
+
+
 def write_clip(folder):
     """openai/clip-vit-base-patch32."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -359,6 +390,7 @@ WRITERS = {
     "colmodernvbert": write_colmodernvbert,
     "colqwen2.5": write_colqwen2_5,
     "colpali-adapter": write_colpali_adapter,
+    "colmodernvbert-adapter": write_colmodernvbert_adapter,
     "clip": write_clip,
     "siglip": write_siglip,
 }

@@ -1,4 +1,4 @@
-"""Static token vectors: model2vec's layouts, against model2vec itself where it is installed, and by hand."""
+"""Static token vectors: model2vec's layouts, against model2vec itself and by hand."""
 
 import json
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import manyvec.encoders
-from manyvec import EncoderError, MaxSimScorer, load_encoder
+from manyvec import EncoderError, InputError, MaxSimScorer, load_encoder
 
 WORDS = ["[UNK]", "late", "interaction", "keeps", "one", "vector", "the"]
 # Directions times weights: "the" is light.
@@ -16,8 +17,6 @@ VECTORS = np.array([[9, 9], [3, 4], [0, 2], [1, 0], [2, 2], [5, 0], [0.06, 0.08]
 
 
 def write_tokenizer(path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +64,11 @@ LAYOUTS = {
 }
 
 
+@pytest.fixture
+def model2vec():
+    return pytest.importorskip("model2vec", reason="needs model2vec: pip install 'manyvec[dev]'")
+
+
 def unit(rows):
     vectors = VECTORS[rows]
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -91,12 +95,29 @@ def test_each_layout_gives_directions_for_documents_and_weights_for_queries(tmp_
 
 
 @pytest.mark.parametrize("layout", ["plain", "weights and mapping"])
-def test_vectors_are_model2vecs_own(tmp_path, layout):
-    model2vec = pytest.importorskip("model2vec", reason="needs model2vec: pip install model2vec")
+def test_vectors_are_model2vecs_own(tmp_path, layout, model2vec):
     folder = LAYOUTS[layout](tmp_path / "model")
     theirs = model2vec.StaticModel.from_pretrained(folder).encode_as_sequence("late one unknown the vector")
     ours = load_encoder(str(folder), device="cpu").encode_documents(["late one unknown the vector"])[0]
     assert_allclose(ours, theirs / np.linalg.norm(theirs, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_what_model2vec_saves_is_loaded(tmp_path, model2vec):
+    """As `distill` and training leave a model: written by model2vec itself, here with a smaller, weighted table."""
+    write_tokenizer(tmp_path / "tokenizer.json")
+    tensors = weighted()
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    model = model2vec.StaticModel(
+        tensors["embeddings"], tokenizer, weights=tensors["weights"], token_mapping=tensors["mapping"], normalize=True
+    )
+    model.save_pretrained(tmp_path / "model")
+    assert_golden(load_encoder(str(tmp_path / "model"), device="cpu"))
+
+
+def test_an_image_given_to_a_static_model_is_an_error(tmp_path):
+    encoder = load_encoder(str(LAYOUTS["plain"](tmp_path / "model")), device="cpu")
+    with pytest.raises(InputError, match="text 1 is a bytes: .* reads text given as str"):
+        encoder.encode_documents(["late", b"\x89PNG"])
 
 
 def without_mask(encoder):

@@ -85,8 +85,8 @@ FAMILIES = (
         "text",
         "XLM-R and colbert_linear.pt; lexical weights and a dense vector in the same pass",
         (
-            Published("BAAI/bge-m3", 1024, 568, "over 100 languages, 8,192 tokens"),
-            Published("BAAI/bge-m3-unsupervised", 1024, 568, "the stage before; without heads its last hidden state"),
+            Published("BAAI/bge-m3", 1024, 569, "over 100 languages, 8,192 tokens"),
+            Published("BAAI/bge-m3-unsupervised", 1024, 569, "the stage before; without heads its last hidden state"),
         ),
     ),
     Family(
@@ -97,7 +97,7 @@ FAMILIES = (
         (
             Published("vidore/colpali-v1.3-hf", 128, 2920, "pages, English"),
             Published("vidore/colqwen2-v1.0-hf", 128, 2210, "pages, any aspect ratio"),
-            Published("vidore/colqwen2.5-v0.2", 128, 3750, "pages, best quality"),
+            Published("vidore/colqwen2.5-v0.2", 128, 3750, "pages, any aspect ratio; larger"),
             Published("ModernVBERT/colmodernvbert", 128, 250, "pages on a CPU"),
         ),
     ),

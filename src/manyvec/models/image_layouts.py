@@ -140,4 +140,5 @@ def _canonical(name: str) -> str:
 def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights by the names that transformers gives them now."""
     text = re.compile(r"^(layers|embed_tokens|norm)\b")
-    return {text.sub(r"language_model.\1", _canonical(name)): tensor for name, tensor in weights.items()}
+    renamed = {text.sub(r"language_model.\1", _canonical(name)): tensor for name, tensor in weights.items()}
+    return {name.replace("vision_model.vision_model.", "vision_model."): tensor for name, tensor in renamed.items()}
