@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from manyvec.candidates import Auto, Candidates, Query, Scope
+from manyvec.columns import FILTER_PREFIX, Manifest, Row
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
@@ -23,7 +24,7 @@ from manyvec.lists import ListKeeper
 from manyvec.resident import Resident
 from manyvec.scoring import MaxSimScorer, Scores
 from manyvec.search import Wanted, search
-from manyvec.store import FILTER_PREFIX, Manifest, Row, Store, disk_bytes, where_ids
+from manyvec.store import Store, disk_bytes, where_ids
 from manyvec.timing import stage
 from manyvec.tokens import TokenBatch
 from manyvec.types import Document, Hit

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from manyvec.codebook import Codebook, n_centroids_for
+from manyvec.columns import Row
 from manyvec.filters import ColumnType
-from manyvec.store import Row, RowStates, Snapshot, Store, Stored, windows
+from manyvec.store import RowStates, Snapshot, Store, Stored, windows
 from manyvec.tokens import TokenBatch, offsets_of
 from manyvec.types import Document
 

@@ -6,12 +6,11 @@ a search agree with each other while others write. Row ids are stable: updates a
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.codebook import Assignments, Codebook
-from manyvec.codec import STORAGES, Codec, bytes_per_token
+from manyvec.codec import Codec, bytes_per_token
+from manyvec.columns import (
+    FILTER_PREFIX,
+    MANIFEST_KEY,
+    Manifest,
+    Row,
+    assignments_of,
+    codebook_table,
+    ragged,
+    row_columns,
+    schema_of,
+    span_steps,
+    spans_of,
+    values_of,
+    vectors_of,
+)
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError
-from manyvec.filters import ColumnType, quote
+from manyvec.filters import quote
 from manyvec.timing import stage
 from manyvec.tokens import TokenBatch, all_finite, offsets_of
 
@@ -32,77 +46,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TABLE = "documents"
-FORMAT = 1
-# Declared filter columns stand beside our own in the table; the prefix lets users call one "id" or "text".
-FILTER_PREFIX = "meta_"
-_MANIFEST_KEY = "manyvec"
 _CODEBOOK_KEY = "manyvec-codebook"
 _CODEC_KEY = "manyvec-codec"
 # 1,000 values in an IN (...) take LanceDB 6 ms, 10,000 take 40.
 _IDS_PER_STATEMENT = 1000
 # Bytes of token vectors read from disk at a time.
 _WINDOW_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an index says of itself; kept with the table and checked when it is opened."""
-
-    model: str
-    fingerprint: str
-    dim: int
-    filters: dict[str, str] = field(default_factory=dict)
-    storage: str = "float16"
-    pool_factor: float = 1
-    format: int = FORMAT
-    library: str = ""
-
-    def __post_init__(self) -> None:
-        if self.storage not in STORAGES:
-            raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {self.storage!r}")
-        if not self.pool_factor >= 1:
-            raise InputError(f"pool_factor must be 1 or more, got {self.pool_factor!r}")
-        for name in self.filters:
-            # LanceDB reads a dot as a path into a struct, and a backtick breaks every update.
-            if not name or any(c in name for c in ".`") or not name.isprintable():
-                raise InputError(
-                    f"a filter column cannot be called {name!r}: leave out dots, backticks and line breaks"
-                )
-
-    @property
-    def columns(self) -> dict[str, ColumnType]:
-        return {name: ColumnType.parse(written) for name, written in self.filters.items()}
-
-    @classmethod
-    def parse(cls, written: bytes | None, uri: str) -> Manifest:
-        if written is None:
-            raise ManifestError(f"the table {TABLE!r} in {uri} has no manyvec manifest: another program wrote it")
-        try:
-            values = json.loads(written)
-            version = values["format"]
-            if version != FORMAT:
-                raise ManifestError(
-                    f"the index {uri} has format {version}, this manyvec reads format {FORMAT}: "
-                    "install the manyvec that wrote it, or build the index again"
-                )
-            manifest = cls(**values)
-            assert isinstance(manifest.dim, int) and isinstance(manifest.model, str) and manifest.columns is not None
-        except ManifestError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-            raise ManifestError(f"the manifest of the index {uri} is damaged: {error!r}. Build it again") from error
-        return manifest
-
-
-@dataclass(frozen=True)
-class Row:
-    """One document as it is stored, apart from its token vectors."""
-
-    id: str
-    text: str
-    metadata: str
-    content_hash: str
-    filters: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -155,7 +104,7 @@ class Store:
             database = _connect(uri)
             if TABLE in database.list_tables().tables:
                 raise InputError(f"there is an index in {uri} already: use Index.open, or create(..., exist_ok=True)")
-            table = database.create_table(TABLE, schema=_schema(manifest))
+            table = database.create_table(TABLE, schema=schema_of(manifest))
             # Made now, so that words are cut the same way before and after `optimize`, which only extends them.
             for column, config in _column_indexes(manifest).items():
                 table.create_index(column, config=config)
@@ -179,7 +128,7 @@ class Store:
             table = database.open_table(TABLE)
             schema = table.schema
         written = (schema.field("tokens").metadata or {}) if "tokens" in schema.names else {}
-        return cls(uri, database, table, Manifest.parse(written.get(_MANIFEST_KEY.encode()), uri))
+        return cls(uri, database, table, Manifest.parse(written.get(MANIFEST_KEY.encode()), uri))
 
     @property
     def version(self) -> int:
@@ -222,7 +171,7 @@ class Store:
         with _translated(f"write to the index {self.uri}"):
             self._table.checkout_latest()
             if self.codec is None:
-                self._database.create_table(f"codec_{name}", _codebook_table(codebook), mode="overwrite")
+                self._database.create_table(f"codec_{name}", codebook_table(codebook), mode="overwrite")
                 self._table.update_field_metadata({"path": "tokens", "metadata": {_CODEC_KEY: name}})
 
     def upsert(self, rows: Sequence[Row], tokens: TokenBatch) -> None:
@@ -238,7 +187,7 @@ class Store:
             # Without a BTree on the key, its being a primary key keeps concurrent upserts from making duplicates.
             merge = self._table.merge_insert("id").use_index(False)
             merge.when_matched_update_all().when_not_matched_insert_all().execute(
-                self._to_arrow({**_row_columns(rows, self.manifest), **self._token_columns(tokens)})
+                self._to_arrow({**row_columns(rows, self.manifest), **self._token_columns(tokens)})
             )
 
     def update_metadata(self, rows: Sequence[Row]) -> int:
@@ -246,7 +195,7 @@ class Store:
 
         Token vectors stay where they are.
         """
-        columns = _row_columns(rows, self.manifest)
+        columns = row_columns(rows, self.manifest)
         del columns["text"]
         return self._update(columns)
 
@@ -277,7 +226,7 @@ class Store:
 
         spans = tokens.spans if tokens.spans is not None else np.full((tokens.n_tokens, 2), -1, np.int32)
         codec = self.codec
-        columns = {"n_tokens": tokens.lengths, "spans": _span_steps(spans, tokens.offsets)}
+        columns = {"n_tokens": tokens.lengths, "spans": span_steps(spans, tokens.offsets)}
         if codec is None:
             with np.errstate(over="ignore"):
                 vectors = tokens.vectors.astype(np.float16, copy=False)
@@ -285,7 +234,7 @@ class Store:
                 raise InputError(
                     "token vectors hold values beyond 65,504, which float16 storage cannot hold: normalise them"
                 )
-            columns["tokens"] = _ragged(vectors, tokens.offsets)
+            columns["tokens"] = ragged(vectors, tokens.offsets)
             codes = None
         else:
             columns["tokens"] = pa.nulls(len(tokens), self._table.schema.field("tokens").type)
@@ -293,7 +242,7 @@ class Store:
             codes = codec.encode(tokens.vectors, nearest)
         if self.manifest.storage != "float16":
             kind = self._table.schema.field("codes").type
-            columns["codes"] = pa.nulls(len(tokens), kind) if codes is None else _ragged(codes, tokens.offsets)
+            columns["codes"] = pa.nulls(len(tokens), kind) if codes is None else ragged(codes, tokens.offsets)
             columns["is_coded"] = [codes is not None] * len(tokens)
         return columns
 
@@ -317,11 +266,11 @@ class Store:
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             logger.warning("the codebook %s of %s cannot be read (%s): every document is scored", name, self.uri, error)
             return None
-        return _to_assignments(codebook, rows)
+        return assignments_of(codebook, rows)
 
     def _read_codebook(self, table: str) -> Codebook:
         vectors = self._database.open_table(table).to_arrow()["vector"].combine_chunks()
-        codebook = Codebook(_values_of(vectors, self.manifest.dim))
+        codebook = Codebook(vectors_of(vectors, self.manifest.dim))
         if not table.endswith(f"_{codebook.fingerprint}"):
             raise ValueError(f"the fingerprint of {table} is {codebook.fingerprint}")
         return codebook
@@ -334,7 +283,7 @@ class Store:
         assigned = {"row_id": pa.int64(), "updated": pa.int64(), "centroids": pa.list_(pa.uint16())}
         with _translated(f"write to the index {self.uri}"):
             # Overwritten, because a run that was killed, or damage, may have left tables of this name.
-            self._database.create_table(f"codebook_{name}", _codebook_table(codebook), mode="overwrite")
+            self._database.create_table(f"codebook_{name}", codebook_table(codebook), mode="overwrite")
             self._database.create_table(f"assigned_{name}", schema=pa.schema(assigned), mode="overwrite")
 
     def add_assignments(self, assignments: Assignments) -> None:
@@ -457,13 +406,13 @@ class Snapshot:
         column = "codes" if is_coded else "tokens"
         table = self._take(row_ids, [column, "spans"] if spans else [column])
         chunks = table[column].chunks
-        vectors = [_values(chunk, np.uint8 if is_coded else np.float16) for chunk in chunks]
+        vectors = [values_of(chunk, np.uint8 if is_coded else np.float16) for chunk in chunks]
         offsets = offsets_of(np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]))
         steps = [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in table["spans"].chunks] if spans else None
         return TokenBatch.unchecked(
             vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
             offsets,
-            None if steps is None else _spans(np.concatenate(steps), offsets),
+            None if steps is None else spans_of(np.concatenate(steps), offsets),
             self._store.codec if is_coded else None,
         )
 
@@ -502,6 +451,15 @@ class Snapshot:
         return table if np.array_equal(order, np.arange(len(order))) else table.take(order)
 
 
+def _column_indexes(manifest: Manifest) -> dict[str, Any]:
+    from lancedb.index import FTS, Bitmap, BTree, LabelList
+
+    indexes: dict[str, Any] = {"text": FTS(with_position=False)}
+    for name, kind in manifest.columns.items():
+        indexes[FILTER_PREFIX + name] = LabelList() if kind.is_list else Bitmap() if kind.scalar is bool else BTree()
+    return indexes
+
+
 def where_ids(ids: Sequence[str]) -> Iterator[str]:
     """Conditions that together name these ids, each small enough for one statement."""
     for start in range(0, len(ids), _IDS_PER_STATEMENT):
@@ -535,108 +493,6 @@ def _connect(uri: str) -> lancedb.DBConnection:
         # Seeing other processes' commits costs 0.2 ms a look on a local disk.
         read_consistency_interval=timedelta(0),
     )
-
-
-def _schema(manifest: Manifest) -> pa.Schema:
-    import pyarrow as pa
-
-    scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    scalars[datetime] = pa.timestamp("us", "UTC")
-    # Compression would save 8 % of the disk and cost 2.4x at read.
-    token_metadata = {_MANIFEST_KEY: json.dumps(asdict(manifest)), "lance-encoding:compression": "none"}
-    fields = [
-        pa.field("id", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"}),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("metadata", pa.string(), nullable=False),
-        pa.field("content_hash", pa.string(), nullable=False),
-        pa.field("n_tokens", pa.int32(), nullable=False),
-        pa.field("tokens", pa.list_(pa.list_(pa.float16(), manifest.dim)), metadata=token_metadata),
-        # Flat, because LanceDB compresses no list of fixed-size lists: 1 byte a token instead of 8.
-        pa.field("spans", pa.list_(pa.uint32())),
-    ]
-    if manifest.storage != "float16":
-        codes = pa.list_(pa.list_(pa.uint8(), bytes_per_token(manifest.storage, manifest.dim)))
-        fields.append(pa.field("codes", codes, metadata={"lance-encoding:compression": "none"}))
-        fields.append(pa.field("is_coded", pa.bool_(), nullable=False))
-    for name, kind in manifest.columns.items():
-        scalar = scalars[kind.scalar]
-        fields.append(pa.field(FILTER_PREFIX + name, pa.list_(scalar) if kind.is_list else scalar))
-    return pa.schema(fields)
-
-
-def _column_indexes(manifest: Manifest) -> dict[str, Any]:
-    from lancedb.index import FTS, Bitmap, BTree, LabelList
-
-    indexes: dict[str, Any] = {"text": FTS(with_position=False)}
-    for name, kind in manifest.columns.items():
-        indexes[FILTER_PREFIX + name] = LabelList() if kind.is_list else Bitmap() if kind.scalar is bool else BTree()
-    return indexes
-
-
-def _row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
-    columns = {name: [getattr(row, name) for row in rows] for name in ("id", "text", "metadata", "content_hash")}
-    return columns | {FILTER_PREFIX + name: [row.filters[name] for row in rows] for name in manifest.filters}
-
-
-def _ragged(rows: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:
-    """A list of fixed-size lists for each document, without a copy."""
-    import pyarrow as pa
-
-    lists = pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(rows).ravel(), rows.shape[1])
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), lists)
-
-
-def _span_steps(spans: NDArray[np.int32], offsets: NDArray[np.int64]) -> pa.ListArray:
-    """For each document two numbers a token: how far it starts from where the one before it does, and its length.
-
-    A step back is an odd number, a step forward an even one (zigzag), so that both are small.
-    """
-    import pyarrow as pa
-
-    before = np.concatenate([[0], spans[:-1, 0]])[: len(spans)]
-    before[offsets[:-1][np.diff(offsets) > 0]] = 0
-    steps = (spans[:, 0] - before).astype(np.int64)
-    numbers = np.stack([(steps << 1) ^ (steps >> 63), spans[:, 1] - spans[:, 0]], axis=1).astype(np.uint32)
-    return pa.ListArray.from_arrays(pa.array((2 * offsets).astype(np.int32)), pa.array(numbers.ravel()))
-
-
-def _spans(steps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The (n, 2) spans that `_span_steps` was made of."""
-    numbers = steps.astype(np.int64)
-    forward = (numbers[:, 0] >> 1) ^ -(numbers[:, 0] & 1)
-    sums = np.concatenate([[0], np.cumsum(forward)])
-    starts = sums[1:] - np.repeat(sums[offsets[:-1]], np.diff(offsets))
-    return np.stack([starts, starts + numbers[:, 1]], axis=1).astype(np.int32)
-
-
-def _codebook_table(codebook: Codebook) -> pa.Table:
-    import pyarrow as pa
-
-    vectors = pa.FixedSizeListArray.from_arrays(codebook.centroids.ravel(), codebook.dim)
-    return pa.table({"vector": vectors})
-
-
-def _values(chunk: pa.ListArray, dtype: type) -> NDArray[Any]:
-    """(n_tokens, width) of a list array of fixed-size lists, without a copy."""
-    width = chunk.type.value_type.list_size
-    return np.asarray(chunk.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, width), dtype)
-
-
-def _values_of(array: Any, dim: int) -> NDArray[np.float32]:
-    """(n, dim) of a fixed-size-list array."""
-    return np.ascontiguousarray(array.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim), np.float32)
-
-
-def _to_assignments(codebook: Codebook, rows: pa.Table) -> Assignments:
-    """Rows as they were appended; of a row assigned several times the last counts."""
-    row_ids, updated = rows["row_id"].to_numpy(), rows["updated"].to_numpy()
-    order = np.lexsort((updated, row_ids))
-    is_last = np.append(row_ids[order][1:] != row_ids[order][:-1], len(order) > 0)
-    rows = rows.take(order[is_last]).combine_chunks()
-    lists = rows["centroids"].chunk(0) if len(rows) else None
-    centroids = np.empty(0, np.uint16) if lists is None else lists.flatten().to_numpy()
-    lengths = [] if lists is None else np.diff(lists.offsets.to_numpy())
-    return Assignments(codebook, row_ids[order[is_last]], updated[order[is_last]], offsets_of(lengths), centroids)
 
 
 @contextmanager
