@@ -278,7 +278,7 @@ class Index:
                 as hold 10,000 token vectors and at least 64. Small indexes, and small parts of large ones that a
                 filter leaves, are scored whole.
             lexical_weight: of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; its best 300 documents are
-                candidates too. With `minilm` 0.3 is best on nine of eleven judged sets, and never 0.001 worse
+                candidates too. With `minilm` and 0.3 nine of twelve judged sets gain, one loses 0.015
                 (`examples/benchmarks/mix.py`); other models have not been measured, so 0 is the default.
             evidence: say of each hit which words matched (`Hit.evidence`), read from the version that was searched.
 
