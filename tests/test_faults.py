@@ -254,17 +254,17 @@ def big_documents(n):
 
 def test_a_full_disk_in_the_middle_of_add_keeps_whole_batches_and_a_second_run_completes_it(small_disk):
     index = Index.create(small_disk / "index", ENCODER)
-    documents = big_documents(2_000)
+    documents = big_documents(3_000)
     with pytest.raises(StoreError, match="cannot write to the index .*documents before are stored"):
         index.add(documents)
     stored = Index.open(index.uri, ENCODER).count()
     assert stored % 256 == 0
-    assert 256 <= stored < 2_000
+    assert 256 <= stored < 3_000
     assert index.search(documents[0]["text"], k=1)[0].id == "00000"
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     report = index.add(documents)
-    assert (report.unchanged, report.added) == (stored, 2_000 - stored)
-    assert index.count() == 2_000
+    assert (report.unchanged, report.added) == (stored, 3_000 - stored)
+    assert index.count() == 3_000
 
 
 def test_a_file_size_limit_in_the_middle_of_add_is_an_error_and_loses_nothing(tmp_path):
