@@ -91,7 +91,8 @@ class Index:
                 `datetime`, or `list[...]` of one. Other metadata is stored and returned all the same.
             storage: how token vectors are kept, for 128 dims in 256, 130, 66, 36 or 16 bytes: `float16`, `int8`,
                 `int4`, `residual` (2 bits a dim around centroids, once there are 65,536 token vectors for `optimize` to
-                draw these from) or `binary` (signs). `examples/benchmarks/results/storage.json` has what each loses.
+                draw these from) or `binary` (signs). What each loses is in
+                `examples/benchmarks/results/storage-128.json`.
             pool_factor: keep 1 in so many token vectors of a document, means of similar ones.
             exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters;
                 its storage and pooling stay what they are.
