@@ -54,8 +54,7 @@ def main() -> None:
         vectors, offsets = unit_vectors(n_documents * N_TOKENS, seed=0), offsets_of([N_TOKENS] * n_documents)
         documents = TokenBatch(vectors, offsets)
         batches = {"float32": documents, "float16": TokenBatch(vectors.astype(np.float16), offsets)}
-        # An index holds float16 in memory as int16 where the processor multiplies int8 faster than floats.
-        batches |= {name: coded(name, documents) for name in ("int16", *STORAGES) if name != "float16"}
+        batches |= {name: coded(name, documents) for name in STORAGES if name != "float16"}
         cube, apart = vectors.reshape(n_documents, N_TOKENS, DIM), list(documents)
         tensors, query_tensor = [torch.from_numpy(document) for document in apart], torch.from_numpy(query)
         scorer = MaxSimScorer()
