@@ -41,7 +41,10 @@ N_WORDS = 50_000
 
 @dataclass(frozen=True)
 class Corpus:
-    """Made-up documents and queries, the same for the same number, whatever the size of the corpus: an `Encoder`."""
+    """Made-up documents and queries, the same for the same number, whatever the size of the corpus.
+
+    The encoder of a process that adds documents and does not search.
+    """
 
     vectors: np.ndarray
 
@@ -70,9 +73,6 @@ class Corpus:
             parts.append(noisy(self.vectors[start : start + length], random))
         return TokenBatch.unchecked(np.concatenate(parts), offsets_of([len(part) for part in parts]))
 
-    def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
-        raise NotImplementedError
-
     def _place(self, number: int) -> tuple[int, int, np.random.Generator]:
         random = np.random.default_rng([0, number])
         length = int(random.integers(15, 46))
@@ -86,7 +86,7 @@ def noisy(vectors: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 class KnownQueries:
-    """The encoder of a search process: it knows the queries and holds nothing else."""
+    """The encoder of a process that searches and adds nothing: it knows the queries and holds nothing else."""
 
     name = fingerprint = "synthetic"
 
@@ -98,9 +98,6 @@ class KnownQueries:
 
     def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
         return self._tokens.select([self.texts.index(query) for query in queries])
-
-    def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
-        raise NotImplementedError
 
 
 def build(source: tuple[str, str, str], dim: int, folder: Path, size: int, storage: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import hashlib
 import re
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -102,17 +103,17 @@ class _Contract:
         return index
 
 
-class RetrieverContract(_Contract):
+class RetrieverContract(_Contract, ABC):
     """A retriever over an index."""
 
-    def make(self, index: Index, *, k: int = 3, filter: Filter | None = None) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def make(self, index: Index, *, k: int = 3, filter: Filter | None = None) -> Any: ...
 
-    def retrieve(self, retriever: Any, query: str) -> list[Found]:
-        raise NotImplementedError
+    @abstractmethod
+    def retrieve(self, retriever: Any, query: str) -> list[Found]: ...
 
-    async def aretrieve(self, retriever: Any, query: str) -> list[Found]:
-        raise NotImplementedError
+    @abstractmethod
+    async def aretrieve(self, retriever: Any, query: str) -> list[Found]: ...
 
     def test_hits_come_best_first_with_the_index_s_own_scores(self, tmp_path: Path) -> None:
         index = self._index(tmp_path / "index")
@@ -175,21 +176,21 @@ class RetrieverContract(_Contract):
             self.retrieve(retriever, "tea")
 
 
-class RerankerContract(_Contract):
+class RerankerContract(_Contract, ABC):
     """A reranker. `make` gets an encoder, or an index that holds some of the documents."""
 
-    def make(self, *, encoder: Any = None, index: Index | None = None, top_n: int = 10) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def make(self, *, encoder: Any = None, index: Index | None = None, top_n: int = 10) -> Any: ...
 
+    @abstractmethod
     def given(self, documents: Sequence[Found]) -> list[Any]:
         """The framework's own objects, with the scores of a first stage where that is usual."""
-        raise NotImplementedError
 
-    def rerank(self, reranker: Any, given: list[Any], query: str) -> list[Found]:
-        raise NotImplementedError
+    @abstractmethod
+    def rerank(self, reranker: Any, given: list[Any], query: str) -> list[Found]: ...
 
-    async def arerank(self, reranker: Any, given: list[Any], query: str) -> list[Found]:
-        raise NotImplementedError
+    @abstractmethod
+    async def arerank(self, reranker: Any, given: list[Any], query: str) -> list[Found]: ...
 
     def test_the_exact_score_decides_the_order(self) -> None:
         found = self.rerank(self.make(encoder=HashEncoder()), self.given(self.documents), "green apple")
@@ -244,30 +245,30 @@ class RerankerContract(_Contract):
         assert _with_free_loop(lambda _: self.arerank(reranker, given, "green tea")) == expected
 
 
-class StoreContract(_Contract):
+class StoreContract(_Contract, ABC):
     """A store of documents: add, replace, get, delete, search."""
 
+    @abstractmethod
     def make(self, folder: Path, encoder: Any) -> Any:
         """An empty store with the filter column `year`, an int; or the one that is in the folder."""
-        raise NotImplementedError
 
-    def add(self, store: Any, documents: Sequence[Found]) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def add(self, store: Any, documents: Sequence[Found]) -> list[str]: ...
 
-    def get(self, store: Any, ids: list[str]) -> list[Found]:
-        raise NotImplementedError
+    @abstractmethod
+    def get(self, store: Any, ids: list[str]) -> list[Found]: ...
 
-    def delete(self, store: Any, ids: list[str]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def delete(self, store: Any, ids: list[str]) -> None: ...
 
-    def search(self, store: Any, query: str, k: int, filter: Filter | None = None) -> list[Found]:
-        raise NotImplementedError
+    @abstractmethod
+    def search(self, store: Any, query: str, k: int, filter: Filter | None = None) -> list[Found]: ...
 
-    async def aadd(self, store: Any, documents: Sequence[Found]) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    async def aadd(self, store: Any, documents: Sequence[Found]) -> list[str]: ...
 
-    async def asearch(self, store: Any, query: str, k: int) -> list[Found]:
-        raise NotImplementedError
+    @abstractmethod
+    async def asearch(self, store: Any, query: str, k: int) -> list[Found]: ...
 
     def _filled(self, folder: Path) -> Any:
         store = self.make(folder, HashEncoder())
@@ -325,18 +326,18 @@ class StoreContract(_Contract):
         assert _with_free_loop(lambda _: self.asearch(stores[0], "green tea", 2)) == expected
 
 
-class ToolRetrieverContract:
+class ToolRetrieverContract(ABC):
     """Something that keeps the tools that fit a request."""
 
-    def make(self, tools: Sequence[Callable[..., Any]], k: int, encoder: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def make(self, tools: Sequence[Callable[..., Any]], k: int, encoder: Any) -> Any: ...
 
+    @abstractmethod
     def select(self, retriever: Any, request: str) -> list[str]:
         """Names of the tools kept, in any order."""
-        raise NotImplementedError
 
-    async def aselect(self, retriever: Any, request: str) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    async def aselect(self, retriever: Any, request: str) -> list[str]: ...
 
     def test_the_tool_that_fits_is_kept(self) -> None:
         retriever = self.make(_tools(), 1, HashEncoder())
