@@ -46,6 +46,10 @@ class Scope:
     passing: Places | None = None
     k: int = 0
 
+    def n_wanted(self, depth: int | None) -> int:
+        """How many documents to find: 300 if the search names no depth, and never fewer than its hits."""
+        return max(depth or 300, self.k)
+
     @property
     def lists(self) -> CentroidLists | None:
         """The centroid lists over this version, read when they are first wanted; None if there are none."""
@@ -73,7 +77,7 @@ class Lexical:
     """BM25 over the words of the text, from LanceDB's full-text index; rows not indexed yet are scanned."""
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
-        matches = scope.documents.snapshot.match(query.text, max(depth or 300, scope.k), scope.where)
+        matches = scope.documents.snapshot.match(query.text, scope.n_wanted(depth), scope.where)
         return scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
 
 
@@ -95,7 +99,7 @@ class Pooled:
             self._version = snapshot.version
         places = np.arange(len(row_ids)) if scope.passing is None else scope.passing
         similarities = self._vectors[places] @ query.tokens.mean(axis=0)
-        return places[np.argsort(-similarities, kind="stable")[: max(depth or 300, scope.k)]]
+        return places[np.argsort(-similarities, kind="stable")[: scope.n_wanted(depth)]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class CentroidTerms:
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
         lists = scope.lists
-        return None if lists is None else lists.find(query.tokens, scope.passing, max(depth or 300, scope.k))
+        return None if lists is None else lists.find(query.tokens, scope.passing, scope.n_wanted(depth))
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class Fuse:
             for rank, place in enumerate(places.tolist(), start=1):
                 scores[place] = scores.get(place, 0.0) + 1 / (self.constant + rank)
         order = sorted(scores, key=lambda place: (-scores[place], place))
-        return np.array(order[: max(depth or 300, scope.k)], np.int64)
+        return np.array(order[: scope.n_wanted(depth)], np.int64)
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class NativeMultivector:
     """
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
-        row_ids = scope.documents.snapshot.nearest(query.tokens, max(depth or 300, scope.k), scope.where)
+        row_ids = scope.documents.snapshot.nearest(query.tokens, scope.n_wanted(depth), scope.where)
         return scope.documents.places(np.array(row_ids, np.int64))
 
 

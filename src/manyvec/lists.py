@@ -18,7 +18,7 @@ from manyvec.store import Store, windows
 from manyvec.tokens import offsets_of, ragged_rows
 
 Places = NDArray[np.int64]
-# The members that hold so many distinct centroids are ranked a second time, by all of these.
+# So many members are ranked a second time, by all their centroids, as hold so many centroids in the mean.
 _N_WHOLE = 32_768
 _POSTINGS_AT_A_TIME = 8_192
 
@@ -44,7 +44,6 @@ class CentroidLists:
         uncovered: (n,) documents of the version that no list knows.
     """
 
-    codebook: Codebook
     offsets: NDArray[np.int64]
     members: NDArray[np.int32]
     assignments: Assignments
@@ -58,7 +57,7 @@ class CentroidLists:
         order = np.argsort(assignments.centroids, kind="stable")
         offsets = np.searchsorted(assignments.centroids[order], np.arange(len(assignments.codebook) + 1))
         nothing = np.empty(0, np.int64)
-        lists = cls(assignments.codebook, offsets, of_member[order], assignments, nothing, nothing)
+        lists = cls(offsets, of_member[order], assignments, nothing, nothing)
         return lists.moved(documents)
 
     def moved(self, documents: Resident) -> CentroidLists:
@@ -67,6 +66,10 @@ class CentroidLists:
         is_covered = np.zeros(len(documents), bool)
         is_covered[place_of[place_of >= 0]] = True
         return replace(self, place_of=place_of, uncovered=np.flatnonzero(~is_covered))
+
+    @property
+    def codebook(self) -> Codebook:
+        return self.assignments.codebook
 
     @property
     def n_probed(self) -> int:
@@ -81,7 +84,7 @@ class CentroidLists:
         """
         import torch
 
-        # Seven times as fast as numpy's argpartition.
+        # numpy's argpartition takes several times as long.
         highest, probed = torch.topk(torch.from_dlpack(similarities), self.n_probed + 1, dim=1)
         rising = probed.numpy()[:, ::-1]
         weights = highest.numpy()[:, ::-1] - highest.numpy()[:, -1:]

@@ -73,4 +73,4 @@ class M3Lexical:
 def _best(scores: list[float], scope: Scope, depth: int | None) -> Places:
     places = np.arange(len(scores)) if scope.passing is None else scope.passing
     order = np.argsort(-np.array(scores)[places], kind="stable")
-    return places[order[: max(depth or 300, scope.k)]]
+    return places[order[: scope.n_wanted(depth)]]

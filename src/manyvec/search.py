@@ -44,34 +44,32 @@ def search(
     everything = np.arange(len(resident)) if scope.passing is None else scope.passing
     with stage("candidates"):
         found = [candidates.find(Query(text, tokens[i]), scope, wanted.depth) for i, text in enumerate(queries)]
-        depth = max(_LEXICAL_DEPTH, wanted.k)
-        bm25 = [_lexical(text, scope, depth) if wanted.lexical_weight else {} for text in queries]
+        matched = [_lexical(text, scope, wanted) for text in queries]
     if all(places is None for places in found):
         # The same documents for all queries, so all are scored in one pass over them.
         scored = list(resident.score(scorer, tokens, scope.passing))
         chosen = [everything] * len(queries)
     else:
-        chosen = [
-            everything if places is None else np.union1d(places, np.array([*words], np.int64))
-            for places, words in zip(found, bm25, strict=True)
-        ]
+        chosen = [everything if places is None else np.union1d(places, matched[i][0]) for i, places in enumerate(found)]
         scored = [resident.score(scorer, tokens.select([i]), places)[0] for i, places in enumerate(chosen)]
     hits = []
     for i, (places, scores) in enumerate(zip(chosen, scored, strict=True)):
         final = scores
         if wanted.lexical_weight:
-            words = np.array([bm25[i].get(place, 0.0) for place in places.tolist()], np.float32)
-            final = mixed(scores / max(1, len(tokens[i])), words, wanted.lexical_weight)
+            bm25 = np.zeros(len(places), np.float32)
+            bm25[np.searchsorted(places, matched[i][0])] = matched[i][1]
+            final = mixed(scores / max(1, len(tokens[i])), bm25, wanted.lexical_weight)
         best = top_k(final, resident.states.ids[places], wanted.k)
         hits.append(_hits(scope, places[best], scores[best], final[best], queries[i], tokens.select([i]), wanted))
     return hits
 
 
-def _lexical(text: str, scope: Scope, depth: int) -> dict[int, float]:
-    """BM25 of the documents that have the query's words best."""
-    matches = scope.documents.snapshot.match(text, depth, scope.where)
+def _lexical(text: str, scope: Scope, wanted: Wanted) -> tuple[Places, Scores]:
+    """The documents in scope that have the query's words best, and their BM25; none where BM25 does not take part."""
+    limit = max(_LEXICAL_DEPTH, wanted.k) if wanted.lexical_weight else 0
+    matches = scope.documents.snapshot.match(text, limit, scope.where) if limit else []
     places = scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
-    return dict(zip(places.tolist(), (score for _, score in matches), strict=True))
+    return places, np.array([score for _, score in matches], np.float32)
 
 
 def _hits(
