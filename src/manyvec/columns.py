@@ -107,6 +107,8 @@ def schema_of(manifest: Manifest) -> pa.Schema:
     if manifest.storage != "float16":
         codes = pa.list_(pa.list_(pa.uint8(), bytes_per_token(manifest.storage, manifest.dim)))
         fields.append(pa.field("codes", codes, metadata={"lance-encoding:compression": "none"}))
+    if manifest.storage == "residual":
+        # False where the vectors are float16 still, because there are no centroids yet.
         fields.append(pa.field("is_coded", pa.bool_(), nullable=False))
     for name, kind in manifest.columns.items():
         scalar = scalars[kind.scalar]

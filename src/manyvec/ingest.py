@@ -107,8 +107,7 @@ def pool(tokens: TokenBatch, factor: float) -> TokenBatch:
 def train_codebook(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
     """A codebook from about 8 token vectors for each centroid, drawn at random from four times as many.
 
-    Those of a few documents, all taken, would be too much alike: SciFact's top 10 are found to 95.8 % instead of 97.8 %
-    among 64 candidates.
+    Those of a few documents, all taken, would be too much alike.
     """
     rng = np.random.default_rng(0)
     order = rng.permutation(len(states.row_ids))
@@ -124,14 +123,19 @@ def train_codebook(snapshot: Snapshot, states: RowStates, n_centroids: int) -> C
 
 
 def recode(store: Store, *, show_progress: bool) -> None:
-    """Take what is still kept as float16 into the codec; stopped half-way, the rest stays as it is and is searched."""
+    """Take what `residual` storage still keeps as float16 into codes; the centroids are drawn once there are enough.
+
+    Stopped half-way, the rest stays as it is and is searched.
+    """
+    if store.manifest.storage != "residual":
+        return
     from tqdm.auto import tqdm
 
     snapshot = store.snapshot()
     states = snapshot.states()
     pending = np.flatnonzero(~states.is_coded)
     n_tokens = int(states.n_tokens.sum())
-    if store.manifest.storage == "residual" and store.codec is None and n_tokens >= MIN_RESIDUAL_TOKENS:
+    if store.codec is None and n_tokens >= MIN_RESIDUAL_TOKENS:
         store.use_codec(train_codebook(snapshot, states, n_centroids_for(n_tokens)))
     if store.codec is None or not len(pending):
         return
@@ -140,6 +144,6 @@ def recode(store: Store, *, show_progress: bool) -> None:
             rows = pending[window]
             ids = states.ids[rows].tolist()
             stored = snapshot.find(ids)
-            tokens = snapshot.tokens(states.row_ids[rows], spans=True)
+            tokens = snapshot.stored_tokens(states.row_ids[rows], is_coded=False, spans=True)
             store.recode(ids, [stored[id].content_hash for id in ids], tokens)
             bar.update(len(rows))

@@ -34,18 +34,17 @@ class Resident:
 
     snapshot: Snapshot
     states: RowStates
-    dim: int
     budget: int
     segments: tuple[TokenBatch, ...]
     segment_of: NDArray[np.int64]
     place_of: NDArray[np.int64]
 
     @classmethod
-    def load(cls, snapshot: Snapshot, dim: int, budget: int) -> Resident:
+    def load(cls, snapshot: Snapshot, budget: int) -> Resident:
         """Read a version's token vectors, in row order, until `budget` bytes are full."""
         nothing = np.empty(0, np.int64)
         states = RowStates(nothing, nothing, nothing, np.empty(0, object), np.empty(0, bool))
-        return cls(snapshot, states, dim, budget, (), nothing, nothing).refreshed(snapshot)
+        return cls(snapshot, states, budget, (), nothing, nothing).refreshed(snapshot)
 
     def __len__(self) -> int:
         return len(self.states.row_ids)
@@ -73,7 +72,7 @@ class Resident:
                 segment_of[group], place_of[group] = len(segments), np.arange(len(group))
                 segments.append(_read(snapshot, states, group))
                 _merge_newest(segments, segment_of, place_of)
-        return Resident(snapshot, states, self.dim, self.budget, tuple(segments), segment_of, place_of)
+        return Resident(snapshot, states, self.budget, tuple(segments), segment_of, place_of)
 
     def places(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) which documents these rows are; they must be rows of this version."""

@@ -90,7 +90,9 @@ class Store:
         self.manifest = manifest
         self._database = database
         self._table = table
+        # How token vectors are encoded, and for `residual` the codebook that finds their centroids.
         self._codec: Codec | None = None
+        self._codec_book: Codebook | None = None
 
     @classmethod
     def create(cls, uri: str, manifest: Manifest) -> Store:
@@ -157,10 +159,10 @@ class Store:
                 name = (self._table.schema.field("tokens").metadata or {}).get(_CODEC_KEY.encode(), b"").decode()
             if name:
                 try:
-                    codebook = self._read_codebook(f"codec_{name}")
+                    self._codec_book = self._read_codebook(f"codec_{name}")
                 except (RuntimeError, OSError, ValueError, KeyError) as error:
                     raise ManifestError(f"the centroids of the index {self.uri} cannot be read: {error}") from error
-                self._codec = Codec(storage, dim, codebook.centroids)
+                self._codec = Codec(storage, dim, self._codec_book.centroids)
         elif self._codec is None and storage != "float16":
             self._codec = Codec(storage, dim)
         return self._codec
@@ -238,11 +240,12 @@ class Store:
             codes = None
         else:
             columns["tokens"] = pa.nulls(len(tokens), self._table.schema.field("tokens").type)
-            nearest = None if codec.centroids is None else Codebook(codec.centroids).assign(tokens.vectors)
+            nearest = None if self._codec_book is None else self._codec_book.assign(tokens.vectors)
             codes = codec.encode(tokens.vectors, nearest)
         if self.manifest.storage != "float16":
             kind = self._table.schema.field("codes").type
             columns["codes"] = pa.nulls(len(tokens), kind) if codes is None else ragged(codes, tokens.offsets)
+        if self.manifest.storage == "residual":
             columns["is_coded"] = [codes is not None] * len(tokens)
         return columns
 
@@ -348,16 +351,19 @@ class Snapshot:
     def states(self) -> RowStates:
         with _translated(f"read the index {self.uri}"):
             columns = ["id", "n_tokens", "_row_last_updated_at_version"]
-            columns += ["is_coded"] if self._is_coded else []
+            columns += ["is_coded"] if self._storage == "residual" else []
             table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow()
         row_ids = table["_rowid"].to_numpy().astype(np.int64)
         order = np.argsort(row_ids)
+        is_coded = np.full(len(order), self._storage != "float16")
+        if self._storage == "residual":
+            is_coded = table["is_coded"].to_numpy()[order]
         return RowStates(
             row_ids[order],
             table["_row_last_updated_at_version"].to_numpy().astype(np.int64)[order],
             table["n_tokens"].to_numpy().astype(np.int64)[order],
             table["id"].to_numpy(zero_copy_only=False)[order],
-            table["is_coded"].to_numpy()[order] if self._is_coded else np.zeros(len(order), bool),
+            is_coded,
         )
 
     def find(self, ids: Sequence[str]) -> dict[str, Stored]:
@@ -376,25 +382,22 @@ class Snapshot:
 
     def tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, spans: bool = False) -> TokenBatch:
         """float16 token vectors of these rows, in this order; decoded where they are kept in a codec's bytes."""
-        if not self._is_coded:
-            return self._stored_tokens(row_ids, is_coded=False, spans=spans)
+        if self._storage != "residual":
+            return self.stored_tokens(row_ids, is_coded=self._storage != "float16", spans=spans).decoded()
+        # Some may be kept as float16 still.
         is_coded = self._take(row_ids, ["is_coded"])["is_coded"].to_numpy()
         wanted = np.asarray(row_ids, np.int64)
         groups = [np.flatnonzero(is_coded), np.flatnonzero(~is_coded)]
         parts = [
-            self._stored_tokens(wanted[places], is_coded=coded, spans=spans).decoded()
+            self.stored_tokens(wanted[places], is_coded=coded, spans=spans).decoded()
             for places, coded in zip(groups, (True, False), strict=True)
             if len(places)
         ]
         return TokenBatch.concatenate(parts).select(np.argsort(np.concatenate(groups)))
 
-    def stored_tokens(self, row_ids: NDArray[np.int64], *, is_coded: bool) -> TokenBatch:
-        """Token vectors of rows that are all kept one way, in this order, as they are kept; see `RowStates`."""
-        return self._stored_tokens(row_ids, is_coded=is_coded, spans=False)
-
     @property
-    def _is_coded(self) -> bool:
-        return self._store.manifest.storage != "float16"
+    def _storage(self) -> str:
+        return self._store.manifest.storage
 
     def token_bytes(self, states: RowStates, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) bytes of these documents' token vectors, on disk and in memory."""
@@ -402,7 +405,10 @@ class Snapshot:
         coded, half = (bytes_per_token(storage, manifest.dim) for storage in (manifest.storage, "float16"))
         return states.n_tokens[documents] * np.where(states.is_coded[documents], coded, half)
 
-    def _stored_tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, is_coded: bool, spans: bool) -> TokenBatch:
+    def stored_tokens(
+        self, row_ids: Sequence[int] | NDArray[np.int64], *, is_coded: bool, spans: bool = False
+    ) -> TokenBatch:
+        """Token vectors of rows that are all kept one way, in this order, as they are kept; see `RowStates`."""
         column = "codes" if is_coded else "tokens"
         table = self._take(row_ids, [column, "spans"] if spans else [column])
         chunks = table[column].chunks
@@ -429,7 +435,7 @@ class Snapshot:
 
     def nearest(self, tokens: NDArray[np.floating], limit: int, where: str | None = None) -> list[int]:
         """Row ids that LanceDB's own multivector search over the column `tokens` finds, best first."""
-        if self._is_coded:
+        if self._storage != "float16":
             raise InputError(f"LanceDB searches float16 token vectors; the index {self.uri} keeps codes")
         with _translated(f"search the index {self.uri}"):
             query = self._table.search(np.asarray(tokens, np.float16), vector_column_name="tokens")
