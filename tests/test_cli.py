@@ -50,7 +50,7 @@ def test_an_estimate_makes_nothing(tmp_path, capsys):
     assert status == 0
     assert json.loads(out)["tokens"] == 100
     estimated = json.loads(out)["bytes_on_disk"]
-    assert estimated["float16"] == 100 * (2 * 384 + 3) + 849 and estimated["binary"] == 100 * (384 // 8 + 3) + 849
+    assert estimated["float16"] == 100 * (2 * 384 + 1) + 849 and estimated["binary"] == 100 * (384 // 8 + 1) + 849
     assert not (tmp_path / "db").exists()
 
 
@@ -125,6 +125,9 @@ def test_info_prints_what_an_index_holds(db, capsys):
         (["serve", "nowhere"], "there is no index at nowhere"),
         (["mcp", "nowhere"], "there is no index at nowhere"),
         (["search", "x", "--db", "{db}", "--compare", "-k", "-3"], "k must be a whole number"),
+        (["search", "x", "--db", "{db}", "--compare", "--lexical-weight", "0.3"], "leave out --lexical-weight"),
+        (["search", "x", "--db", "{db}", "--lexical-weight", "2"], "lexical_weight must be between 0 and 1, got 2.0"),
+        (["index", ".", "--db", "{db}", "--pool-factor", "0"], "--pool-factor must be 1 or more, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error_and_status_1(db, capsys, arguments, said):
@@ -134,6 +137,19 @@ def test_a_mistake_is_one_line_on_standard_error_and_status_1(db, capsys, argume
     assert err.startswith("manyvec: ")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_an_index_keeps_the_storage_and_the_pooling_it_was_made_with(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Late interaction keeps one vector for every token " * 4)
+    index = ("index", str(tmp_path / "a.txt"), "--db", str(tmp_path / "db"))
+    assert run(capsys, *index, "--storage", "int8", "--pool-factor", "2")[0] == 0
+    _, out, _ = run(capsys, "info", str(tmp_path / "db"), "--json")
+    # Eight words, four times.
+    assert (json.loads(out)["storage"], json.loads(out)["pool_factor"], json.loads(out)["tokens"]) == ("int8", 2.0, 16)
+    assert run(capsys, *index)[0] == 0
+    for options in (("--storage", "int4"), ("--pool-factor", "3")):
+        status, _, err = run(capsys, *index, *options)
+        assert status == 1 and "has the storage int8 and the pool factor 2" in err
 
 
 def write_dataset(folder):

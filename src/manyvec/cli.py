@@ -129,7 +129,10 @@ def _index(options: argparse.Namespace) -> int:
 
     filters = {name: kind or "str" for name, _, kind in (text.partition("=") for text in options.filters)}
     encoder = load_encoder(options.encoder, device=options.device)
-    storage, pool_factor = options.storage or "float16", options.pool_factor or 1
+    storage = options.storage if options.storage is not None else "float16"
+    pool_factor = options.pool_factor if options.pool_factor is not None else 1
+    if not pool_factor >= 1:
+        raise InputError(f"--pool-factor must be 1 or more, got {pool_factor}")
     estimate = _estimate(read_documents(options.paths), encoder, pool_factor)
     _say(
         f"{estimate['documents']:,} documents: about {estimate['tokens']:,} token vectors, "
@@ -149,8 +152,11 @@ def _index(options: argparse.Namespace) -> int:
     else:
         if filters and index.filters != filters:
             raise InputError(f"the index {options.db} has the filters {index.filters or 'none'} already")
-        if options.storage not in (None, index.info().storage):
-            raise InputError(f"the index {options.db} has the storage {index.info().storage} already")
+        info = index.info()
+        if options.storage not in (None, info.storage) or options.pool_factor not in (None, info.pool_factor):
+            raise InputError(
+                f"the index {options.db} has the storage {info.storage} and the pool factor {info.pool_factor:g}"
+            )
     columns = {name: ColumnType.parse(kind) for name, kind in index.filters.items()}
     started = time.monotonic()
     documents = _Sized((_typed(d, columns) for d in read_documents(options.paths)), estimate["documents"])
@@ -172,6 +178,8 @@ def _search(options: argparse.Namespace) -> int:
     index = _opened(options)
     where = _conditions(options.conditions, index.filters)
     if options.compare:
+        if options.lexical_weight:
+            raise InputError("--compare shows BM25 and late interaction apart: leave out --lexical-weight")
         return _search_compared(index, options, where)
     hits = index.search(
         options.query, options.k, filter=where, lexical_weight=options.lexical_weight, evidence=options.evidence
@@ -341,8 +349,8 @@ def _estimate(documents: Iterable[Document], encoder: Any, pool_factor: float) -
     per_character = encoder.encode_documents(sample).n_tokens / sum(map(len, sample))
     seconds = (time.monotonic() - started) * n_characters / sum(map(len, sample))
     n_tokens = round(per_character * n_characters / pool_factor)
-    # Spans take about 3 bytes once compressed.
-    n_bytes = {s: n_tokens * (bytes_per_token(s, encoder.dim) + 3) + n_characters for s in STORAGES}
+    # Spans take about a byte once compressed.
+    n_bytes = {s: n_tokens * (bytes_per_token(s, encoder.dim) + 1) + n_characters for s in STORAGES}
     return {"documents": n_documents, "tokens": n_tokens, "bytes_on_disk": n_bytes, "seconds": round(seconds)}
 
 

@@ -46,6 +46,7 @@ class IndexInfo:
     model: str
     dim: int
     storage: str
+    pool_factor: float
     filters: dict[str, str]
     version: int
     bytes_on_disk: int | None
@@ -99,7 +100,7 @@ class Index:
             cache_bytes: memory for token vectors; what is beyond it is read from disk at every search.
 
         Raises:
-            InputError: there is an index already, or a filter is declared with an unknown type.
+            InputError: there is an index already, a filter has an unknown type, or there is no such storage.
             ManifestError: with `exist_ok`, the index there has another encoder or other filters.
             StoreError: the place cannot be written.
         """
@@ -377,6 +378,7 @@ class Index:
 
         From 200,000 token vectors on this makes centroid lists, or extends them by what is new: searches then find
         candidates in them instead of scoring every document. Only stored vectors are read; nothing is encoded again.
+        With `residual` storage it first takes new vectors into codes, drawing the centroids when there are enough.
         When the corpus has outgrown its codebook it is drawn anew, and the old one serves until the new is complete.
 
         Args:
@@ -400,6 +402,7 @@ class Index:
             model=manifest.model,
             dim=manifest.dim,
             storage=manifest.storage,
+            pool_factor=manifest.pool_factor,
             filters=dict(manifest.filters),
             version=self._store.version,
             bytes_on_disk=disk_bytes(self.uri),
@@ -427,7 +430,7 @@ class Index:
         with self._loading:
             snapshot = self._store.snapshot()
             if self._resident is None:
-                self._resident = Resident.load(snapshot, self._store.manifest.dim, self.cache_bytes)
+                self._resident = Resident.load(snapshot, self.cache_bytes)
             elif self._resident.snapshot.version != snapshot.version:
                 self._resident = self._resident.refreshed(snapshot)
             return self._resident

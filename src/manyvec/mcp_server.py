@@ -11,7 +11,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field
 
-from manyvec.api import MAX_HITS, MAX_QUERY_CHARS, Api, Condition, DocumentRecord, SearchRequest
+from manyvec.api import MAX_HITS, MAX_PASSAGE_CHARS, MAX_QUERY_CHARS, Api, Condition, DocumentRecord, SearchRequest
 from manyvec.errors import ManyvecError
 
 _READS_ONLY = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
@@ -44,7 +44,9 @@ def mcp_server(api: Api) -> MCPServer[Any]:
         query: Annotated[str, Field(max_length=MAX_QUERY_CHARS, description="a question, or words to look for")],
         k: Annotated[int, Field(ge=1, le=MAX_HITS, description="how many hits, at most")] = 5,
         filter: Annotated[list[Condition] | None, Field(max_length=20)] = None,
-        passage_chars: Annotated[int, Field(ge=1, le=4000, description="length of a passage, at most")] = 600,
+        passage_chars: Annotated[
+            int, Field(ge=1, le=MAX_PASSAGE_CHARS, description="length of a passage, at most")
+        ] = 600,
     ) -> Found:
         request = SearchRequest(query=query, k=k, filter=filter or [], passage_chars=passage_chars)
         try:

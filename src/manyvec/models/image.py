@@ -148,8 +148,8 @@ class PageEncoder(ImageEncoder):
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
         """Refused: these models read pages as images, and text only as queries."""
         raise InputError(
-            f"{self.name} reads documents as images: give Document(id, image=...). For documents that are text load a "
-            "text model (see `manyvec models`)"
+            f"{self.name} reads documents as images: use encode_images. For documents that are text load a text model "
+            "(see `manyvec models`)"
         )
 
     def _n_tokens(self, height: int, width: int) -> int:
