@@ -2,8 +2,8 @@
 
 python examples/benchmarks/concurrency.py
 
-A ticker on the same loop asks to be woken every 5 ms and measures how much later it is. The same loop with nothing to
-do, measured for as long, shows what the machine itself takes.
+A `LoopWatch` on the same loop asks to be woken every 5 ms and measures how much later it is. The same loop with nothing
+to do, measured for as long, shows what the machine itself takes.
 """
 
 from __future__ import annotations
@@ -18,28 +18,10 @@ import report
 from langchain_manyvec import ManyvecRetriever
 from manyvec import Index
 from manyvec.sources import read_documents
+from manyvec.testing import LoopWatch
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
-N_CALLS, N_ROUNDS, TICK = 200, 1, 0.005
-
-
-class Ticker:
-    """While it is entered, measures the longest time that the event loop did nothing else."""
-
-    longest = 0.0
-
-    async def __aenter__(self) -> Ticker:
-        self._task = asyncio.create_task(self._tick())
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self._task.cancel()
-
-    async def _tick(self) -> None:
-        while True:
-            started = time.perf_counter()
-            await asyncio.sleep(TICK)
-            self.longest = max(self.longest, time.perf_counter() - started - TICK)
+N_CALLS, N_ROUNDS = 200, 3
 
 
 async def measure(retriever: ManyvecRetriever, queries: list[str]) -> dict[str, object]:
@@ -47,14 +29,14 @@ async def measure(retriever: ManyvecRetriever, queries: list[str]) -> dict[str, 
     busy, idle, seconds, right = [], [], [], []
     for _ in range(N_ROUNDS):
         started = time.perf_counter()
-        async with Ticker() as ticker:
+        async with LoopWatch() as watch:
             found = await asyncio.gather(*(retriever.ainvoke(query) for query in queries))
         seconds.append(time.perf_counter() - started)
-        busy.append(ticker.longest)
+        busy.append(watch.longest)
         right.append([[document.id for document in documents] for documents in found] == expected)
-        async with Ticker() as ticker:
+        async with LoopWatch() as watch:
             await asyncio.sleep(seconds[-1])
-        idle.append(ticker.longest)
+        idle.append(watch.longest)
     return {
         "calls": len(queries),
         "all right": all(right),

@@ -12,7 +12,7 @@ from langchain_core.documents import Document
 import manyvec
 from langchain_manyvec import ManyvecRetriever
 from manyvec import F
-from manyvec.testing import HashEncoder, SlowEncoder
+from manyvec.testing import HashEncoder, LoopWatch, SlowEncoder
 
 DOCUMENTS = [
     Document("a late interaction", id="a/1", metadata={"year": 2020}),
@@ -135,34 +135,15 @@ async def test_a_batch_with_a_wrong_filter_or_argument_is_an_error(retriever):
         await retriever.abatch(["late", "early"], filters={"year": 2024})
 
 
-class Ticker:
-    """Measures, while it is entered, the longest time that the event loop did nothing else."""
-
-    longest = 0.0
-
-    async def __aenter__(self) -> "Ticker":
-        self._task = asyncio.create_task(self._tick())
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self._task.cancel()
-
-    async def _tick(self) -> None:
-        while True:
-            start = time.perf_counter()
-            await asyncio.sleep(0.005)
-            self.longest = max(self.longest, time.perf_counter() - start - 0.005)
-
-
 async def test_the_event_loop_goes_on_while_queries_are_encoded(retriever):
     slow = ManyvecRetriever.from_uri(retriever.index.uri, encoder=SlowEncoder())
     longest = []
     for _ in range(3):
-        async with Ticker() as ticker:
+        async with LoopWatch() as watch:
             found = await asyncio.gather(*(slow.ainvoke("early interaction", k=1) for _ in range(3)))
             found += await slow.abatch(["early interaction"] * 3, k=1)
         assert [ids(documents) for documents in found] == [["b 2"]] * 6
-        longest.append(ticker.longest)
+        longest.append(watch.longest)
 
     # A loop that waited for the encoder would show its 0.5 s each time; a busy machine may once or twice.
     assert 0 < min(longest) < 0.25
@@ -185,10 +166,10 @@ async def test_two_hundred_calls_at_once_are_all_right_and_do_not_hold_up_the_lo
 
     longest = []
     for _ in range(3):
-        async with Ticker() as ticker:
+        async with LoopWatch() as watch:
             found = await asyncio.gather(*(retriever.ainvoke(f"word{i}") for i in range(200)))
         assert [ids(documents) for documents in found] == [[f"d{i}"] for i in range(200)]
-        longest.append(ticker.longest)
+        longest.append(watch.longest)
 
     # Waiting for the encoder would take the loop 4 s each time; a busy machine may take it from us once or twice.
     assert 0 < min(longest) < 0.25
