@@ -9,6 +9,7 @@ import pytest
 from manyvec import F, Index, InputError, ShapeError, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
 from manyvec.codebook import Assignments, Codebook, _unit, n_centroids_for
+from manyvec.codec import has_fast_int8
 from manyvec.testing import HashEncoder
 
 ENCODER = HashEncoder(32)
@@ -115,6 +116,26 @@ def test_many_centroids_of_few_unlike_vectors_are_assigned_too():
     vectors = words[np.arange(2048) % 20]
     codebook = Codebook.train(vectors, 2048)
     np.testing.assert_allclose(codebook.centroids[codebook.assign(vectors)], vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("dim", [32, 128])
+def test_many_vectors_find_the_nearest_of_many_centroids_or_one_as_near(monkeypatch, dim, is_fast):
+    if is_fast and not has_fast_int8():
+        pytest.skip("this processor multiplies int8 no faster than float32, so it never does here")
+    monkeypatch.setattr("manyvec.codebook.has_fast_int8", lambda: is_fast)
+    rng = np.random.default_rng(0)
+    topics = _unit(rng.standard_normal((50, dim)).astype(np.float32))
+    noise = rng.standard_normal((9_000, dim)).astype(np.float32) * 0.7 / dim**0.5
+    vectors = _unit(topics[rng.integers(50, size=9_000)] + noise)
+    codebook, vectors = Codebook(vectors[:2048]), vectors[2048:]
+    similarities = vectors @ codebook.centroids.T
+    found = np.take_along_axis(similarities, codebook.assign(vectors)[:, None], axis=1)[:, 0]
+    assert (found == similarities.max(axis=1)).mean() > 0.9
+    assert (similarities.max(axis=1) - found).max() < 0.05
+    assert np.abs(codebook.similarities(vectors[:500]) - similarities[:500]).max() < 0.02
+    # Few are compared with all.
+    assert np.abs(similarities[:9].max(axis=1) - similarities[np.arange(9), codebook.assign(vectors[:9])]).max() < 0.02
 
 
 def test_too_few_vectors_or_another_dim_are_refused():

@@ -107,6 +107,16 @@ def test_codes_score_as_their_decoded_vectors_do(seed, storage, dim, lengths, n_
 
 
 @pytest.mark.parametrize("storage", CODED)
+def test_a_processor_without_fast_int8_gives_the_same_scores(storage, monkeypatch):
+    rng = np.random.default_rng(5)
+    _, codes = encoded(rng, storage, [3, 0, 7, 5], 96)
+    query = unit_vectors(rng, 7, 96)
+    decoded = TokenBatch(codes.codec.decode(codes.vectors), codes.offsets, allow_empty=True)
+    monkeypatch.setattr("manyvec.scoring.has_fast_int8", lambda: False)
+    assert_allclose(MaxSimScorer().score(query, codes), maxsim_reference(query, decoded), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("storage", CODED)
 def test_scores_of_codes_tell_documents_apart(storage):
     rng = np.random.default_rng(3)
     documents, codes = encoded(rng, storage, [30] * 40, 128)

@@ -49,6 +49,11 @@ class Encoded:
         documents = _projected(self.documents, basis, np.float16)
         return Encoded(self.dataset, documents, _projected(self.queries, basis, np.float32))
 
+    def first(self, n_documents: int) -> Encoded:
+        """The first documents alone, with all queries."""
+        dataset = replace(self.dataset, documents=self.dataset.documents[:n_documents])
+        return Encoded(dataset, self.documents.select(np.arange(len(dataset.documents))), self.queries)
+
     def every(self, n_queries: int) -> Encoded:
         """The same documents with about so many queries, evenly spread."""
         step = max(1, len(self.queries) // n_queries)
@@ -76,12 +81,29 @@ class Known:
         return self._documents.select([self._document_of[text] for text in texts])
 
 
+def with_spans(encoded: Encoded) -> Encoded:
+    """The same with the characters of each token: as the tokenizer gives them, or, where windows cut a text otherwise,
+    as its encoding does."""
+    encoder = load_encoder("minilm", device="cpu")
+
+    def spanned(texts: list[str], tokens: TokenBatch, task: str) -> TokenBatch:
+        spans = [spans[spans[:, 0] >= 0] for _, spans in encoder._spans(texts, task)]
+        for i in np.flatnonzero([len(found) != n for found, n in zip(spans, tokens.lengths, strict=True)]):
+            spans[i] = encoder.encode_documents([texts[i]]).spans
+        return TokenBatch.unchecked(tokens.vectors, tokens.offsets, np.concatenate(spans))
+
+    documents = spanned([document.text for document in encoded.dataset.documents], encoded.documents, "document")
+    return Encoded(
+        encoded.dataset, documents, spanned(list(encoded.dataset.queries.values()), encoded.queries, "query")
+    )
+
+
 def _projected(batch: TokenBatch, basis: np.ndarray, dtype: type) -> TokenBatch:
     projected = np.empty((batch.n_tokens, basis.shape[1]), dtype)
     for start in range(0, batch.n_tokens, 65_536):
         rows = batch.vectors[start : start + 65_536].astype(np.float32) @ basis
         projected[start : start + 65_536] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return TokenBatch.unchecked(projected, batch.offsets)
+    return TokenBatch.unchecked(projected, batch.offsets, batch.spans)
 
 
 def load(data: str | Path, vectors: str | Path, name: str) -> Encoded:

@@ -21,46 +21,18 @@ from pathlib import Path
 
 import numpy as np
 import report
-from encoded import Encoded, load
+from encoded import Encoded, Known, load, with_spans
 
-from manyvec import Index, TokenBatch, load_encoder
+from manyvec import Index, load_encoder
 from manyvec.bm25 import words_of
 from manyvec.evaluation import Dataset
 from manyvec.explain import Evidence, explain
 from manyvec.words import sentences, words
 
 
-class Known:
-    """minilm, its vectors for a data set's texts known beforehand: nothing is encoded, and only the search is timed."""
-
-    def __init__(self, encoded: Encoded) -> None:
-        self._encoder = load_encoder("minilm", device="cpu")
-        self.name, self.dim, self.fingerprint = self._encoder.name, self._encoder.dim, self._encoder.fingerprint
-        dataset = encoded.dataset
-        self._documents = self._with_spans([d.text for d in dataset.documents], encoded.documents, "document")
-        self._queries = self._with_spans(list(dataset.queries.values()), encoded.queries, "query")
-        self._document_at = {document.text: i for i, document in enumerate(dataset.documents)}
-        self._query_at = {query: i for i, query in enumerate(dataset.queries.values())}
-
-    def encode_documents(self, texts):
-        return self._documents.select([self._document_at[text] for text in texts])
-
-    def encode_queries(self, queries):
-        return self._queries.select([self._query_at[query] for query in queries])
-
-    def encode_again(self, text: str) -> TokenBatch:
-        return self._encoder.encode_documents([text])
-
-    def _with_spans(self, texts: list[str], tokens: TokenBatch, task: str) -> TokenBatch:
-        """The spans as the tokenizer gives them; where windows cut a text otherwise, as its encoding gives them."""
-        spans = [spans[spans[:, 0] >= 0] for _, spans in self._encoder._spans(texts, task)]
-        for i in np.flatnonzero([len(found) != n for found, n in zip(spans, tokens.lengths, strict=True)]):
-            spans[i] = self.encode_again(texts[i]).spans
-        return TokenBatch.unchecked(tokens.vectors, tokens.offsets, np.concatenate(spans))
-
-
 def cost(encoded: Encoded) -> None:
-    dataset, encoder = encoded.dataset, Known(encoded)
+    dataset, encoder = encoded.dataset, Known(with_spans(encoded))
+    minilm = load_encoder("minilm", device="cpu")
     queries = list(dataset.queries.values())[:300]
     index = Index.create(tempfile.mkdtemp(), encoder)
     index.add(dataset.documents, show_progress=True)
@@ -69,7 +41,7 @@ def cost(encoded: Encoded) -> None:
     matches = [(hit, match) for hit in hits for match in hit.evidence.words]
     inside = [m.span is not None and hit.text[slice(*m.span)] == m.text and m.text.strip() != "" for hit, m in matches]
     sums = [sum(m.share for m in hit.evidence.words) + hit.evidence.unshown for hit in hits]
-    again = {hit.id: encoder.encode_again(hit.text) for hit in hits[::100]}
+    again = {hit.id: minilm.encode_documents([hit.text]) for hit in hits[::100]}
     snapshot = index._store.snapshot()
     stored = {id: snapshot.tokens([row.row_id], spans=True) for id, row in snapshot.find(list(again)).items()}
     milliseconds = []
@@ -99,7 +71,7 @@ def passages(encoded: Encoded, folder: Path) -> None:
     rarity = _rarity(dataset)
     judged = {query: next(id for id, grade in grades.items() if grade > 0) for query, grades in dataset.qrels.items()}
     texts = {d.id: d.text for d in dataset.documents if d.id in set(judged.values())}
-    encoder = Known(encoded)
+    encoder = Known(with_spans(encoded))
     results = {}
     for n_chars in (200, 300):
         counts: dict[str, Counter[str]] = {"part": Counter(), "all": Counter()}

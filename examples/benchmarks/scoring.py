@@ -28,7 +28,7 @@ def main() -> None:
         query = unit_vectors(16, dim)
         single, half = TokenBatch(vectors, offsets), TokenBatch(vectors.astype(np.float16), offsets)
         contenders = {}
-        for megabytes in (1, 2, 3, 6, 12, 64):
+        for megabytes in (1, 2, 4, 8, 16, 64):
             scorer = MaxSimScorer(block_bytes=megabytes * 2**20)
             contenders[f"float16, {megabytes} MB"] = partial(scorer.score, query, half)
             contenders[f"float32, {megabytes} MB"] = partial(scorer.score, query, single)

@@ -55,7 +55,8 @@ class M3Dense:
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
         wanted, _ = self.vectors.of_query(query)
-        return _best([float(dense @ wanted) for dense, _ in self.vectors.of_documents(scope)], scope, depth)
+        dense = np.array([dense for dense, _ in self.vectors.of_documents(scope)]).reshape(-1, len(wanted))
+        return _best(dense @ wanted, scope, depth)
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ class M3Lexical:
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
         _, wanted = self.vectors.of_query(query)
         scores = [lexical_score(wanted, weights) for _, weights in self.vectors.of_documents(scope)]
-        return _best(scores, scope, depth)
+        return _best(np.array(scores), scope, depth)
 
 
-def _best(scores: list[float], scope: Scope, depth: int | None) -> Places:
+def _best(scores: NDArray[np.floating], scope: Scope, depth: int | None) -> Places:
     places = np.arange(len(scores)) if scope.passing is None else scope.passing
-    order = np.argsort(-np.array(scores)[places], kind="stable")
+    order = np.argsort(-scores[places], kind="stable")
     return places[order[: scope.n_wanted(depth)]]

@@ -80,10 +80,7 @@ def _hits(
     rows = snapshot.texts(row_ids)
     found: Sequence[Evidence | None] = [None] * len(rows)
     if wanted.evidence and rows:
-        stored = snapshot.tokens(row_ids, spans=True)
-        # The spans of a page image are patches, never to be read as characters.
-        texts = [None if row.get("image") else row["text"] for row in rows]
-        found = explain(query, tokens, texts, stored)
+        found = explain(query, tokens, [row["text"] for row in rows], snapshot.tokens(row_ids, spans=True))
     columns = zip(rows, scores.tolist(), final.tolist(), found, strict=True)
     return [
         Hit(row["id"], row["text"], json.loads(row["metadata"]), score, score / tokens.n_tokens, rank, why, order)

@@ -15,7 +15,7 @@ import manyvec
 
 def to_langchain(hit: manyvec.Hit) -> Document:
     """A hit as a document with scores and evidence in the metadata; a key of that name that was stored there stays."""
-    added: dict[str, Any] = {"score": hit.score, "relevance_score": min(max(hit.similarity, 0.0), 1.0)}
+    added: dict[str, Any] = {"score": hit.score, "relevance_score": clipped(hit.similarity)}
     if hit.evidence is not None:
         added["evidence"] = hit.evidence.to_dict()
     return Document(page_content=hit.text, id=hit.id, metadata={**added, **hit.metadata})
@@ -28,7 +28,7 @@ def as_stored(document: manyvec.Document | manyvec.Hit) -> Document:
 
 def with_scores(document: Document, score: float, similarity: float) -> Document:
     """A copy with these scores in the metadata, in the place of a first stage's."""
-    scores = {"score": score, "relevance_score": min(max(similarity, 0.0), 1.0)}
+    scores = {"score": score, "relevance_score": clipped(similarity)}
     return document.model_copy(update={"metadata": {**document.metadata, **scores}})
 
 
@@ -44,6 +44,11 @@ def to_manyvec(document: Document, id: str | None = None) -> manyvec.Document:
     # Checked under a stand-in first: what passes is JSON, so the id can be made from it.
     unnamed = manyvec.Document("(no id)", document.page_content, document.metadata)
     return replace(unnamed, id=_content_id(unnamed))
+
+
+def clipped(similarity: float) -> float:
+    """A similarity in [-1, 1] as a relevance score in [0, 1]."""
+    return min(max(similarity, 0.0), 1.0)
 
 
 def trace_params(name: str, index: manyvec.Index) -> LangSmithRetrieverParams:

@@ -12,7 +12,7 @@ from langchain_core.retrievers import LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
-from langchain_manyvec._convert import as_stored, to_manyvec, trace_params
+from langchain_manyvec._convert import as_stored, clipped, to_manyvec, trace_params
 from langchain_manyvec.calibration import Calibration
 from manyvec import Encoder, Index, InputError, Where, diversify
 
@@ -165,7 +165,7 @@ class ManyvecVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         _refuse(kwargs)
         hits = self.index.search(query, k, filter=filter)
-        relevance = self.calibration.relevance if self.calibration else _clipped
+        relevance = self.calibration.relevance if self.calibration else clipped
         return [(as_stored(hit), relevance(hit.similarity)) for hit in hits]
 
     async def _asimilarity_search_with_relevance_scores(
@@ -233,7 +233,3 @@ def _refuse(kwargs: Mapping[str, Any]) -> None:
     """An option that is not ours, a misspelt `filter` for one, would otherwise be dropped and everything found."""
     if kwargs:
         raise TypeError(f"a search takes no argument {sorted(kwargs)[0]!r}")
-
-
-def _clipped(similarity: float) -> float:
-    return min(max(similarity, 0.0), 1.0)

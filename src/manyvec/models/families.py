@@ -18,7 +18,7 @@ from manyvec.models.checkpoints import CODE, Checkpoint
 class Published:
     """A checkpoint that people use: its dim, its parameters in millions, and what it is good for.
 
-    Figures are those of its model card; None where there is none to be found.
+    Figures are those of its model card, else of the backbone that it names; None where there are none to be found.
     """
 
     name: str
