@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError, require
-from manyvec.models.text import Spans, batches_of, check_texts
+from manyvec.models.text import Spans, batches_of, check_texts, weight_samples
 from manyvec.tokens import TokenBatch, offsets_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ImageEncoder(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the tokenizer, what is done to pixels, the prompts, and up to 64 values of every weight tensor."""
+        """Hash of the tokenizer, what is done to pixels, the prompts, and `weight_samples`."""
         digest = hashlib.blake2b(type(self).__name__.encode(), digest_size=16)
         processor = self.processor
         tokenizer = processor.tokenizer.get_vocab()
@@ -76,9 +76,8 @@ class ImageEncoder(ABC):
         # How the class is called differs between machines with and without torchvision.
         pixels = {name: value for name, value in pixels.items() if not name.endswith(("_type", "_class"))}
         digest.update(json.dumps([tokenizer, prompts, pixels], sort_keys=True).encode())
-        for key, tensor in self.model.state_dict().items():
-            values = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].float().cpu().numpy()
-            digest.update(f"{key}{tuple(tensor.shape)}".encode() + values.astype(np.float16).tobytes())
+        for sample in weight_samples(self.model):
+            digest.update(sample)
         return digest.hexdigest()
 
     def encode_images(self, images: Sequence[str | Path | bytes | Image]) -> TokenBatch:

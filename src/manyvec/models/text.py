@@ -22,6 +22,7 @@ from manyvec.errors import EncoderError, InputError, ShapeError
 from manyvec.tokens import TokenBatch, offsets_of
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import MultiVectorEncoder
 
 Task = Literal["query", "document"]
@@ -80,7 +81,7 @@ class SentenceTransformerEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the recipe, the tokenizer and up to 64 values of every weight tensor."""
+        """Hash of the recipe, the tokenizer and `weight_samples`."""
         digest = hashlib.blake2b(self.weights_id.encode(), digest_size=16)
         transformer = self._transformer
         recipe = [self.model.prompts, transformer.query_length, transformer.document_length]
@@ -92,11 +93,8 @@ class SentenceTransformerEncoder:
         # How to cut and pad is left in a tokenizer by whoever used it last.
         tokenizer = json.loads(transformer.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
         digest.update(json.dumps(tokenizer).encode())
-        for key, tensor in self.model.state_dict().items():
-            step = max(1, tensor.numel() // 64)
-            values = tensor.detach().flatten()[::step].float().cpu().numpy()
-            # Rounded, so that the same weights loaded as float16 on another machine are the same model.
-            digest.update(f"{key}{tuple(tensor.shape)}".encode() + values.astype(np.float16).tobytes())
+        for sample in weight_samples(self.model):
+            digest.update(sample)
         return digest.hexdigest()
 
     def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
@@ -338,3 +336,11 @@ def batches_of(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]
         batch.append(i)
     if batch:
         yield batch
+
+
+def weight_samples(model: torch.nn.Module) -> Iterator[bytes]:
+    """Name, shape and up to 127 values of every weight tensor, for a fingerprint."""
+    for name, tensor in model.state_dict().items():
+        values = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].float().cpu().numpy()
+        # Rounded, so that the same weights loaded as float16 on another machine are the same model.
+        yield f"{name}{tuple(tensor.shape)}".encode() + values.astype(np.float16).tobytes()
