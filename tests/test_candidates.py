@@ -225,7 +225,7 @@ class StopError(Exception):
 def test_an_optimize_that_is_stopped_half_way_leaves_the_old_lists_and_the_next_completes_it(index, monkeypatch):
     expected = index.search(QUERIES[0], k=10)
     index.add({"id": f"more {i}", "text": text} for i, text in enumerate(texts(2_000, seed=2)))
-    monkeypatch.setattr("manyvec.store._WINDOW_BYTES", 2**20)
+    monkeypatch.setattr("manyvec.lists.BUILD_WINDOW_BYTES", 2**20)
     calls = []
 
     def stop_at_the_third(assignments, add=index._store.add_assignments):

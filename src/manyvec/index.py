@@ -97,7 +97,8 @@ class Index:
             pool_factor: keep 1 in so many token vectors of a document, means of similar ones.
             exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters;
                 its storage and pooling stay what they are.
-            cache_bytes: memory for token vectors; what is beyond it is read from disk at every search.
+            cache_bytes: memory for what searches need: ids, centroid lists, and as many token vectors as still fit; the
+                others are read from disk whenever they are scored.
 
         Raises:
             InputError: there is an index already, a filter has an unknown type, or there is no such storage.
@@ -429,10 +430,10 @@ class Index:
             return resident
         with self._loading:
             snapshot = self._store.snapshot()
-            if self._resident is None:
-                self._resident = Resident.load(snapshot, self.cache_bytes)
-            elif self._resident.snapshot.version != snapshot.version:
-                self._resident = self._resident.refreshed(snapshot)
+            if self._resident is None or self._resident.snapshot.version != snapshot.version:
+                budget = self.cache_bytes - self._lists.bytes_held(snapshot)
+                load = Resident.load if self._resident is None else self._resident.refreshed
+                self._resident = load(snapshot, budget)
             return self._resident
 
     def _where(self, condition: Where | None) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from manyvec.codebook import Codebook, n_centroids_for
 from manyvec.columns import Row
 from manyvec.filters import ColumnType
-from manyvec.store import RowStates, Snapshot, Store, Stored, windows
+from manyvec.store import BUILD_WINDOW_BYTES, RowStates, Snapshot, Store, Stored, windows
 from manyvec.tokens import TokenBatch, offsets_of
 from manyvec.types import Document
 
@@ -116,7 +116,7 @@ def train_codebook(snapshot: Snapshot, states: RowStates, n_centroids: int) -> C
     documents = np.sort(order[:n_documents])
     share = min(1.0, n_drawn / max(1, int(states.n_tokens[documents].sum())))
     parts = []
-    for window in windows(snapshot.token_bytes(states, documents)):
+    for window in windows(snapshot.token_bytes(states, documents), BUILD_WINDOW_BYTES):
         vectors = snapshot.tokens(states.row_ids[documents[window]]).vectors
         parts.append(vectors[np.sort(rng.choice(len(vectors), max(1, round(share * len(vectors))), replace=False))])
     return Codebook.train(np.concatenate(parts), n_centroids)
@@ -140,7 +140,7 @@ def recode(store: Store, *, show_progress: bool) -> None:
     if store.codec is None or not len(pending):
         return
     with tqdm(total=len(pending), unit=" documents", desc="codes", disable=not show_progress) as bar:
-        for window in windows(snapshot.token_bytes(states, pending)):
+        for window in windows(snapshot.token_bytes(states, pending), BUILD_WINDOW_BYTES):
             rows = pending[window]
             ids = states.ids[rows].tolist()
             stored = snapshot.find(ids)
