@@ -16,13 +16,14 @@ import numpy as np
 
 from manyvec.candidates import Auto, Candidates, Query, Scope
 from manyvec.columns import FILTER_PREFIX, Manifest, Row
+from manyvec.device import scorer_on
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
 from manyvec.ingest import AddReport, batches, content_hash, is_same, pool, recode, to_row
 from manyvec.lists import ListKeeper
 from manyvec.resident import Resident
-from manyvec.scoring import MaxSimScorer, Scores
+from manyvec.scoring import Scorer, Scores
 from manyvec.search import Wanted, search
 from manyvec.store import Store, disk_bytes, where_ids
 from manyvec.timing import stage
@@ -60,12 +61,12 @@ class Index:
     Make one with `Index.create` or `Index.open`.
     """
 
-    def __init__(self, store: Store, encoder: Encoder | None, *, cache_bytes: int) -> None:
+    def __init__(self, store: Store, encoder: Encoder | None, *, cache_bytes: int, scorer: Scorer) -> None:
         self.cache_bytes = cache_bytes
         self.candidates: Candidates = Auto()
         self._store = store
         self._encoder = encoder
-        self._scorer = MaxSimScorer()
+        self._scorer = scorer
         self._resident: Resident | None = None
         self._lists = ListKeeper(store)
         self._writing = threading.RLock()
@@ -82,6 +83,7 @@ class Index:
         pool_factor: float = 1,
         exist_ok: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        device: str = "cpu",
     ) -> Index:
         """Make an empty index.
 
@@ -100,11 +102,15 @@ class Index:
             cache_bytes: memory for what searches need: ids, centroid lists, and as many token vectors as still fit; the
                 others are read from disk whenever they are scored.
 
+            device: where documents are scored. On `cuda` those in the cache lie in the GPU's memory as well, and up to
+                50,000,000 token vectors are all scored; what does not fit there is scored on the CPU.
+
         Raises:
-            InputError: there is an index already, a filter has an unknown type, or there is no such storage.
+            InputError: there is an index already, a filter has an unknown type, or there is no such storage or device.
             ManifestError: with `exist_ok`, the index there has another encoder or other filters.
             StoreError: the place cannot be written.
         """
+        scorer = scorer_on(device)
         encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         manifest = Manifest(
             model=encoder.name,
@@ -120,14 +126,14 @@ class Index:
         except InputError:
             if not exist_ok:
                 raise
-            index = cls.open(uri, encoder, cache_bytes=cache_bytes)
+            index = cls.open(uri, encoder, cache_bytes=cache_bytes, device=device)
             if filters is not None and index.filters != manifest.filters:
                 raise ManifestError(
                     f"the index {index.uri} has the filters {index.filters}, not {manifest.filters}: "
                     "open it with its own, or build a new index"
                 ) from None
             return index
-        return cls(store, encoder, cache_bytes=cache_bytes)
+        return cls(store, encoder, cache_bytes=cache_bytes, scorer=scorer)
 
     @classmethod
     def open(
@@ -136,19 +142,20 @@ class Index:
         encoder: str | Encoder | None = None,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        device: str = "cpu",
     ) -> Index:
         """Open an index.
 
         Args:
             encoder: by default the one the index was built with, loaded when it is first needed; nothing is
                 downloaded unasked, so a hub model that this machine does not have yet must be named here.
-            cache_bytes: see `create`.
+            cache_bytes, device: see `create`.
 
         Raises:
             IndexNotFoundError: there is none.
             ManifestError: its description is missing or damaged, or the encoder is not the one it was built with.
         """
-        index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes)
+        index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes, scorer=scorer_on(device))
         if encoder is not None:
             index._encoder = index._fitting(load_encoder(encoder) if isinstance(encoder, str) else encoder)
         return index
@@ -453,7 +460,7 @@ class Index:
     @stage("candidates")
     def _scope(self, documents: Resident, where: str | None, k: int = 0) -> Scope:
         passing = None if where is None else documents.passing(where)
-        return Scope(documents, self._lists, where, passing, k)
+        return Scope(documents, self._lists, where, passing, k, self._scorer)
 
     def _search_version(
         self, documents: Resident, where: str | None, queries: Sequence[str], tokens: TokenBatch, wanted: Wanted
@@ -462,7 +469,7 @@ class Index:
         hits: list[list[Hit]] = []
         for part in _parts(len(queries), len(documents)):
             part_tokens = tokens.select(np.arange(part.start, part.stop))
-            hits += search(scope, self.candidates, self._scorer, queries[part], part_tokens, wanted)
+            hits += search(scope, self.candidates, queries[part], part_tokens, wanted)
         return hits
 
     def _add_batch(self, documents: Sequence[Document]) -> AddReport:

@@ -7,12 +7,13 @@ goes on with the version it started with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.scoring import MaxSimScorer, Scores
+from manyvec.scoring import Best, Scorer, Scores
 from manyvec.store import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.timing import stage
 from manyvec.tokens import TokenBatch, offsets_of
@@ -87,24 +88,46 @@ class Resident:
         """(n,) the documents for which the condition holds, in rising order."""
         return self.places(self.snapshot.row_ids(where))
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no token vectors are left on disk alone."""
+        return bool((self.segment_of != _ON_DISK).all())
+
     @stage("score")
-    def score(self, scorer: MaxSimScorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
+    def score(self, scorer: Scorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
         """(n_queries, n_documents) scores of these documents, given in rising order, or of all."""
         chosen = np.arange(len(self)) if documents is None else documents
         scores = np.full((len(queries), len(chosen)), -np.inf, np.float32)
+        for here, tokens, subset in self._parts(chosen):
+            scores[:, here] = scorer.score_many(queries, tokens, subset)
+        return scores
+
+    @stage("score")
+    def best(
+        self, scorer: Scorer, queries: TokenBatch, k: int, documents: NDArray[np.int64] | None = None
+    ) -> list[Best]:
+        """For each query documents that the k best of these, given in rising order, or of all, are among."""
+        chosen = np.arange(len(self)) if documents is None else documents
+        found: list[list[Best]] = [[Best(np.empty(0, np.int64), np.empty(0, np.float32))] for _ in range(len(queries))]
+        for here, tokens, subset in self._parts(chosen):
+            for parts, best in zip(found, scorer.top_k(queries, tokens, k, subset), strict=True):
+                parts.append(Best(chosen[here[best.places]], best.scores))
+        return [Best(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
+
+    def _parts(
+        self, chosen: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], TokenBatch, NDArray[np.int64] | None]]:
+        """Places in `chosen`, a batch that has these documents' token vectors, and where in it: None for all of it."""
         segment_of = self.segment_of[chosen]
         for number, segment in enumerate(self.segments):
             if len(here := np.flatnonzero(segment_of == number)):
-                subset = None if len(here) == len(segment) else self.place_of[chosen[here]]
-                scores[:, here] = scorer.score_many(queries, segment, subset)
+                yield here, segment, None if len(here) == len(segment) else self.place_of[chosen[here]]
         on_disk = np.flatnonzero(segment_of == _ON_DISK)
         for is_coded in (True, False):
             group = on_disk[self.states.is_coded[chosen[on_disk]] == is_coded]
             for window in windows(self.snapshot.token_bytes(self.states, chosen[group])):
                 here = group[window]
-                tokens = self.snapshot.stored_tokens(self.states.row_ids[chosen[here]], is_coded=is_coded)
-                scores[:, here] = scorer.score_many(queries, tokens)
-        return scores
+                yield here, self.snapshot.stored_tokens(self.states.row_ids[chosen[here]], is_coded=is_coded), None
 
 
 def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> TokenBatch:

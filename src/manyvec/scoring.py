@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,30 @@ if TYPE_CHECKING:
 
 Reduction = Literal["sum", "mean"]
 Scores = NDArray[np.float32]
+
+
+class Best(NamedTuple):
+    """The best documents for one query: (n,) places among those scored, and their (n,) scores, in no order.
+
+    All that tie with the last of them are there, so that ids can decide.
+    """
+
+    places: NDArray[np.int64]
+    scores: Scores
+
+
+class Scorer(Protocol):
+    """MaxSim of queries and documents, both of any length and of one dim; documents are vectors or codes."""
+
+    def score_many(self, queries: TokenBatch, documents: TokenBatch, subset: NDArray[np.int64] | None = None) -> Scores:
+        """(n_queries, n_documents) float32, of all or of a subset in rising order; -inf where there is no token."""
+        ...
+
+    def top_k(
+        self, queries: TokenBatch, documents: TokenBatch, k: int, subset: NDArray[np.int64] | None = None
+    ) -> list[Best]:
+        """For each query the k best of them; none at -inf. Places count within the subset."""
+        ...
 
 
 def maxsim_reference(query: NDArray[np.floating], documents: TokenBatch) -> Scores:
@@ -122,6 +146,16 @@ class MaxSimScorer:
         if self.reduction == "mean":
             scores[answered] /= queries.lengths[answered, None]
         return scores
+
+    def top_k(
+        self, queries: TokenBatch, documents: TokenBatch, k: int, subset: NDArray[np.int64] | None = None
+    ) -> list[Best]:
+        """See `Scorer`."""
+        best = []
+        for scores in self.score_many(queries, documents, subset):
+            places = np.flatnonzero(scores >= _threshold(scores, k))
+            best.append(Best(places, scores[places]))
+        return best
 
 
 def document_blocks(lengths: NDArray[np.int64], max_tokens: int) -> list[slice]:
@@ -286,10 +320,12 @@ def _workers(_process: int) -> tuple[ThreadPoolExecutor, int]:
 
 def top_k(scores: Scores, ids: Sequence[str] | NDArray[np.object_], k: int) -> list[int]:
     """Places of the k best scores, best first; equal scores in the order of their ids. -inf is never among them."""
-    k = min(k, int(np.count_nonzero(scores > -np.inf)))
-    if k <= 0:
-        return []
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
     # Everything that ties with the last one takes part, or the order of storage would decide.
-    tied: list[int] = np.flatnonzero(scores >= threshold).tolist()
-    return sorted(tied, key=lambda i: (-scores[i], ids[i]))[:k]
+    tied: list[int] = np.flatnonzero(scores >= _threshold(scores, k)).tolist()
+    return sorted(tied, key=lambda i: (-scores[i], ids[i]))[: max(0, k)]
+
+
+def _threshold(scores: Scores, k: int) -> float:
+    """The score of the k-th best, or of the last that is not -inf; more than all of them where none is wanted."""
+    k = min(k, int(np.count_nonzero(scores > -np.inf)))
+    return np.inf if k <= 0 else float(np.partition(scores, len(scores) - k)[len(scores) - k])
