@@ -194,8 +194,9 @@ class Index:
     def add(self, documents: Iterable[Document | Mapping[str, Any]], *, show_progress: bool = False) -> AddReport:
         """Add documents; one whose id is there already replaces the old one.
 
-        Documents are encoded and committed in batches of 256. One that is stored with the same text is not encoded
-        again, so a run that was killed is completed by running it once more. Of equal ids in one call the last wins.
+        Documents are encoded and committed in batches of 256, or of 1/64 of the index if that is more. One that is
+        stored with the same text is not encoded again, so a run that was killed is completed by running it once more.
+        Of equal ids in one call the last wins.
 
         Args:
             documents: `Document`s, or dicts with `id`, `text` and, if wanted, `metadata`; any number of them.
@@ -211,7 +212,7 @@ class Index:
         report = AddReport()
         with self._writing, tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
             try:
-                for batch in batches(documents):
+                for batch in batches(documents, self.count()):
                     report += self._add_batch(batch)
                     bar.update(len(batch))
             except (InputError, EncoderError, StoreError) as error:

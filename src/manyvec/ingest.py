@@ -16,8 +16,11 @@ from manyvec.store import BUILD_WINDOW_BYTES, RowStates, Snapshot, Store, Stored
 from manyvec.tokens import TokenBatch, offsets_of
 from manyvec.types import Document
 
-# One commit holds this many documents, or this many characters: what a killed run loses at most.
+# One commit holds this many documents, or a share of what there is already, but no more than this many characters: what
+# a killed run loses at most. LanceDB looks through all ids at each commit: with batches of one size the time to add n
+# documents would grow with the square of n.
 _BATCH_DOCUMENTS = 256
+_BATCH_SHARE = 1 / 64
 _BATCH_CHARACTERS = 1_000_000
 # Centroids for residuals are drawn once there are so many token vectors; until then these are kept as float16.
 MIN_RESIDUAL_TOKENS = 65_536
@@ -39,14 +42,16 @@ class AddReport:
         return self.added + self.updated + self.unchanged
 
 
-def batches(documents: Iterable[Document | Mapping[str, Any]]) -> Iterator[list[Document]]:
+def batches(documents: Iterable[Document | Mapping[str, Any]], n_stored: int = 0) -> Iterator[list[Document]]:
     """Documents, checked, in lists that are committed together; an error comes after the batches before it."""
     batch: list[Document] = []
     n_characters = 0
     for value in documents:
         document = Document.of(value)
-        if batch and (len(batch) == _BATCH_DOCUMENTS or n_characters + len(document.text) > _BATCH_CHARACTERS):
+        is_full = len(batch) >= max(_BATCH_DOCUMENTS, _BATCH_SHARE * n_stored)
+        if batch and (is_full or n_characters + len(document.text) > _BATCH_CHARACTERS):
             yield batch
+            n_stored += len(batch)
             batch, n_characters = [], 0
         batch.append(document)
         n_characters += len(document.text)
