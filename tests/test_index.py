@@ -10,10 +10,9 @@ from numpy.testing import assert_allclose
 
 from manyvec import Document, F, Index, InputError, ManifestError, StoreError, TokenBatch
 from manyvec.candidates import Lexical, Pooled
-from manyvec.ingest import AddReport
+from manyvec.ingest import AddReport, batches
 from manyvec.scoring import maxsim_reference
 from manyvec.store import Store
-from manyvec.ingest import batches
 from manyvec.testing import HashEncoder
 
 ENCODER = HashEncoder(32)
