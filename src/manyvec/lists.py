@@ -22,6 +22,7 @@ Places = NDArray[np.int64]
 _N_WHOLE = 32_768
 _POSTINGS_AT_A_TIME = 8_192
 _MEMBERS_AT_A_TIME = 8_192
+_SAMPLED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +152,22 @@ class CentroidLists:
 
 def _largest(values: NDArray[np.float32], n: int) -> Places:
     """Places of the n largest values, the largest first."""
-    places = np.argpartition(-values, n)[:n] if n < len(values) else np.arange(len(values))
+    places = np.arange(len(values))
+    if n < len(values):
+        places = _not_small(values, n)
+        places = places[np.argpartition(-values[places], n - 1)[:n]]
     return places[np.argsort(-values[places], kind="stable")]
+
+
+def _not_small(values: NDArray[np.float32], n: int) -> Places:
+    """Places, in rising order, that the n largest values are among: few of them, mostly, so that few are sorted."""
+    sample = values[::_SAMPLED]
+    rank = 2 * n // _SAMPLED + 1
+    if rank < len(sample):
+        places = np.flatnonzero(values >= np.partition(sample, -rank)[-rank])
+        if len(places) >= n:
+            return places
+    return np.arange(len(values))
 
 
 class ListKeeper:
