@@ -1,6 +1,7 @@
 """Codebooks and centroid lists: what they find, against what scoring everything finds."""
 
 import logging
+from dataclasses import replace
 
 import lancedb
 import numpy as np
@@ -175,7 +176,7 @@ def test_deeper_looks_find_more(built):
 
 
 def test_the_log_says_what_was_chosen_and_why(built, index, tmp_path, caplog):
-    assert log_of(built, caplog)[1] == "centroid lists choose 100 of 500 documents in scope"
+    assert log_of(built, caplog)[1] == "centroid lists and BM25 choose 100 of 500 documents in scope"
     assert "they are few" in log_of(built, caplog, filter=F("n") < 60)[1]
     index.add({"id": f"new {i}", "text": text} for i, text in enumerate(texts(200, seed=1)))
     assert "less than three quarters" in log_of(index, caplog)[1]
@@ -298,6 +299,44 @@ def test_more_hits_than_candidates_are_still_as_many_as_asked_for(built):
     assert len(built.search(QUERIES[0], k=20, depth=5)) == 20
     assert len(built.search(QUERIES[0], k=400)) == 400
     assert len(built.search(QUERIES[0], k=10_000)) == N
+
+
+class InContext(HashEncoder):
+    """A query's word is not quite the document's, as in models that read a word with those around it."""
+
+    def encode_queries(self, queries):
+        tokens = super().encode_queries(queries)
+        context = super().encode_queries([" ".join(f"asked {word}" for word in query.split()) for query in queries])
+        return TokenBatch.unchecked(_unit(tokens.vectors + context.vectors[1::2]), tokens.offsets)
+
+
+def test_a_rare_word_is_found_though_no_centroid_is_near_it(tmp_path):
+    rare = [f"rare{i}" for i in range(40)]
+    index = Index.create(tmp_path / "index", InContext(32))
+    index.add({"id": word, "text": f"{text} {word}"} for word, text in zip(rare, TEXTS, strict=False))
+    index.add({"id": str(i), "text": text} for i, text in enumerate(TEXTS))
+    index.candidates = few = Auto(exhaustive_tokens=2_000, depth_tokens=300, min_depth=5)
+    index.optimize()
+
+    def n_found(candidates):
+        index.candidates = candidates
+        return sum(index.search(word, k=1)[0].id == word for word in rare)
+
+    assert n_found(replace(few, lexical_depth=0, margin=0)) < n_found(Exhaustive()) == n_found(few)
+
+
+def test_more_candidates_are_taken_where_many_are_much_alike(tmp_path):
+    index = Index.create(tmp_path / "index", ENCODER)
+    alike = [f"{TEXTS[0]} w{i}" for i in range(60)]
+    index.add({"id": str(i), "text": text} for i, text in enumerate(alike + TEXTS))
+    index.candidates = SMALL
+    index.optimize()
+    lists = index._lists.over(index._documents())
+    tokens = ENCODER.encode_queries([TEXTS[0], TEXTS[1]])
+    n_found = [[len(lists.find(t, None, 10, most, k=1, margin=0.05)) for most in (0, 30, 300)] for t in tokens]
+    assert n_found[0][:2] == [10, 30]
+    assert 61 <= n_found[0][2] < 300
+    assert n_found[1] == [10, 10, 10]
 
 
 @settings(deadline=None)

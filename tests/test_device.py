@@ -326,7 +326,7 @@ def test_an_index_that_lies_on_the_device_is_scored_whole_where_the_cpu_would_lo
     index.optimize()
     there = opened(index.uri, device)
     there.candidates = index.candidates
-    for searched, reason in ((index, "centroid lists choose"), (there, "they are few for a GPU")):
+    for searched, reason in ((index, "centroid lists and BM25 choose"), (there, "they are few for a GPU")):
         caplog.clear()
         with caplog.at_level("DEBUG", logger="manyvec"):
             searched.search(TEXTS[3])
@@ -336,7 +336,7 @@ def test_an_index_that_lies_on_the_device_is_scored_whole_where_the_cpu_would_lo
     with caplog.at_level("DEBUG", logger="manyvec"):
         caplog.clear()
         partly.search(TEXTS[3])
-    assert "centroid lists choose" in caplog.text
+    assert "centroid lists and BM25 choose" in caplog.text
 
 
 @devices

@@ -87,8 +87,12 @@ class Lexical:
     """BM25 over the words of the text, from LanceDB's full-text index; rows not indexed yet are scanned."""
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
-        matches = scope.documents.snapshot.match(query.text, scope.n_wanted(depth), scope.where)
-        return scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
+        return _matched(query, scope, scope.n_wanted(depth))
+
+
+def _matched(query: Query, scope: Scope, limit: int) -> Places:
+    matches = scope.documents.snapshot.match(query.text, limit, scope.where)
+    return scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
 
 
 class Pooled:
@@ -166,23 +170,34 @@ class NativeMultivector:
 class Auto:
     """Centroid lists where they save work, every document where they do not.
 
+    A word that is rare in the corpus may have no centroid near it, and what is found by it alone is then missed. So the
+    documents that BM25 has first are candidates beside those of the lists.
+
     Args:
         exhaustive_tokens: up to so many token vectors in scope, scoring all of them takes no longer than looking for
             candidates and scoring those.
         depth_tokens: so many token vectors are scored where the search names no depth: a depth in documents alone
             would do for long ones and be far too little for short ones.
-        min_depth: and at least so many documents.
+        min_depth: and at least so many documents,
+        max_depth: and up to so many, of those that by their centroids come close to the k best:
+        margin: within so much similarity for each query token. Where many documents are much alike, as FAQs are, it
+            takes more of them to have the right ones (`examples/benchmarks/candidates.py`).
+        lexical_depth: and so many by their words.
         device_tokens: as `exhaustive_tokens`, where all token vectors lie on a GPU.
     """
 
     exhaustive_tokens: int = 200_000
     depth_tokens: int = 10_000
-    min_depth: int = 64
+    min_depth: int = 32
+    max_depth: int = 300
+    margin: float = 0.04
+    lexical_depth: int = 16
     device_tokens: int = 50_000_000
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
         n_tokens = scope.documents.states.n_tokens
         in_scope = n_tokens if scope.passing is None else n_tokens[scope.passing]
+        max_depth = depth or max(self.max_depth, 3 * scope.k)
         if depth is None:
             depth = max(self.min_depth, math.ceil(self.depth_tokens * len(n_tokens) / max(1, n_tokens.sum())))
         depth = max(depth, scope.k)
@@ -196,7 +211,10 @@ class Auto:
         elif 4 * len(lists.uncovered) > len(scope.documents):
             reason = "the centroid lists cover less than three quarters of the index; Index.optimize extends them"
         else:
-            logger.debug("centroid lists choose %d of %d documents in scope", depth, len(in_scope))
-            return lists.find(query.tokens, scope.passing, depth)
+            k = max(10, scope.k)
+            places = lists.find(query.tokens, scope.passing, depth, max_depth, k=k, margin=self.margin)
+            places = np.concatenate([places, np.setdiff1d(_matched(query, scope, self.lexical_depth), places)])
+            logger.debug("centroid lists and BM25 choose %d of %d documents in scope", len(places), len(in_scope))
+            return places
         logger.debug("all %d documents in scope are scored: %s", len(in_scope), reason)
         return None

@@ -67,8 +67,8 @@ class Codebook:
     def assign(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
         """(n,) a nearest centroid of each of (n, dim) vectors, by dot product.
 
-        Where both are many, only the centroids near the nearest of a few centroids of centroids are looked at, an
-        eighth of all: most vectors get their nearest, the others one of the next.
+        Where both are many, only the centroids near the nearest of a few centroids of centroids are looked at, 2,048 of
+        16,384: most vectors get their nearest, the others one of the next.
         """
         if vectors.shape[1] != self.dim:
             raise ShapeError(f"vectors have dim {vectors.shape[1]}, the codebook {self.dim}")
@@ -136,10 +136,11 @@ class Codebook:
 
     @cached_property
     def _groups(self) -> tuple[Codebook, list[NDArray[np.int64]]]:
-        """Centroids of the centroids, and for each of these the eighth of the centroids that is nearest to it."""
+        """Centroids of the centroids, and for each of these the centroids nearest to it: sixteen times its share."""
         groups = Codebook.train(self.centroids, 2 ** round(np.log2(len(self)) / 2))
+        n_near = min(len(self) // 8, 16 * len(self) // len(groups))
         similarities = groups.centroids @ self.centroids.T
-        return groups, list(np.argpartition(-similarities, len(self) // 8, axis=1)[:, : len(self) // 8])
+        return groups, list(np.argpartition(-similarities, n_near, axis=1)[:, :n_near])
 
     def _moved(self, vectors: NDArray[np.floating]) -> Codebook:
         """Each centroid moved to the mean of the vectors nearest to it; one without any stays."""

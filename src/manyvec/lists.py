@@ -128,11 +128,24 @@ class CentroidLists:
         in_parallel(score_block, document_blocks(lengths, _POSTINGS_AT_A_TIME))
         return scores
 
-    def find(self, tokens: NDArray[np.floating], passing: Places | None, depth: int) -> Places:
-        """The `depth` best members of those that pass, best first, and behind them all that pass and are not covered.
+    def find(
+        self,
+        tokens: NDArray[np.floating],
+        passing: Places | None,
+        depth: int,
+        max_depth: int = 0,
+        *,
+        k: int = 10,
+        margin: float = 0,
+    ) -> Places:
+        """The best members of those that pass, best first, and behind them all that pass and are not covered.
 
         Args:
+            tokens: (n_query_tokens, dim).
             passing: (n,) documents of the version in rising order; None for all.
+            depth: so many members.
+            max_depth: and up to so many, of those that score almost as the k-th best does,
+            margin: less by no more than this for each query token.
         """
         similarities = self.codebook.similarities(np.asarray(tokens, np.float32))
         scores = self.scores(similarities)
@@ -142,11 +155,14 @@ class CentroidLists:
             is_wanted &= np.isin(self.place_of, passing)
             uncovered = np.intersect1d(uncovered, passing)
         scores[~is_wanted] = -1
-        best = _largest(scores, max(depth, _N_WHOLE * len(self.place_of) // max(1, len(self.members))))
+        max_depth = max(depth, max_depth)
+        best = _largest(scores, max(max_depth, _N_WHOLE * len(self.place_of) // max(1, len(self.members))))
         best = best[scores[best] >= 0]
         if len(best) > depth:
             whole = self.whole_scores(similarities, best)
-            best = best[_largest(whole, depth)]
+            order = _largest(whole, max_depth)
+            lowest = whole[order[min(k, len(order)) - 1]] - margin * len(tokens)
+            best = best[order[: max(depth, np.count_nonzero(whole[order] >= lowest))]]
         return np.concatenate([self.place_of[best], uncovered])
 
 

@@ -72,7 +72,7 @@ def _scored(
 def _lexical(text: str, scope: Scope, wanted: Wanted) -> Best:
     """The documents in scope that have the query's words best, and their BM25; none where BM25 does not take part."""
     limit = max(_LEXICAL_DEPTH, wanted.k) if wanted.lexical_weight else 0
-    matches = scope.documents.snapshot.match(text, limit, scope.where) if limit else []
+    matches = scope.documents.snapshot.match(text, limit, scope.where)
     places = scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
     return Best(places, np.array([score for _, score in matches], np.float32))
 

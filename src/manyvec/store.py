@@ -430,6 +430,8 @@ class Snapshot:
         """BM25 over the documents' words: (row id, score) of at most `limit` rows, best first."""
         from lancedb.query import MatchQuery
 
+        if limit < 1:  # which LanceDB takes for no limit
+            return []
         with _translated(f"search the index {self.uri}"):
             words = MatchQuery(text, "text")  # type: ignore[call-arg]  # its defaults are pydantic's
             query = self._table.search(words, query_type="fts").select(["id", "_score"]).with_row_id(True)
