@@ -62,6 +62,11 @@ class Stored:
     metadata: str
     content_hash: str
 
+    @property
+    def text_hash(self) -> str:
+        """The part of the hash that covers the text; see `ingest.content_hash`."""
+        return self.content_hash.partition(":")[0]
+
 
 @dataclass(frozen=True)
 class RowStates:
@@ -198,8 +203,7 @@ class Store:
         Token vectors stay where they are.
         """
         columns = row_columns(rows, self.manifest)
-        del columns["text"]
-        return self._update(columns)
+        return self._update({name: column for name, column in columns.items() if name not in ("text", "image")})
 
     def recode(self, ids: Sequence[str], hashes: Sequence[str], tokens: TokenBatch) -> int:
         """Keep token vectors as new ones are kept now, those of rows whose text is still the one hashed."""
@@ -376,9 +380,16 @@ class Snapshot:
             found |= {r["id"]: Stored(r["_rowid"], r["metadata"], r["content_hash"]) for r in rows}
         return found
 
-    def texts(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[dict[str, str]]:
-        """`id`, `text` and `metadata` (as JSON) of these rows, in this order."""
-        return [dict(row) for row in self._take(row_ids, ["id", "text", "metadata"]).to_pylist()]
+    def texts(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
+        """`id`, `text`, `metadata` (as JSON) and `is_page` of these rows, in this order."""
+        rows = self._take(row_ids, ["id", "text", "metadata", "content_hash"]).to_pylist()
+        return [row | {"is_page": ":" in row["content_hash"]} for row in rows]
+
+    def images(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[bytes | None]:
+        """The files of these rows' page images, in this order; None for those that are texts."""
+        if not self._store.manifest.images:
+            return [None] * len(row_ids)
+        return list(self._take(row_ids, ["image"])["image"].to_pylist())
 
     def tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, spans: bool = False) -> TokenBatch:
         """float16 token vectors of these rows, in this order; decoded where they are kept in a codec's bytes."""
