@@ -40,7 +40,8 @@ class WordMatch:
         span: their characters in the document; None in that case.
         similarity: mean over the word's tokens, in [-1, 1].
         share: their sum: what the word adds to the score.
-        patch: on a page image, the row and column of the patch that was matched; None in a text.
+        patch: on a page image, the row and column of the patch most similar to the word, even if a token of the model's
+            own prompt, which is on no page, is more so; None in a text.
     """
 
     word: str
@@ -297,7 +298,7 @@ def _explain(
     matched, _ = widened(spans[similarities.argmax(axis=1)], words(text))
 
     def place(own: NDArray[np.int64]) -> dict[str, Any]:
-        span = heaviest(matched[own], shares[own])
+        span = _heaviest(matched[own], shares[own])
         return {"text": text[slice(*span)], "span": span} if span else {}
 
     placed = np.flatnonzero(spans[:, 0] >= 0)
@@ -312,8 +313,8 @@ def _explain(
     )
 
 
-def heaviest(spans: Bounds, shares: NDArray[np.float64]) -> Span | None:
-    """Where the tokens of a word found the most similarity together; None if only where no text or patch is."""
+def _heaviest(spans: Bounds, shares: NDArray[np.float64]) -> Span | None:
+    """Where the tokens of a word found the most similarity together; None if only where no text is."""
     totals: dict[Span, float] = {}
     for (start, end), share in zip(spans.tolist(), shares.tolist(), strict=True):
         if start >= 0:

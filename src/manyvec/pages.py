@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import InputError, require
-from manyvec.explain import Explanation, QueryWords, compare_tokens, heaviest
+from manyvec.explain import Explanation, QueryWords, compare_tokens
 from manyvec.models.image import image_header, read_image
 from manyvec.timing import stage
 from manyvec.tokens import TokenBatch
@@ -200,17 +200,21 @@ def _explain(
     if problem:
         spans = np.full_like(spans, -1)
     shares = similarities.max(axis=1).astype(np.float64)
-    matched = spans[similarities.argmax(axis=1)].astype(np.int64)
     placed = np.flatnonzero(spans[:, 0] >= 0)
+    patches, of_patches = spans[placed], similarities[:, placed]
+
+    def place(own: NDArray[np.int64]) -> dict[str, Any]:
+        return {"patch": tuple(patches[of_patches[own].mean(axis=0).argmax()].tolist())} if len(patches) else {}
+
     return PageEvidence(
         text=text,
         image=image,
-        similarities=similarities[:, placed],
-        patches=spans[placed],
+        similarities=of_patches,
+        patches=patches,
         tokens_of_words=tuple(query_words.tokens_of_words()),
         is_cropped=is_cropped,
         problem=problem,
-        **query_words.matches(shares, lambda own: {"patch": heaviest(matched[own], shares[own])}),
+        **query_words.matches(shares, place),
     )
 
 
