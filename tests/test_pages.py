@@ -96,6 +96,17 @@ def test_an_image_may_be_a_path_and_never_a_str(tmp_path, index):
         index.add([{"id": "gone", "image": Path(tmp_path / "nowhere.png")}])
 
 
+def test_a_photo_that_lies_on_its_side_is_seen_and_shown_upright(index):
+    image = Image.open(io.BytesIO(page({(0, 4): "red"}, rows=2, columns=5)))
+    exif = Image.Exif()
+    # Orientation 6: to be turned by a quarter, clockwise.
+    exif[0x0112] = 6
+    index.add([{"id": "side", "image": as_bytes(image, "PNG", exif=exif)}])
+    side = {hit.id: hit.evidence for hit in index.search("red", evidence=True)}["side"]
+    assert (side.grid, side.words[0].patch) == ((5, 2), (4, 1))
+    assert opened(side.to_png()).shape == (80, 32, 3)
+
+
 def test_text_may_be_blank_only_beside_an_image():
     assert Document("a", image=b"x") == Document("a", "", {}, image=b"x") == Document.of({"id": "a", "image": b"x"})
     assert "image" not in repr(Document("a", image=b"x" * 10**6))
@@ -254,7 +265,7 @@ def test_a_heat_map_is_the_similarity_of_every_patch(index):
     assert_allclose(flag.heatmap(0), patches @ red, atol=HALF)
     assert_allclose(flag.heatmap(1), patches @ blue, atol=HALF)
     assert_allclose(flag.heatmap(), patches @ red + patches @ blue, atol=2 * HALF)
-    for word in (2, -1):
+    for word in (2, -1, "red"):
         with pytest.raises(InputError, match="a place in the 2 words of the query"):
             flag.heatmap(word)
 

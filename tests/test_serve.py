@@ -368,6 +368,8 @@ def test_a_hit_on_a_page_has_the_map_of_each_word(pages_client):
     assert (word["patch"], word["span"], red["passage"]["text"]) == ([1, 2], None, "<b>caption</b>")
     heat = word["map"]
     assert [len(row) for row in heat] == [4, 4, 4]
+    # Both are rounded.
+    assert red["page"]["map"][1][2] == pytest.approx(heat[1][2] + red["words"][1]["map"][1][2], abs=0.002)
     assert heat[1][2] == pytest.approx(1, abs=0.002) and max(heat[0]) < 0.5
     assert all(round(value, 3) == value for row in heat for value in row)
     assert hits["text"]["page"] is None
@@ -375,7 +377,8 @@ def test_a_hit_on_a_page_has_the_map_of_each_word(pages_client):
 
 
 def test_the_maps_of_one_answer_are_bounded_and_the_best_hits_have_theirs(pages_client, monkeypatch):
-    monkeypatch.setattr("manyvec.api.MAX_MAP_NUMBERS", 12)
+    # A page of 3 by 4 patches has a map of the one word, and one of all.
+    monkeypatch.setattr("manyvec.api.MAX_MAP_NUMBERS", 24)
     first, second = [hit for hit in search(pages_client, "red").json()["hits"] if hit["page"]]
     assert first["words"][0]["map"] is not None and second["words"][0]["map"] is None
 

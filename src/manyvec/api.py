@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from manyvec.errors import check_unicode
@@ -89,6 +90,7 @@ class PageRecord(BaseModel):
     grid: tuple[int, int] = Field(description="rows and columns of patches")
     is_cropped: bool = Field(description="the patches divide the middle square of the image")
     etag: str
+    map: list[list[float]] | None = Field(None, description="the maps of all words, summed")
 
 
 class HitRecord(BaseModel):
@@ -226,19 +228,24 @@ def _to_record(hit: Hit, n_chars: int) -> HitRecord:
 
 
 def _to_page(evidence: PageEvidence) -> PageRecord:
-    return PageRecord(grid=evidence.grid, is_cropped=evidence.is_cropped, etag=_etag(evidence.image))
+    return PageRecord(grid=evidence.grid, is_cropped=evidence.is_cropped, etag=_etag(evidence.image), map=None)
 
 
 def _add_maps(record: HitRecord, evidence: Evidence | PageEvidence | None, n_free: int) -> int:
-    """Put the heat map of each word of a page into the record if there is room for all; answers how many numbers."""
-    if not isinstance(evidence, PageEvidence) or evidence.problem:
+    """Put the heat maps of a page into its record if there is room for all of them; answers how many numbers."""
+    if record.page is None or not isinstance(evidence, PageEvidence) or evidence.problem:
         return 0
-    n_numbers = len(evidence.words) * evidence.grid[0] * evidence.grid[1]
+    n_numbers = (len(evidence.words) + 1) * evidence.grid[0] * evidence.grid[1]
     if n_numbers > n_free:
         return 0
+    record.page.map = _to_lists(evidence.heatmap())
     for i, word in enumerate(record.words):
-        word.map = np.round(evidence.heatmap(i).astype(float), 3).tolist()
+        word.map = _to_lists(evidence.heatmap(i))
     return n_numbers
+
+
+def _to_lists(heat: NDArray[np.float32]) -> list[list[float]]:
+    return np.round(heat.astype(float), 3).tolist()
 
 
 def _etag(image: bytes) -> str:

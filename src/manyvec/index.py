@@ -19,7 +19,7 @@ from manyvec.columns import FILTER_PREFIX, Manifest
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
-from manyvec.ingest import AddReport, batches, check_pages, content_hash, encode, is_same, recode, to_row
+from manyvec.ingest import AddReport, batches, check_page, content_hash, encode, is_same, recode, to_row
 from manyvec.lists import ListKeeper
 from manyvec.resident import Resident
 from manyvec.scoring import MaxSimScorer, Scores
@@ -478,8 +478,8 @@ class Index:
     def _add_batch(self, documents: Sequence[Document]) -> AddReport:
         latest = {document.id: document for document in documents}
         rows = [to_row(document, self._store.manifest.columns) for document in latest.values()]
-        if any(row.image is not None for row in rows):
-            check_pages(rows, self.encoder, self._store)
+        if page := next((row for row in rows if row.image is not None), None):
+            check_page(page, self.encoder, self._store)
         stored = self._store.find(list(latest))
         changed = [row for row in rows if not is_same(stored.get(row.id), row, with_metadata=True)]
         # Where the text is as it was, only its metadata is written: the vectors stay, and are not made again.

@@ -107,21 +107,16 @@ def content_hash(text: str, image: bytes | None = None) -> str:
     return ":".join(hashlib.blake2b(part, digest_size=16).hexdigest() for part in parts)
 
 
-def check_pages(rows: Sequence[Row], encoder: Encoder, store: Store) -> None:
-    """Refuse rows with an image where it cannot be encoded, or not be kept.
-
-    Raises:
-        InputError: it names the first of them.
-    """
-    pages = [row.id for row in rows if row.image is not None]
-    if pages and not hasattr(encoder, "encode_images"):
+def check_page(page: Row, encoder: Encoder, store: Store) -> None:
+    """Refuse a row with an image where it cannot be encoded, or not be kept."""
+    if not hasattr(encoder, "encode_images"):
         raise InputError(
-            f"document {pages[0]!r} has an image, and {encoder.name} reads only texts: build an index with a model "
+            f"document {page.id!r} has an image, and {encoder.name} reads only texts: build an index with a model "
             "that reads images (see `manyvec models`), or leave the image out"
         )
-    if pages and not store.manifest.images:
+    if not store.manifest.images:
         raise InputError(
-            f"document {pages[0]!r} has an image, and the index {store.uri} was made by a manyvec that kept none: "
+            f"document {page.id!r} has an image, and the index {store.uri} was made by a manyvec that kept none: "
             "build the index again"
         )
 

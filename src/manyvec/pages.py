@@ -76,7 +76,7 @@ class PageEvidence(Explanation):
         """
         if self.problem:
             raise InputError(self.problem)
-        if word is not None and not 0 <= word < len(self.words):
+        if word is not None and not (isinstance(word, int) and 0 <= word < len(self.words)):
             raise InputError(f"word must be a place in the {len(self.words)} words of the query, got {word!r}")
         chosen = self.tokens_of_words if word is None else self.tokens_of_words[word : word + 1]
         values = sum((self.similarities[own].mean(axis=0) for own in chosen), np.zeros(len(self.patches), np.float32))

@@ -383,6 +383,7 @@ class Snapshot:
     def texts(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
         """`id`, `text`, `metadata` (as JSON) and `is_page` of these rows, in this order."""
         rows = self._take(row_ids, ["id", "text", "metadata", "content_hash"]).to_pylist()
+        # A page's hash has two parts, see `ingest.content_hash`: its image need not be read to know that it has one.
         return [row | {"is_page": ":" in row["content_hash"]} for row in rows]
 
     def images(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[bytes | None]:

@@ -142,6 +142,7 @@ function show(found) {
   const n = found.hits.length;
   say(n ? `${n} ${n === 1 ? "hit" : "hits"} in ${milliseconds(found.milliseconds.total)}` : "Nothing found");
   showTiming(found.milliseconds);
+  unseen.disconnect();
   $("hits").replaceChildren(...found.hits.map(hitOf));
   for (const hit of found.hits) suggest(hit.metadata);
 }
@@ -328,16 +329,15 @@ async function showPage(hit, item, canvas) {
   Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
   const isSame = response.headers.get("ETag") === hit.page.etag;
   if (!isSame) problemOf(item, { message: "This page changed since the search. Search again to see what matches now." });
-  const maps = isSame ? hit.words.map((word) => word.map).filter(Boolean) : [];
   item.paint = (place) => {
     const context = canvas.getContext("2d");
     context.globalCompositeOperation = "copy";
     context.drawImage(bitmap, 0, 0);
-    if (!maps.length) return;
+    const { map: heat } = place === null ? hit.page : hit.words[place];
+    if (!isSame || !heat) return;
     context.globalCompositeOperation = "multiply";
     const side = Math.min(canvas.width, canvas.height);
     const [width, height] = hit.page.is_cropped ? [side, side] : [canvas.width, canvas.height];
-    const heat = place === null ? maps.reduce((a, b) => a.map((row, i) => row.map((v, j) => v + b[i][j]))) : maps[place];
     context.drawImage(tinted(heat), (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
   };
   item.paint(null);
