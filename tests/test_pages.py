@@ -15,7 +15,7 @@ from manyvec.columns import Manifest
 from manyvec.ingest import content_hash
 from manyvec.pages import explain_pages, for_browser
 from manyvec.search import Wanted
-from manyvec.store import Store
+from manyvec.store import Snapshot, Store
 from manyvec.testing import ColorEncoder, HashEncoder
 from manyvec.tokens import offsets_of
 
@@ -223,6 +223,23 @@ def test_every_storage_keeps_images_and_where_their_patches_are(tmp_path, storag
     hits = {hit.id: hit.evidence for hit in index.search("red", evidence=True)}
     assert (hits["red"].words[0].patch, hits["flag"].words[0].patch) == ((1, 3), (2, 4))
     assert hits["red"].grid == (3, 5)
+
+
+def test_metadata_of_a_page_is_written_without_reading_the_other_pages(tmp_path, monkeypatch):
+    """LanceDB's own update of some columns read the whole table into memory: gigabytes, of pages."""
+    index = Index.create(tmp_path / "index", ENCODER)
+    index.add([{"id": str(i), "image": FLAG} for i in range(5)])
+    index.optimize()
+    asked = []
+    take = Snapshot.take
+    monkeypatch.setattr(
+        Snapshot, "take", lambda self, rows, names: asked.append((len(rows), names)) or take(self, rows, names)
+    )
+    assert index.add([{"id": "3", "image": FLAG, "metadata": {"year": 2024}}]).updated == 1
+    assert [n for n, names in asked if "image" in names] == [1]
+    (stored,) = index.get("3")
+    assert (stored.image, stored.metadata) == (FLAG, {"year": 2024})
+    assert index.search("red", k=5, evidence=True)[3].evidence.grid == (3, 5)
 
 
 def test_residual_codes_are_made_of_pages_and_keep_their_images(tmp_path, monkeypatch):
