@@ -5,11 +5,14 @@ import logging
 import lancedb
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from manyvec import F, Index, InputError, ShapeError, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
 from manyvec.codebook import Assignments, Codebook, _unit, n_centroids_for
 from manyvec.codec import has_fast_int8
+from manyvec.lists import _largest
 from manyvec.testing import HashEncoder
 
 ENCODER = HashEncoder(32)
@@ -225,7 +228,7 @@ class StopError(Exception):
 def test_an_optimize_that_is_stopped_half_way_leaves_the_old_lists_and_the_next_completes_it(index, monkeypatch):
     expected = index.search(QUERIES[0], k=10)
     index.add({"id": f"more {i}", "text": text} for i, text in enumerate(texts(2_000, seed=2)))
-    monkeypatch.setattr("manyvec.store._WINDOW_BYTES", 2**20)
+    monkeypatch.setattr("manyvec.lists.BUILD_WINDOW_BYTES", 2**20)
     calls = []
 
     def stop_at_the_third(assignments, add=index._store.add_assignments):
@@ -295,3 +298,16 @@ def test_more_hits_than_candidates_are_still_as_many_as_asked_for(built):
     assert len(built.search(QUERIES[0], k=20, depth=5)) == 20
     assert len(built.search(QUERIES[0], k=400)) == 400
     assert len(built.search(QUERIES[0], k=10_000)) == N
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(-1, 1, width=32), min_size=1),
+    repeats=st.integers(1, 200),
+    n=st.integers(1, 300),
+)
+def test_the_largest_values_are_those_of_a_full_sort_also_where_only_a_sample_was_sorted(values, repeats, n):
+    values = np.array(values * repeats, np.float32)
+    places = _largest(values, n)
+    assert len(set(places)) == min(n, len(values))
+    np.testing.assert_array_equal(values[places], np.sort(values)[::-1][:n])

@@ -152,7 +152,7 @@ def test_metadata_that_someone_writes_while_codes_are_made_is_kept(residual, mon
 
 
 def test_residual_stopped_half_way_is_searched_as_it_is_and_completed_by_the_next_optimize(residual, monkeypatch):
-    monkeypatch.setattr("manyvec.store._WINDOW_BYTES", 2**20)
+    monkeypatch.setattr("manyvec.ingest.BUILD_WINDOW_BYTES", 2**20)
     before = ids(residual.search("w1 w2 w3 w4", k=5))
     recode, n_calls = type(residual._store).recode, []
 

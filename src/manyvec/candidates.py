@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.device import DeviceScorer
 from manyvec.lists import CentroidLists, ListKeeper
 from manyvec.resident import Resident
+from manyvec.scoring import MaxSimScorer, Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Scope:
         where: the filter, as LanceDB takes it; None without one.
         passing: (n,) in rising order; None for all.
         k: hits that the search wants; a generator looks at no fewer documents.
+        scorer: what will score them.
     """
 
     documents: Resident
@@ -45,6 +48,7 @@ class Scope:
     where: str | None = None
     passing: Places | None = None
     k: int = 0
+    scorer: Scorer = field(default_factory=MaxSimScorer)
 
     def n_wanted(self, depth: int | None) -> int:
         """How many documents to find: 300 if the search names no depth, and never fewer than its hits."""
@@ -54,6 +58,12 @@ class Scope:
     def lists(self) -> CentroidLists | None:
         """The centroid lists over this version, read when they are first wanted; None if there are none."""
         return self.keeper.over(self.documents)
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether all of the version's token vectors lie on a GPU."""
+        scorer, documents = self.scorer, self.documents
+        return isinstance(scorer, DeviceScorer) and documents.is_in_memory and scorer.holds(documents.segments)
 
 
 class Candidates(Protocol):
@@ -162,11 +172,13 @@ class Auto:
         depth_tokens: so many token vectors are scored where the search names no depth: a depth in documents alone
             would do for long ones and be far too little for short ones.
         min_depth: and at least so many documents.
+        device_tokens: as `exhaustive_tokens`, where all token vectors lie on a GPU.
     """
 
     exhaustive_tokens: int = 200_000
     depth_tokens: int = 10_000
     min_depth: int = 64
+    device_tokens: int = 50_000_000
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
         n_tokens = scope.documents.states.n_tokens
@@ -177,6 +189,8 @@ class Auto:
         lists = None
         if len(in_scope) <= depth or in_scope.sum() <= self.exhaustive_tokens:
             reason = "they are few"
+        elif in_scope.sum() <= self.device_tokens and scope.is_on_device:
+            reason = "they are few for a GPU"
         elif (lists := scope.lists) is None:
             reason = "there are no centroid lists; Index.optimize makes them"
         elif 4 * len(lists.uncovered) > len(scope.documents):

@@ -59,7 +59,7 @@ class Codebook:
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.blake2b(np.ascontiguousarray(self.centroids).tobytes(), digest_size=8).hexdigest()
+        return hashlib.blake2b(np.ascontiguousarray(self.centroids).data, digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return len(self.centroids)

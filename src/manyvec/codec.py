@@ -82,14 +82,14 @@ class Codec:
 
     def nearest(self, codes: Codes) -> NDArray[np.int64]:
         """(n,) the centroids of `residual` codes."""
-        return np.ascontiguousarray(codes[:, :2]).view(np.uint16)[:, 0].astype(np.int64)
+        return codes[:, :2].view(np.uint16)[:, 0].astype(np.int64)
 
     def scales(self, codes: Codes) -> NDArray[np.float32]:
         """(n,)"""
         if self.name == "binary":
             return np.full(len(codes), self.dim**-0.5, np.float32)
         start = self.width - _packed_width(self.dim, self.bits) - 2
-        return np.ascontiguousarray(codes[:, start : start + 2]).view(np.float16)[:, 0].astype(np.float32)
+        return codes[:, start : start + 2].view(np.float16)[:, 0].astype(np.float32)
 
     def integers(self, codes: Codes) -> NDArray[np.int8]:
         """(n, dim) whole numbers."""

@@ -182,7 +182,8 @@ def assignments_of(codebook: Codebook, rows: pa.Table) -> Assignments:
     row_ids, updated = rows["row_id"].to_numpy(), rows["updated"].to_numpy()
     order = np.lexsort((updated, row_ids))
     is_last = np.append(row_ids[order][1:] != row_ids[order][:-1], len(order) > 0)
-    rows = rows.take(order[is_last]).combine_chunks()
+    if not is_last.all() or (np.diff(order) < 0).any():
+        rows = rows.take(order[is_last]).combine_chunks()
     lists = rows["centroids"].chunk(0) if len(rows) else None
     centroids = np.empty(0, np.uint16) if lists is None else lists.flatten().to_numpy()
     lengths = [] if lists is None else np.diff(lists.offsets.to_numpy())

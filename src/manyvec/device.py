@@ -9,32 +9,30 @@ Everything but flash-maxsim's kernel runs on any torch device, so that it can be
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import logging
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.codec import Codec, rotation
-from manyvec.errors import DeviceMemoryError, ShapeError
-from manyvec.scoring import MaxSimScorer, Reduction, Scores, document_blocks
+from manyvec.errors import DeviceMemoryError, InputError, ShapeError
+from manyvec.scoring import Best, MaxSimScorer, Reduction, Scorer, Scores, document_blocks
 from manyvec.tokens import TokenBatch, offsets_of
 
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 # With blocks of fewer tokens no memory worth mentioning is saved.
 _LEAST_TOKENS = 1024
-
-
-class Best(NamedTuple):
-    """The best documents for one query, in rising order of place: (n,) places among those scored, and their scores."""
-
-    places: NDArray[np.int64]
-    scores: Scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,6 +268,79 @@ class DeviceDocuments:
             return importlib.import_module("flash_maxsim").flash_maxsim_packed
         except ModuleNotFoundError:
             return None
+
+
+class DeviceScorer:
+    """Scores documents on a device that holds them between searches, and on the CPU those that it has no room for.
+
+    A batch is copied to the device when it is first scored, and leaves it with the batch. May be shared by threads.
+
+    Args:
+        device: as torch names it, `cuda` or `cuda:1`.
+
+    Raises:
+        InputError: it is not there, or of a kind that this cannot score on.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        try:
+            if torch.device(device).type not in ("cuda", "cpu"):
+                raise InputError(f"token vectors are scored on the CPU or on CUDA, not on {device!r}")
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"the device {device!r} cannot be used, score on 'cpu': {error}") from error
+        self.device = device
+        self._on_cpu = MaxSimScorer()
+        # None for a batch that the device has no room for.
+        self._held: WeakKeyDictionary[TokenBatch, DeviceDocuments | None] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def holds(self, batches: Iterable[TokenBatch]) -> bool:
+        """Whether all of these are on the device, once those that were not there yet have been copied."""
+        return all(self._uploaded(batch) is not None for batch in batches)
+
+    def score_many(self, queries: TokenBatch, documents: TokenBatch, subset: NDArray[np.int64] | None = None) -> Scores:
+        """See `Scorer`."""
+        there = self._uploaded(documents)
+        if there is not None:
+            try:
+                return there.score_many(queries, subset)
+            except DeviceMemoryError as error:
+                self._refuse(documents, error)
+        return self._on_cpu.score_many(queries, documents, subset)
+
+    def top_k(
+        self, queries: TokenBatch, documents: TokenBatch, k: int, subset: NDArray[np.int64] | None = None
+    ) -> list[Best]:
+        """See `Scorer`; all other scores stay on the device."""
+        there = self._uploaded(documents)
+        if there is not None:
+            try:
+                return there.top_k(queries, k, subset)
+            except DeviceMemoryError as error:
+                self._refuse(documents, error)
+        return self._on_cpu.top_k(queries, documents, k, subset)
+
+    def _uploaded(self, documents: TokenBatch) -> DeviceDocuments | None:
+        with self._lock:
+            if documents not in self._held:
+                try:
+                    self._held[documents] = DeviceDocuments.upload(documents, self.device)
+                except DeviceMemoryError as error:
+                    self._refuse(documents, error)
+            return self._held[documents]
+
+    def _refuse(self, documents: TokenBatch, error: DeviceMemoryError) -> None:
+        """Score these on the CPU from now on: another try would fail as late as this one."""
+        logger.warning("%s; they are scored on the CPU instead", error)
+        self._held[documents] = None
+
+
+def scorer_on(device: str) -> Scorer:
+    """The scorer for a device, as torch names it; errors as `DeviceScorer`."""
+    return MaxSimScorer() if device == "cpu" else DeviceScorer(device)
 
 
 def halved_until_it_fits(work: Callable[[int], T], size: int, least: int) -> T:

@@ -16,13 +16,14 @@ import numpy as np
 
 from manyvec.candidates import Auto, Candidates, Query, Scope
 from manyvec.columns import FILTER_PREFIX, Manifest
+from manyvec.device import scorer_on
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
 from manyvec.ingest import AddReport, batches, check_page, content_hash, encode, is_same, recode, to_row
 from manyvec.lists import ListKeeper
 from manyvec.resident import Resident
-from manyvec.scoring import MaxSimScorer, Scores
+from manyvec.scoring import Scorer, Scores
 from manyvec.search import Wanted, search
 from manyvec.store import Store, disk_bytes, where_ids
 from manyvec.timing import stage
@@ -60,12 +61,12 @@ class Index:
     Make one with `Index.create` or `Index.open`.
     """
 
-    def __init__(self, store: Store, encoder: Encoder | None, *, cache_bytes: int) -> None:
+    def __init__(self, store: Store, encoder: Encoder | None, *, cache_bytes: int, scorer: Scorer) -> None:
         self.cache_bytes = cache_bytes
         self.candidates: Candidates = Auto()
         self._store = store
         self._encoder = encoder
-        self._scorer = MaxSimScorer()
+        self._scorer = scorer
         self._resident: Resident | None = None
         self._lists = ListKeeper(store)
         self._writing = threading.RLock()
@@ -82,6 +83,7 @@ class Index:
         pool_factor: float = 1,
         exist_ok: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        device: str = "cpu",
     ) -> Index:
         """Make an empty index.
 
@@ -97,13 +99,18 @@ class Index:
             pool_factor: keep 1 in so many token vectors of a document, means of similar ones.
             exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters;
                 its storage and pooling stay what they are.
-            cache_bytes: memory for token vectors; what is beyond it is read from disk at every search.
+            cache_bytes: memory for what searches need: ids, centroid lists, and as many token vectors as still fit; the
+                others are read from disk whenever they are scored.
+
+            device: where documents are scored. On `cuda` those in the cache lie in the GPU's memory as well, and up to
+                50,000,000 token vectors are all scored; what does not fit there is scored on the CPU.
 
         Raises:
-            InputError: there is an index already, a filter has an unknown type, or there is no such storage.
+            InputError: there is an index already, a filter has an unknown type, or there is no such storage or device.
             ManifestError: with `exist_ok`, the index there has another encoder or other filters.
             StoreError: the place cannot be written.
         """
+        scorer = scorer_on(device)
         encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         manifest = Manifest(
             model=encoder.name,
@@ -120,14 +127,14 @@ class Index:
         except InputError:
             if not exist_ok:
                 raise
-            index = cls.open(uri, encoder, cache_bytes=cache_bytes)
+            index = cls.open(uri, encoder, cache_bytes=cache_bytes, device=device)
             if filters is not None and index.filters != manifest.filters:
                 raise ManifestError(
                     f"the index {index.uri} has the filters {index.filters}, not {manifest.filters}: "
                     "open it with its own, or build a new index"
                 ) from None
             return index
-        return cls(store, encoder, cache_bytes=cache_bytes)
+        return cls(store, encoder, cache_bytes=cache_bytes, scorer=scorer)
 
     @classmethod
     def open(
@@ -136,19 +143,20 @@ class Index:
         encoder: str | Encoder | None = None,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        device: str = "cpu",
     ) -> Index:
         """Open an index.
 
         Args:
             encoder: by default the one the index was built with, loaded when it is first needed; nothing is
                 downloaded unasked, so a hub model that this machine does not have yet must be named here.
-            cache_bytes: see `create`.
+            cache_bytes, device: see `create`.
 
         Raises:
             IndexNotFoundError: there is none.
             ManifestError: its description is missing or damaged, or the encoder is not the one it was built with.
         """
-        index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes)
+        index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes, scorer=scorer_on(device))
         if encoder is not None:
             index._encoder = index._fitting(load_encoder(encoder) if isinstance(encoder, str) else encoder)
         return index
@@ -192,9 +200,9 @@ class Index:
     def add(self, documents: Iterable[Document | Mapping[str, Any]], *, show_progress: bool = False) -> AddReport:
         """Add documents; one whose id is there already replaces the old one.
 
-        Documents are encoded and committed in batches of 256. One that is stored with the same text and image is not
-        encoded again, so a run that was killed is completed by running it once more. Of equal ids in one call the last
-        wins.
+        Documents are encoded and committed in batches of 256, or of 1/64 of the index if that is more. One that is
+        stored with the same text and image is not encoded again, so a run that was killed is completed by running it
+        once more. Of equal ids in one call the last wins.
 
         Args:
             documents: `Document`s, or dicts with `id`, `text` and, if wanted, `metadata`; any number of them. One with
@@ -212,7 +220,7 @@ class Index:
         report = AddReport()
         with self._writing, tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
             try:
-                for batch in batches(documents):
+                for batch in batches(documents, self.count()):
                     report += self._add_batch(batch)
                     bar.update(len(batch))
             except (InputError, EncoderError, StoreError) as error:
@@ -440,10 +448,10 @@ class Index:
             return resident
         with self._loading:
             snapshot = self._store.snapshot()
-            if self._resident is None:
-                self._resident = Resident.load(snapshot, self.cache_bytes)
-            elif self._resident.snapshot.version != snapshot.version:
-                self._resident = self._resident.refreshed(snapshot)
+            if self._resident is None or self._resident.snapshot.version != snapshot.version:
+                budget = self.cache_bytes - self._lists.bytes_held(snapshot)
+                load = Resident.load if self._resident is None else self._resident.refreshed
+                self._resident = load(snapshot, budget)
             return self._resident
 
     def _where(self, condition: Where | None) -> str | None:
@@ -463,7 +471,7 @@ class Index:
     @stage("candidates")
     def _scope(self, documents: Resident, where: str | None, k: int = 0) -> Scope:
         passing = None if where is None else documents.passing(where)
-        return Scope(documents, self._lists, where, passing, k)
+        return Scope(documents, self._lists, where, passing, k, self._scorer)
 
     def _search_version(
         self, documents: Resident, where: str | None, queries: Sequence[str], tokens: TokenBatch, wanted: Wanted
@@ -472,7 +480,7 @@ class Index:
         hits: list[list[Hit]] = []
         for part in _parts(len(queries), len(documents)):
             part_tokens = tokens.select(np.arange(part.start, part.stop))
-            hits += search(scope, self.candidates, self._scorer, queries[part], part_tokens, wanted)
+            hits += search(scope, self.candidates, queries[part], part_tokens, wanted)
         return hits
 
     def _add_batch(self, documents: Sequence[Document]) -> AddReport:

@@ -16,15 +16,18 @@ from manyvec.columns import Manifest, Row
 from manyvec.errors import EncoderError, InputError
 from manyvec.filters import ColumnType
 from manyvec.models.image import read_image
-from manyvec.store import RowStates, Snapshot, Store, Stored, windows
+from manyvec.store import BUILD_WINDOW_BYTES, RowStates, Snapshot, Store, Stored, windows
 from manyvec.tokens import TokenBatch, offsets_of
 from manyvec.types import Document
 
 if TYPE_CHECKING:
     from manyvec.encoders import Encoder
 
-# One commit holds this many documents, characters, or bytes of images: what a killed run loses at most.
+# One commit holds this many documents, or a share of what there is already, but no more than this many characters or
+# bytes of images: what a killed run loses at most. LanceDB looks through all ids at each commit: with batches of one
+# size the time to add n documents would grow with the square of n.
 _BATCH_DOCUMENTS = 256
+_BATCH_SHARE = 1 / 64
 _BATCH_CHARACTERS = 1_000_000
 _BATCH_IMAGE_BYTES = 32 * 2**20
 # Images are decoded so many at a time: about 200 MB of pixels for pages at 150 dots an inch.
@@ -49,7 +52,7 @@ class AddReport:
         return self.added + self.updated + self.unchanged
 
 
-def batches(documents: Iterable[Document | Mapping[str, Any]]) -> Iterator[list[Document]]:
+def batches(documents: Iterable[Document | Mapping[str, Any]], n_stored: int = 0) -> Iterator[list[Document]]:
     """Documents, checked, in lists that are committed together; an error comes after the batches before it.
 
     Their images are bytes, read from the files that they lie in.
@@ -61,8 +64,9 @@ def batches(documents: Iterable[Document | Mapping[str, Any]]) -> Iterator[list[
         share = len(document.text) / _BATCH_CHARACTERS
         if isinstance(document.image, bytes):
             share += len(document.image) / _BATCH_IMAGE_BYTES
-        if batch and (len(batch) == _BATCH_DOCUMENTS or fill + share > 1):
+        if batch and (len(batch) >= max(_BATCH_DOCUMENTS, _BATCH_SHARE * n_stored) or fill + share > 1):
             yield batch
+            n_stored += len(batch)
             batch, fill = [], 0.0
         batch.append(document)
         fill += share
@@ -200,7 +204,7 @@ def train_codebook(snapshot: Snapshot, states: RowStates, n_centroids: int) -> C
     documents = np.sort(order[:n_documents])
     share = min(1.0, n_drawn / max(1, int(states.n_tokens[documents].sum())))
     parts = []
-    for window in windows(snapshot.token_bytes(states, documents)):
+    for window in windows(snapshot.token_bytes(states, documents), BUILD_WINDOW_BYTES):
         vectors = snapshot.tokens(states.row_ids[documents[window]]).vectors
         parts.append(vectors[np.sort(rng.choice(len(vectors), max(1, round(share * len(vectors))), replace=False))])
     return Codebook.train(np.concatenate(parts), n_centroids)
@@ -224,7 +228,7 @@ def recode(store: Store, *, show_progress: bool) -> None:
     if store.codec is None or not len(pending):
         return
     with tqdm(total=len(pending), unit=" documents", desc="codes", disable=not show_progress) as bar:
-        for window in windows(snapshot.token_bytes(states, pending)):
+        for window in windows(snapshot.token_bytes(states, pending), BUILD_WINDOW_BYTES):
             rows = pending[window]
             ids = states.ids[rows].tolist()
             stored = snapshot.find(ids)

@@ -14,13 +14,15 @@ from manyvec.codebook import Assignments, Codebook, n_centroids_for
 from manyvec.ingest import train_codebook
 from manyvec.resident import Resident
 from manyvec.scoring import document_blocks, in_parallel, scratch
-from manyvec.store import Store, windows
+from manyvec.store import BUILD_WINDOW_BYTES, Snapshot, Store, windows
 from manyvec.tokens import offsets_of, ragged_rows
 
 Places = NDArray[np.int64]
 # So many members are ranked a second time, by all their centroids, as hold so many centroids in the mean.
 _N_WHOLE = 32_768
 _POSTINGS_AT_A_TIME = 8_192
+_MEMBERS_AT_A_TIME = 8_192
+_SAMPLED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +55,20 @@ class CentroidLists:
     @classmethod
     def build(cls, assignments: Assignments, documents: Resident) -> CentroidLists:
         """Turn what each document's centroids are into what each centroid's documents are."""
-        of_member = np.repeat(np.arange(len(assignments.row_ids), dtype=np.int32), np.diff(assignments.offsets))
-        order = np.argsort(assignments.centroids, kind="stable")
-        offsets = np.searchsorted(assignments.centroids[order], np.arange(len(assignments.codebook) + 1))
+        offsets = offsets_of(np.bincount(assignments.centroids, minlength=len(assignments.codebook)))
+        members = np.empty(len(assignments.centroids), np.int32)
+        free = offsets[:-1].copy()
+        # A part at a time: sorting all would take several times the memory of the lists.
+        for first in range(0, len(assignments), _MEMBERS_AT_A_TIME):
+            own = assignments.offsets[first : first + _MEMBERS_AT_A_TIME + 1]
+            centroids = assignments.centroids[own[0] : own[-1]]
+            order = np.argsort(centroids, kind="stable")
+            counts = np.bincount(centroids, minlength=len(free))
+            of_posting = np.repeat(np.arange(first, first + len(own) - 1, dtype=np.int32), np.diff(own))
+            members[ragged_rows(free, counts)] = of_posting[order]
+            free += counts
         nothing = np.empty(0, np.int64)
-        lists = cls(offsets, of_member[order], assignments, nothing, nothing)
-        return lists.moved(documents)
+        return cls(offsets, members, assignments, nothing, nothing).moved(documents)
 
     def moved(self, documents: Resident) -> CentroidLists:
         """The same lists for another version of the table."""
@@ -142,8 +152,22 @@ class CentroidLists:
 
 def _largest(values: NDArray[np.float32], n: int) -> Places:
     """Places of the n largest values, the largest first."""
-    places = np.argpartition(-values, n)[:n] if n < len(values) else np.arange(len(values))
+    places = np.arange(len(values))
+    if n < len(values):
+        places = _not_small(values, n)
+        places = places[np.argpartition(-values[places], n - 1)[:n]]
     return places[np.argsort(-values[places], kind="stable")]
+
+
+def _not_small(values: NDArray[np.float32], n: int) -> Places:
+    """Places, in rising order, that the n largest values are among: few of them, mostly, so that few are sorted."""
+    sample = values[::_SAMPLED]
+    rank = 2 * n // _SAMPLED + 1
+    if rank < len(sample):
+        places = np.flatnonzero(values >= np.partition(sample, -rank)[-rank])
+        if len(places) >= n:
+            return places
+    return np.arange(len(values))
 
 
 class ListKeeper:
@@ -156,24 +180,34 @@ class ListKeeper:
         self._assignments: tuple[str, Assignments | None] | None = None
         self._lists: tuple[int, CentroidLists | None] = (-1, None)
 
+    def bytes_held(self, snapshot: Snapshot) -> int:
+        """Bytes in memory of the lists over a version, about."""
+        with self._loading:
+            assignments = self._read(snapshot)
+        if assignments is None:
+            return 0
+        return 6 * len(assignments.centroids) + 24 * len(assignments) + 5 * assignments.codebook.centroids.size
+
     def over(self, documents: Resident) -> CentroidLists | None:
         """The lists over this version; None if there are none."""
         with self._loading:
             version, lists = self._lists
             if version != documents.snapshot.version:
-                name = documents.snapshot.codebook
-                if self._assignments is None or self._assignments[0] != name:
-                    self._assignments = name, self._store.assignments()
-                    lists = None
-                assignments = self._assignments[1]
+                assignments = self._read(documents.snapshot)
                 if assignments is None:
                     lists = None
-                elif lists is None:
+                elif lists is None or lists.assignments is not assignments:
                     lists = CentroidLists.build(assignments, documents)
                 else:
                     lists = lists.moved(documents)
                 self._lists = documents.snapshot.version, lists
             return lists
+
+    def _read(self, snapshot: Snapshot) -> Assignments | None:
+        name = snapshot.codebook
+        if self._assignments is None or self._assignments[0] != name:
+            self._assignments = name, self._store.assignments()
+        return self._assignments[1]
 
     def extend(self, more_than: int, *, show_progress: bool) -> None:
         """Assign what is not assigned yet, to a new codebook where the corpus has outgrown the old one.
@@ -199,7 +233,7 @@ class ListKeeper:
             codebook, places = assigned.codebook, assigned.places_in(states.row_ids, states.updated)
             missing = np.setdiff1d(np.arange(len(states.row_ids)), places)
         with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
-            for window in windows(snapshot.token_bytes(states, missing)):
+            for window in windows(snapshot.token_bytes(states, missing), BUILD_WINDOW_BYTES):
                 rows = missing[window]
                 tokens = snapshot.tokens(states.row_ids[rows])
                 assignments = Assignments.of(codebook, states.row_ids[rows], states.updated[rows], tokens)

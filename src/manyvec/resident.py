@@ -7,19 +7,22 @@ goes on with the version it started with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.scoring import MaxSimScorer, Scores
-from manyvec.store import RowStates, Snapshot, windows
+from manyvec.scoring import Best, Scorer, Scores
+from manyvec.store import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.timing import stage
 from manyvec.tokens import TokenBatch, offsets_of
 
 # Segments are merged up to this size: larger copies would cost more than scoring a few segments more.
 _MERGE_BYTES = 256 * 2**20
 _ON_DISK = -1
+# Its id as Python has it, and the numbers of `RowStates` and `Resident`.
+_BYTES_A_DOCUMENT = 120
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +37,16 @@ class Resident:
 
     snapshot: Snapshot
     states: RowStates
-    budget: int
     segments: tuple[TokenBatch, ...]
     segment_of: NDArray[np.int64]
     place_of: NDArray[np.int64]
 
     @classmethod
     def load(cls, snapshot: Snapshot, budget: int) -> Resident:
-        """Read a version's token vectors, in row order, until `budget` bytes are full."""
+        """Read a version's token vectors, in row order, until with what is held of each document the budget is full."""
         nothing = np.empty(0, np.int64)
         states = RowStates(nothing, nothing, nothing, np.empty(0, object), np.empty(0, bool))
-        return cls(snapshot, states, budget, (), nothing, nothing).refreshed(snapshot)
+        return cls(snapshot, states, (), nothing, nothing).refreshed(snapshot, budget)
 
     def __len__(self) -> int:
         return len(self.states.row_ids)
@@ -53,8 +55,12 @@ class Resident:
     def bytes_held(self) -> int:
         return sum(segment.vectors.nbytes for segment in self.segments)
 
-    def refreshed(self, snapshot: Snapshot) -> Resident:
-        """The same for another version: unchanged documents keep their vectors, new and changed ones are read."""
+    def refreshed(self, snapshot: Snapshot, budget: int) -> Resident:
+        """The same for another version: unchanged documents keep their vectors, new and changed ones are read.
+
+        Args:
+            budget: bytes, as for `load`; what is held already stays if they have become fewer.
+        """
         states = snapshot.states()
         segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
         place_of = np.zeros(len(states.row_ids), np.int64)
@@ -64,7 +70,7 @@ class Resident:
             segment_of[same], place_of[same] = self.segment_of[before[same]], self.place_of[before[same]]
         segments = _without_dead(self.segments, segment_of, place_of)
 
-        free = self.budget - sum(segment.vectors.nbytes for segment in segments)
+        free = budget - _BYTES_A_DOCUMENT * len(states.row_ids) - sum(segment.vectors.nbytes for segment in segments)
         missing = np.flatnonzero(segment_of == _ON_DISK)
         fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= free]
         for is_coded in (True, False):
@@ -72,7 +78,7 @@ class Resident:
                 segment_of[group], place_of[group] = len(segments), np.arange(len(group))
                 segments.append(_read(snapshot, states, group))
                 _merge_newest(segments, segment_of, place_of)
-        return Resident(snapshot, states, self.budget, tuple(segments), segment_of, place_of)
+        return Resident(snapshot, states, tuple(segments), segment_of, place_of)
 
     def places(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) which documents these rows are; they must be rows of this version."""
@@ -82,24 +88,46 @@ class Resident:
         """(n,) the documents for which the condition holds, in rising order."""
         return self.places(self.snapshot.row_ids(where))
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no token vectors are left on disk alone."""
+        return bool((self.segment_of != _ON_DISK).all())
+
     @stage("score")
-    def score(self, scorer: MaxSimScorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
+    def score(self, scorer: Scorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
         """(n_queries, n_documents) scores of these documents, given in rising order, or of all."""
         chosen = np.arange(len(self)) if documents is None else documents
         scores = np.full((len(queries), len(chosen)), -np.inf, np.float32)
+        for here, tokens, subset in self._parts(chosen):
+            scores[:, here] = scorer.score_many(queries, tokens, subset)
+        return scores
+
+    @stage("score")
+    def best(
+        self, scorer: Scorer, queries: TokenBatch, k: int, documents: NDArray[np.int64] | None = None
+    ) -> list[Best]:
+        """For each query documents that the k best of these, given in rising order, or of all, are among."""
+        chosen = np.arange(len(self)) if documents is None else documents
+        found: list[list[Best]] = [[Best(np.empty(0, np.int64), np.empty(0, np.float32))] for _ in range(len(queries))]
+        for here, tokens, subset in self._parts(chosen):
+            for parts, best in zip(found, scorer.top_k(queries, tokens, k, subset), strict=True):
+                parts.append(Best(chosen[here[best.places]], best.scores))
+        return [Best(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
+
+    def _parts(
+        self, chosen: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], TokenBatch, NDArray[np.int64] | None]]:
+        """Places in `chosen`, a batch that has these documents' token vectors, and where in it: None for all of it."""
         segment_of = self.segment_of[chosen]
         for number, segment in enumerate(self.segments):
             if len(here := np.flatnonzero(segment_of == number)):
-                subset = None if len(here) == len(segment) else self.place_of[chosen[here]]
-                scores[:, here] = scorer.score_many(queries, segment, subset)
+                yield here, segment, None if len(here) == len(segment) else self.place_of[chosen[here]]
         on_disk = np.flatnonzero(segment_of == _ON_DISK)
         for is_coded in (True, False):
             group = on_disk[self.states.is_coded[chosen[on_disk]] == is_coded]
             for window in windows(self.snapshot.token_bytes(self.states, chosen[group])):
                 here = group[window]
-                tokens = self.snapshot.stored_tokens(self.states.row_ids[chosen[here]], is_coded=is_coded)
-                scores[:, here] = scorer.score_many(queries, tokens)
-        return scores
+                yield here, self.snapshot.stored_tokens(self.states.row_ids[chosen[here]], is_coded=is_coded), None
 
 
 def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> TokenBatch:
@@ -107,7 +135,7 @@ def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -
     is_coded = bool(states.is_coded[documents[0]])
     offsets = offsets_of(states.n_tokens[documents])
     held: TokenBatch | None = None
-    for window in windows(snapshot.token_bytes(states, documents)):
+    for window in windows(snapshot.token_bytes(states, documents), LOAD_WINDOW_BYTES):
         rows = snapshot.stored_tokens(states.row_ids[documents[window]], is_coded=is_coded)
         if held is None:
             empty = np.empty((offsets[-1], rows.vectors.shape[1]), rows.vectors.dtype)

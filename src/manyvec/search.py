@@ -14,7 +14,7 @@ from manyvec.candidates import Candidates, Places, Query, Scope
 from manyvec.explain import Evidence, explain
 from manyvec.mixing import mixed
 from manyvec.pages import PageEvidence, explain_pages
-from manyvec.scoring import MaxSimScorer, Scores, top_k
+from manyvec.scoring import Best, Scores, top_k
 from manyvec.timing import stage
 from manyvec.tokens import TokenBatch
 from manyvec.types import Hit
@@ -35,44 +35,49 @@ class Wanted:
 
 
 def search(
-    scope: Scope,
-    candidates: Candidates,
-    scorer: MaxSimScorer,
-    queries: Sequence[str],
-    tokens: TokenBatch,
-    wanted: Wanted,
+    scope: Scope, candidates: Candidates, queries: Sequence[str], tokens: TokenBatch, wanted: Wanted
 ) -> list[list[Hit]]:
     """Hits of each query, given as texts and as token vectors, over the version and the documents in scope."""
-    resident = scope.documents
-    everything = np.arange(len(resident)) if scope.passing is None else scope.passing
     with stage("candidates"):
         found = [candidates.find(Query(text, tokens[i]), scope, wanted.depth) for i, text in enumerate(queries)]
         matched = [_lexical(text, scope, wanted) for text in queries]
-    if all(places is None for places in found):
-        # The same documents for all queries, so all are scored in one pass over them.
-        scored = list(resident.score(scorer, tokens, scope.passing))
-        chosen = [everything] * len(queries)
-    else:
-        chosen = [everything if places is None else np.union1d(places, matched[i][0]) for i, places in enumerate(found)]
-        scored = [resident.score(scorer, tokens.select([i]), places)[0] for i, places in enumerate(chosen)]
     hits = []
-    for i, (places, scores) in enumerate(zip(chosen, scored, strict=True)):
+    for i, (places, scores) in enumerate(_scored(scope, tokens, found, matched, wanted)):
         final = scores
         if wanted.lexical_weight:
             bm25 = np.zeros(len(places), np.float32)
-            bm25[np.searchsorted(places, matched[i][0])] = matched[i][1]
+            bm25[np.searchsorted(places, matched[i].places)] = matched[i].scores
             final = mixed(scores / max(1, len(tokens[i])), bm25, wanted.lexical_weight)
-        best = top_k(final, resident.states.ids[places], wanted.k)
+        best = top_k(final, scope.documents.states.ids[places], wanted.k)
         hits.append(_hits(scope, places[best], scores[best], final[best], queries[i], tokens.select([i]), wanted))
     return hits
 
 
-def _lexical(text: str, scope: Scope, wanted: Wanted) -> tuple[Places, Scores]:
+def _scored(
+    scope: Scope, tokens: TokenBatch, found: Sequence[Places | None], matched: Sequence[Best], wanted: Wanted
+) -> list[Best]:
+    """For each query documents and their MaxSim; in rising order where BM25 takes part."""
+    resident, scorer = scope.documents, scope.scorer
+    # Where the same documents are meant for all queries, they are scored in one pass.
+    is_one_pass = all(places is None for places in found)
+    if is_one_pass and not wanted.lexical_weight:
+        return resident.best(scorer, tokens, wanted.k, scope.passing)
+    everything = np.arange(len(resident)) if scope.passing is None else scope.passing
+    if is_one_pass:
+        return [Best(everything, scores) for scores in resident.score(scorer, tokens, scope.passing)]
+    scored = []
+    for i, places in enumerate(found):
+        chosen = everything if places is None else np.union1d(places, matched[i].places)
+        scored.append(Best(chosen, resident.score(scorer, tokens.select([i]), chosen)[0]))
+    return scored
+
+
+def _lexical(text: str, scope: Scope, wanted: Wanted) -> Best:
     """The documents in scope that have the query's words best, and their BM25; none where BM25 does not take part."""
     limit = max(_LEXICAL_DEPTH, wanted.k) if wanted.lexical_weight else 0
     matches = scope.documents.snapshot.match(text, limit, scope.where) if limit else []
     places = scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
-    return places, np.array([score for _, score in matches], np.float32)
+    return Best(places, np.array([score for _, score in matches], np.float32))
 
 
 def _hits(

@@ -50,8 +50,12 @@ _CODEBOOK_KEY = "manyvec-codebook"
 _CODEC_KEY = "manyvec-codec"
 # 1,000 values in an IN (...) take LanceDB 6 ms, 10,000 take 40.
 _IDS_PER_STATEMENT = 1000
-# Bytes of token vectors read from disk at a time.
-_WINDOW_BYTES = 64 * 2**20
+# Bytes of token vectors read from disk at a time where they are scored, where they are kept, and where centroids are
+# found for them. LanceDB leaves a share of each read's size behind, once for each of its threads; larger reads are
+# faster up to the first of these, and loading is not.
+_WINDOW_BYTES = 4 * 2**20
+LOAD_WINDOW_BYTES = 2**20
+BUILD_WINDOW_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -497,13 +501,13 @@ def where_ids(ids: Sequence[str]) -> Iterator[str]:
         yield f"id IN ({', '.join(quote(id) for id in ids[start : start + _IDS_PER_STATEMENT])})"
 
 
-def windows(n_bytes: NDArray[np.int64]) -> Iterator[slice]:
+def windows(n_bytes: NDArray[np.int64], window_bytes: int = _WINDOW_BYTES) -> Iterator[slice]:
     """Runs of documents whose token vectors fill one window; a larger document makes a run of its own."""
     ends = np.cumsum(n_bytes)
     start = 0
     while start < len(n_bytes):
         before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + _WINDOW_BYTES, side="right")))
+        stop = max(start + 1, int(np.searchsorted(ends, before + window_bytes, side="right")))
         yield slice(start, stop)
         start = stop
 
