@@ -54,6 +54,16 @@ def test_an_estimate_makes_nothing(tmp_path, capsys):
     assert not (tmp_path / "db").exists()
 
 
+def test_images_in_a_folder_are_left_out_with_a_model_of_texts_and_that_is_said(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Late interaction")
+    (tmp_path / "b.png").write_bytes(b"")
+    status, out, err = run(capsys, "index", str(tmp_path), "--db", str(tmp_path / "db"))
+    assert (status, out.startswith("1 added")) == (0, True)
+    assert "1 images and PDFs are left out: minilm reads only texts" in err
+    status, _, err = run(capsys, "index", str(tmp_path / "b.png"), "--db", str(tmp_path / "db"))
+    assert status == 1 and "need a model that reads images" in err
+
+
 def test_search_prints_hits_best_first(db, capsys):
     status, out, _ = run(capsys, "search", "a vector per token", "--db", db, "-k", "2")
     assert status == 0
@@ -67,7 +77,7 @@ def test_search_prints_one_json_object(db, capsys):
     found = json.loads(out)
     assert found["hits"][0]["id"] == "bread"
     assert found["hits"][0]["metadata"] == {"year": 2021, "lang": "en"}
-    assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank", "final_score"}
+    assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank", "final_score", "is_page"}
 
 
 @pytest.mark.parametrize(

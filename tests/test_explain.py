@@ -384,12 +384,6 @@ def test_spans_beyond_the_text_are_not_shown():
     assert (right.words[0].span, right.problem) == ((0, 4), None)
 
 
-def test_the_patches_of_a_page_image_are_never_read_as_characters():
-    image = explain("a", batch([[1.0]], [(0, 1)]), [None], batch([[1.0]], [(0, 3)]))[0]
-    assert "page image" in image.problem
-    assert (image.words[0].span, image.score) == (None, 1)
-
-
 def test_spans_of_windows_lie_in_the_whole_text(tmp_path):
     """A text longer than the model reads is encoded in windows."""
     text = " ".join(f"number {i} is here." for i in range(300)) + " A giraffe eats leaves."

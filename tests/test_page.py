@@ -1,12 +1,13 @@
 """The page of `manyvec serve` in a real headless Chromium: what people type, see, point at and choose."""
 
+import io
 import os
 import shutil
 
 import pytest
 
 from manyvec import Index
-from manyvec.testing import HashEncoder
+from manyvec.testing import ColorEncoder, HashEncoder
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs the dev extra: pip install 'manyvec[dev]'")
 pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'manyvec[serve]'")
@@ -255,4 +256,108 @@ def test_the_page_asks_for_the_token(chromium, index, running):
         page.search("capital")
         page.wait(page.ids)
         assert not page.one("#token").is_displayed()
+        chromium.get("about:blank")
+
+
+def picture(size, *squares):
+    """The bytes of a white page with squares of 16 pixels of these colours at these (row, column)."""
+    image = pytest.importorskip("PIL.Image").new("RGB", size, "white")
+    for color, row, column in squares:
+        image.paste(color, (16 * column, 16 * row, 16 * column + 16, 16 * row + 16))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pages(tmp_path):
+    index = Index.create(tmp_path / "pages", ColorEncoder())
+    index.add(
+        [
+            {"id": "a/page", "image": picture((96, 64), ("red", 1, 1), ("blue", 3, 5)), "text": f"caption {ATTACK}"},
+            {"id": "bare", "image": picture((64, 64), ("red", 0, 0))},
+            {"id": "text", "text": "some green text"},
+        ]
+    )
+    return index
+
+
+def pixel(page, place, x, y):
+    """[red, green, blue] that the canvas of the hit at this place, from 0, shows; None while it shows nothing."""
+    script = """
+        const canvas = document.querySelectorAll('.hit')[arguments[0]].querySelector('.page canvas');
+        const copy = Object.assign(document.createElement('canvas'), {width: canvas.width, height: canvas.height});
+        // Chromium would complain of our reading from the page's own canvas again and again.
+        const context = copy.getContext('2d', {willReadFrequently: true});
+        context.drawImage(canvas, 0, 0);
+        return [...context.getImageData(arguments[1], arguments[2], 1, 1).data];
+    """
+    *color, opacity = page.driver.execute_script(script, place, x, y)
+    return color if opacity else None
+
+
+def test_a_page_is_painted_with_the_map_of_all_words_and_of_the_one_pointed_at(chromium, pages, running):
+    with running(create_app(pages)) as url:
+        page = Page(chromium, url)
+        page.wait(lambda: "pages: 3 documents" in page.one("#about").text)
+        page.search("red blue")
+        page.wait(lambda: len(page.ids()) == 3 and pixel(page, 0, 0, 0))
+        assert page.ids()[:2] == ["a/page", "bare"]
+        # Blue under the strongest tint, (255, 96, 48), turns dark; red stays red; far from both, paper stays white.
+        assert pixel(page, 0, 88, 56) == pytest.approx([0, 0, 48], abs=4)
+        assert pixel(page, 0, 24, 24) == pytest.approx([255, 0, 0], abs=4)
+        assert min(pixel(page, 0, 56, 8)) > 240
+        page.point_at(page.one(".hit .words li"))
+        # The map of "red" leaves blue nearly as it is.
+        page.wait(lambda: pixel(page, 0, 88, 56)[2] > 200)
+        assert page.one("#tip").text == "red → row 2, column 2: similarity 1.00, adds 1.00"
+        page.point_at(page.one("#about"))
+        page.wait(lambda: pixel(page, 0, 88, 56)[2] < 60)
+        assert not page.all(".hit:nth-child(2) .text")[0].is_displayed()
+        assert page.complaints() == []
+        chromium.get("about:blank")
+
+
+def test_markup_beside_a_page_shows_as_text(chromium, pages, running):
+    with running(create_app(pages)) as url:
+        page = Page(chromium, f"{url}/?q=blue")
+        page.wait(lambda: len(page.ids()) == 3 and pixel(page, 0, 0, 0))
+        assert page.one(".hit .text").text == f"caption {ATTACK}"
+        assert page.all("#hits script, #hits img") == []
+        assert page.driver.title == "pages · manyvec"
+        assert page.complaints() == []
+        chromium.get("about:blank")
+
+
+def test_a_page_that_changed_or_vanished_since_the_search_is_not_painted_wrongly(chromium, pages, running):
+    with running(create_app(pages)) as url:
+        # The pages are below the window, and so not asked for before they are looked at.
+        chromium.set_window_size(1100, 1000)
+        page = Page(chromium, url)
+        page.wait(lambda: "pages: 3 documents" in page.one("#about").text)
+        page.driver.execute_script("document.querySelector('#timing').style.marginTop = '4000px'")
+        page.search("red blue")
+        page.wait(lambda: len(page.ids()) == 3)
+        pages.add([{"id": "a/page", "image": picture((96, 64), ("green", 1, 1))}])
+        pages.delete("bare")
+        page.driver.execute_script("document.querySelector('#hits').scrollIntoView()")
+        page.wait(lambda: all(shown.is_displayed() for shown in page.all(".paged .problem")))
+        assert [shown.text for shown in page.all(".paged .problem")] == [
+            "This page changed since the search. Search again to see what matches now.",
+            "This page was deleted since the search.",
+        ]
+        assert pixel(page, 0, 24, 24) == [0, 128, 0]
+        # Chromium notes every 404.
+        assert len(page.complaints()) == 1
+        chromium.get("about:blank")
+
+
+def test_a_server_with_a_token_shows_images(chromium, pages, running):
+    with running(create_app(pages, token=TOKEN)) as url:
+        page = Page(chromium, url)
+        page.wait(page.one("#token").is_displayed)
+        page.one("#token").send_keys(TOKEN + "\n")
+        page.wait(lambda: "pages: 3 documents" in page.one("#about").text)
+        page.search("red blue")
+        page.wait(lambda: len(page.ids()) == 3 and pixel(page, 0, 24, 24) == [255, 0, 0])
         chromium.get("about:blank")

@@ -1,5 +1,6 @@
 """`manyvec serve` and `manyvec mcp`: real servers, asked by an HTTP client and by the official MCP client."""
 
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from manyvec import Index, InputError, TokenBatch
 from manyvec.cli import main
-from manyvec.testing import HashEncoder
+from manyvec.testing import ColorEncoder, HashEncoder
 
 httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip install 'manyvec[serve]'")
 mcp = pytest.importorskip("mcp", reason="needs the serve extra: pip install 'manyvec[serve]'")
@@ -176,7 +177,7 @@ def test_info_and_the_openapi_description(client):
     assert (info["name"], info["documents"], info["model"]) == ("places", 3, "hash-64")
     assert info["filters"] == {"year": "int", "lang": "str", "tags": "list[str]", "seen": "datetime", "open": "bool"}
     described = client.get("/openapi.json").json()
-    assert set(described["paths"]) == {"/api/search", "/api/documents/{id}", "/api/info"}
+    assert set(described["paths"]) == {"/api/search", "/api/documents/{id}", "/api/images/{id}", "/api/info"}
     assert described["components"]["schemas"]["SearchRequest"]["properties"]["k"]["maximum"] == 100
 
 
@@ -327,3 +328,96 @@ def test_the_command_refuses_to_listen_to_others_without_a_token(db, capsys, mon
     assert main(["serve", db, "--host", "0.0.0.0"]) == 1
     assert "lets other machines read the index: give a token" in capsys.readouterr().err
     assert time.monotonic() - started < 60
+
+
+def page(*squares, size=(64, 48), kind="PNG"):
+    """A white page with squares of 16 pixels of these colours at these (row, column)."""
+    image = pytest.importorskip("PIL.Image").new("RGB", size, "white")
+    for color, row, column in squares:
+        image.paste(color, (16 * column, 16 * row, 16 * column + 16, 16 * row + 16))
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+PAGES = [
+    {"id": "a/red page", "image": page(("red", 1, 2)), "text": "<b>caption</b>", "metadata": {"page": 1}},
+    {"id": "tiff", "image": page(("blue", 0, 0), kind="TIFF")},
+    {"id": "text", "text": "a blue text"},
+]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    index = Index.create(tmp_path_factory.mktemp("pages") / "pages", ColorEncoder())
+    index.add(PAGES)
+    return index
+
+
+@pytest.fixture(scope="module")
+def pages_client(pages, running):
+    with running(create_app(pages)) as url, httpx2.Client(timeout=120, base_url=url) as client:
+        yield client
+
+
+def test_a_hit_on_a_page_has_the_map_of_each_word(pages_client):
+    hits = {hit["id"]: hit for hit in search(pages_client, "red blue").json()["hits"]}
+    red = hits["a/red page"]
+    assert (red["page"]["grid"], red["page"]["is_cropped"], red["problem"]) == ([3, 4], False, None)
+    word = red["words"][0]
+    assert (word["patch"], word["span"], red["passage"]["text"]) == ([1, 2], None, "<b>caption</b>")
+    heat = word["map"]
+    assert [len(row) for row in heat] == [4, 4, 4]
+    # Both are rounded.
+    assert red["page"]["map"][1][2] == pytest.approx(heat[1][2] + red["words"][1]["map"][1][2], abs=0.002)
+    assert heat[1][2] == pytest.approx(1, abs=0.002) and max(heat[0]) < 0.5
+    assert all(round(value, 3) == value for row in heat for value in row)
+    assert hits["text"]["page"] is None
+    assert {word["map"] for word in hits["text"]["words"]} == {None}
+
+
+def test_the_maps_of_one_answer_are_bounded_and_the_best_hits_have_theirs(pages_client, monkeypatch):
+    # A page of 3 by 4 patches has a map of the one word, and one of all.
+    monkeypatch.setattr("manyvec.api.MAX_MAP_NUMBERS", 24)
+    first, second = [hit for hit in search(pages_client, "red").json()["hits"] if hit["page"]]
+    assert first["words"][0]["map"] is not None and second["words"][0]["map"] is None
+
+
+def test_the_image_of_a_page_is_given_as_it_is_stored_with_a_type_that_browsers_cannot_run(pages_client):
+    (hit,) = [hit for hit in search(pages_client, "red").json()["hits"] if hit["id"] == "a/red page"]
+    answer = pages_client.get("/api/images/a%2Fred%20page")
+    assert answer.content == PAGES[0]["image"]
+    assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == ("image/png", "nosniff")
+    assert answer.headers["etag"] == hit["page"]["etag"]
+    other = pages_client.get("/api/images/tiff")
+    assert (other.headers["content-type"], other.content[:8]) == ("image/png", b"\x89PNG\r\n\x1a\n")
+
+
+def test_what_is_no_page_has_no_image(pages_client):
+    for id in ("text", "nowhere", "../../etc/passwd"):
+        answer = pages_client.get(f"/api/images/{id}")
+        assert answer.status_code == 404
+
+
+def test_a_page_is_read_as_the_text_beside_it(pages_client):
+    answer = pages_client.get("/api/documents/a/red page").json()
+    assert (answer["text"], answer["is_page"], answer["metadata"]) == ("<b>caption</b>", True, {"page": 1})
+    assert pages_client.get("/api/documents/text").json()["is_page"] is False
+
+
+def test_the_image_of_a_page_needs_the_token(pages, running):
+    with running(create_app(pages, token=TOKEN)) as url, httpx2.Client(timeout=120, base_url=url) as client:
+        assert client.get("/api/images/tiff").status_code == 401
+        assert client.get("/api/images/tiff", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+async def test_agents_are_told_what_matched_on_a_page_image(pages, running):
+    with running(create_app(pages)) as url:
+        async with mcp.Client(f"{url}/mcp") as client:
+            found = await client.call_tool("search", {"query": "red blue", "k": 3})
+            hits = {hit["id"]: hit for hit in found.structured_content["hits"]}
+            assert hits["a/red page"]["note"].startswith("This is a page image.")
+            assert "red 1.00, blue" in hits["a/red page"]["note"]
+            assert (hits["tiff"]["passage"], hits["text"]["note"]) == ("", None)
+            read = await client.call_tool("get_document", {"id": "tiff"})
+            assert (read.structured_content["text"], read.structured_content["is_page"]) == ("", True)

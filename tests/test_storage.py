@@ -9,6 +9,7 @@ from manyvec.candidates import CentroidTerms, Exhaustive, Fuse, Lexical, NativeM
 from manyvec.codec import STORAGES, bytes_per_token
 from manyvec.ingest import MIN_RESIDUAL_TOKENS, pool
 from manyvec.scoring import maxsim_reference
+from manyvec.store import Snapshot
 from manyvec.testing import HashEncoder
 from manyvec.tokens import offsets_of
 
@@ -127,6 +128,27 @@ def test_residual_waits_for_enough_vectors_and_then_takes_all_in(residual):
     assert residual._store.snapshot().states().is_coded.all()
     assert ids(residual.search("w1 w2 w3 w4", k=1)) == ["late"]
     assert residual.info().bytes_in_memory == residual.info().tokens * bytes_per_token("residual", 48)
+
+
+def test_metadata_that_someone_writes_while_codes_are_made_is_kept(residual, monkeypatch):
+    first = residual.ids()[0]
+    text = residual.get(first)[0].text
+    other = Index.open(residual.uri, ENCODER)
+    take, written = Snapshot.take, []
+
+    def take_and_be_overtaken(snapshot, row_ids, columns):
+        taken = take(snapshot, row_ids, columns)
+        # The whole rows are read, and not written yet.
+        if "metadata" in columns and not written:
+            written.append(other.add([{"id": first, "text": text, "metadata": {"newer": True}}]))
+        return taken
+
+    monkeypatch.setattr(Snapshot, "take", take_and_be_overtaken)
+    residual.optimize()
+    assert written[0].updated == 1
+    assert (residual.get(first)[0].text, residual.get(first)[0].metadata) == (text, {"newer": True})
+    residual.optimize()
+    assert residual._store.snapshot().states().is_coded.all()
 
 
 def test_residual_stopped_half_way_is_searched_as_it_is_and_completed_by_the_next_optimize(residual, monkeypatch):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from manyvec.index import IndexInfo as IndexInfo
     from manyvec.index import Where as Where
     from manyvec.ingest import AddReport as AddReport
+    from manyvec.pages import PageEvidence as PageEvidence
     from manyvec.reranker import Reranker as Reranker
     from manyvec.scoring import MaxSimScorer as MaxSimScorer
     from manyvec.tokens import TokenBatch as TokenBatch
@@ -58,6 +59,7 @@ _MODULES = {
     "filters": "AllOf AnyOf F Filter HasId",
     "ingest": "AddReport",
     "index": "Index IndexInfo Where",
+    "pages": "PageEvidence",
     "reranker": "Reranker",
     "scoring": "MaxSimScorer",
     "tokens": "TokenBatch",

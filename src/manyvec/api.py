@@ -5,15 +5,20 @@ Spans count characters as Python does, by code point.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import PurePath
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from manyvec.errors import check_unicode
+from manyvec.explain import Evidence
 from manyvec.filters import AllOf, Comparison, F, Filter
 from manyvec.index import Index
+from manyvec.pages import PageEvidence, for_browser
 from manyvec.timing import timings
 from manyvec.types import Hit
 
@@ -21,6 +26,8 @@ MAX_QUERY_CHARS = 4_000
 MAX_HITS = 100
 MAX_PASSAGE_CHARS = 4_000
 MAX_TEXT_CHARS = 200_000
+# Heat maps of the best hits, until they hold so many numbers together: about 2.5 MB of JSON.
+MAX_MAP_NUMBERS = 400_000
 
 Scalar = str | int | float | bool
 
@@ -65,7 +72,7 @@ class PassageRecord(BaseModel):
 
 
 class WordRecord(BaseModel):
-    """A word of the query and what it found; `span` is null where it found no text."""
+    """A word of the query and what it found; `span` is null where it found no text, `patch` where no part of a page."""
 
     word: str
     query_span: tuple[int, int]
@@ -73,6 +80,17 @@ class WordRecord(BaseModel):
     span: tuple[int, int] | None
     similarity: float
     share: float
+    patch: tuple[int, int] | None = Field(None, description="row and column on a page image")
+    map: list[list[float]] | None = Field(None, description="similarity of each patch, row by row")
+
+
+class PageRecord(BaseModel):
+    """A page image; `GET /api/images/ID` gives it, with `etag` in its header as long as it is the one searched."""
+
+    grid: tuple[int, int] = Field(description="rows and columns of patches")
+    is_cropped: bool = Field(description="the patches divide the middle square of the image")
+    etag: str
+    map: list[list[float]] | None = Field(None, description="the maps of all words, summed")
 
 
 class HitRecord(BaseModel):
@@ -88,6 +106,7 @@ class HitRecord(BaseModel):
     words: list[WordRecord]
     unshown: float
     problem: str | None = Field(None, description="why no words are pointed at")
+    page: PageRecord | None = Field(None, description="of a page image; `passage` is of the text beside it")
 
 
 class SearchResponse(BaseModel):
@@ -97,13 +116,17 @@ class SearchResponse(BaseModel):
 
 
 class DocumentRecord(BaseModel):
-    """A document, or a part of a long one: `text` begins at character `start` of `n_chars`."""
+    """A document, or a part of a long one: `text` begins at character `start` of `n_chars`.
+
+    Of a page image it is the text beside the image, and may be empty.
+    """
 
     id: str
     text: str
     start: int
     n_chars: int
     metadata: dict[str, Any]
+    is_page: bool = False
 
 
 class InfoRecord(BaseModel):
@@ -134,9 +157,14 @@ class Api:
         with timings() as seconds:
             hits = self.index.search(request.query, request.k, filter=condition, evidence=True)
         seconds["total"] = time.perf_counter() - started
+        n_free, records = MAX_MAP_NUMBERS, []
+        for hit in hits:
+            record = _to_record(hit, request.passage_chars)
+            n_free -= _add_maps(record, hit.evidence, n_free)
+            records.append(record)
         return SearchResponse(
             query=request.query,
-            hits=[_to_record(hit, request.passage_chars) for hit in hits],
+            hits=records,
             milliseconds={stage: round(1000 * taken, 2) for stage, taken in seconds.items()},
         )
 
@@ -150,7 +178,16 @@ class Api:
                 start=start,
                 n_chars=len(found.text),
                 metadata=dict(found.metadata),
+                is_page=found.image is not None,
             )
+        return None
+
+    def image(self, id: str) -> tuple[bytes, str, str] | None:
+        """A page image as it is now, its content type and its etag; None if there is none. See `for_browser`."""
+        check_unicode(id, "the id")
+        for found in self.index.get(id):
+            if isinstance(found.image, bytes):
+                return *for_browser(found.image), _etag(found.image)
         return None
 
     def info(self) -> InfoRecord:
@@ -170,7 +207,7 @@ class Api:
 def _to_record(hit: Hit, n_chars: int) -> HitRecord:
     assert hit.evidence is not None
     record = hit.evidence.to_dict()
-    if hit.evidence.problem:
+    if hit.is_page or hit.evidence.problem:
         text = hit.text[:n_chars]
         passage = PassageRecord(text=text, start=0, end=len(text))
     else:
@@ -186,4 +223,30 @@ def _to_record(hit: Hit, n_chars: int) -> HitRecord:
         words=record["words"],
         unshown=record["unshown"],
         problem=hit.evidence.problem,
+        page=_to_page(hit.evidence) if isinstance(hit.evidence, PageEvidence) else None,
     )
+
+
+def _to_page(evidence: PageEvidence) -> PageRecord:
+    return PageRecord(grid=evidence.grid, is_cropped=evidence.is_cropped, etag=_etag(evidence.image), map=None)
+
+
+def _add_maps(record: HitRecord, evidence: Evidence | PageEvidence | None, n_free: int) -> int:
+    """Put the heat maps of a page into its record if there is room for all of them; answers how many numbers."""
+    if record.page is None or not isinstance(evidence, PageEvidence) or evidence.problem:
+        return 0
+    n_numbers = (len(evidence.words) + 1) * evidence.grid[0] * evidence.grid[1]
+    if n_numbers > n_free:
+        return 0
+    record.page.map = _to_lists(evidence.heatmap())
+    for i, word in enumerate(record.words):
+        word.map = _to_lists(evidence.heatmap(i))
+    return n_numbers
+
+
+def _to_lists(heat: NDArray[np.float32]) -> list[list[float]]:
+    return np.round(heat.astype(float), 3).tolist()
+
+
+def _etag(image: bytes) -> str:
+    return f'"{hashlib.blake2b(image, digest_size=16).hexdigest()}"'

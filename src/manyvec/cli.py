@@ -10,18 +10,16 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from manyvec.codec import STORAGES, bytes_per_token
+from manyvec.codec import STORAGES
 from manyvec.errors import FilterError, InputError, ManyvecError, require
 from manyvec.filters import AllOf, ColumnType, F, Filter
 from manyvec.types import Document, Hit
 
 _MEASURES = ("nDCG@10", "Recall@10", "Recall@100", "MRR@10", "Success@5")
-# Documents encoded to estimate the rest.
-_N_SAMPLED = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     index = commands.add_parser("index", help="add files to an index", description=_index.__doc__)
-    index.add_argument("paths", nargs="+", metavar="PATH", help=".jsonl, .jsonl.gz, .csv, .txt, .md, or a folder")
+    index.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help=".jsonl, .jsonl.gz, .csv, .txt, .md, .png, .jpg, .webp, .pdf, or a folder",
+    )
     index.add_argument("--db", required=True, metavar="DIR", help="where the index is or will be")
     index.add_argument(
         "--filter",
@@ -122,10 +125,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _index(options: argparse.Namespace) -> int:
-    """Add the documents of files to an index; documents that are there unchanged are not encoded again."""
+    """Add the documents of files to an index; documents that are there unchanged are not encoded again. Images and the
+    pages of PDFs need a model that reads images."""
     from manyvec.encoders import load_encoder
+    from manyvec.estimate import estimate_files
     from manyvec.index import Index
-    from manyvec.sources import read_documents
+    from manyvec.sources import find_files, read_file
 
     filters = {name: kind or "str" for name, _, kind in (text.partition("=") for text in options.filters)}
     encoder = load_encoder(options.encoder, device=options.device)
@@ -133,7 +138,11 @@ def _index(options: argparse.Namespace) -> int:
     pool_factor = options.pool_factor if options.pool_factor is not None else 1
     if not pool_factor >= 1:
         raise InputError(f"--pool-factor must be 1 or more, got {pool_factor}")
-    estimate = _estimate(read_documents(options.paths), encoder, pool_factor)
+    reads_images = hasattr(encoder, "encode_images")
+    files = list(find_files(options.paths, pages=reads_images))
+    if n_left_out := len(list(find_files(options.paths, pages=True))) - len(files):
+        _say(f"{n_left_out:,} images and PDFs are left out: {encoder.name} reads only texts")
+    estimate = estimate_files(files, encoder, pool_factor)
     _say(
         f"{estimate['documents']:,} documents: about {estimate['tokens']:,} token vectors, "
         f"{_megabytes(estimate['bytes_on_disk'][storage])} on disk, "
@@ -159,7 +168,7 @@ def _index(options: argparse.Namespace) -> int:
             )
     columns = {name: ColumnType.parse(kind) for name, kind in index.filters.items()}
     started = time.monotonic()
-    documents = _Sized((_typed(d, columns) for d in read_documents(options.paths)), estimate["documents"])
+    documents = _Sized((_typed(d, columns) for file in files for d in read_file(file)), estimate["documents"])
     report = index.add(documents, show_progress=True)
     index.optimize(show_progress=True)
     result = {**asdict(report), "seconds": round(time.monotonic() - started, 1), "documents": index.count()}
@@ -332,28 +341,6 @@ def _storages(estimate: dict[str, Any]) -> Iterator[str]:
         yield f"{storage:<10} {each:>12,} bytes a document {_megabytes(n_bytes):>12} in all"
 
 
-def _estimate(documents: Iterable[Document], encoder: Any, pool_factor: float) -> dict[str, Any]:
-    """Count documents, and estimate tokens, disk space and time from a few of them, evenly spread."""
-    sample: list[str] = []
-    n_documents, n_characters, step = 0, 0, 1
-    for document in documents:
-        if n_documents % step == 0:
-            sample.append(document.text)
-            if len(sample) == 2 * _N_SAMPLED:
-                sample, step = sample[::2], 2 * step
-        n_documents += 1
-        n_characters += len(document.text)
-    if not sample:
-        return {"documents": 0, "tokens": 0, "bytes_on_disk": dict.fromkeys(STORAGES, 0), "seconds": 0}
-    started = time.monotonic()
-    per_character = encoder.encode_documents(sample).n_tokens / sum(map(len, sample))
-    seconds = (time.monotonic() - started) * n_characters / sum(map(len, sample))
-    n_tokens = round(per_character * n_characters / pool_factor)
-    # Spans take about a byte once compressed.
-    n_bytes = {s: n_tokens * (bytes_per_token(s, encoder.dim) + 1) + n_characters for s in STORAGES}
-    return {"documents": n_documents, "tokens": n_tokens, "bytes_on_disk": n_bytes, "seconds": round(seconds)}
-
-
 def _typed(document: Document, columns: dict[str, ColumnType]) -> Document:
     """The document with numbers where a CSV file has their digits, as far as filter columns declare them."""
     metadata = dict(document.metadata)
@@ -404,7 +391,8 @@ def _conditions(texts: Sequence[str], filters: dict[str, str]) -> Filter | None:
 def _lines(hits: Sequence[Hit]) -> Iterator[str]:
     for hit in hits:
         yield f"{hit.rank:>3}. {hit.id}   score {hit.score:.3f}   similarity {hit.similarity:.3f}"
-        shown = hit.evidence.to_terminal() if hit.evidence else textwrap.shorten(hit.text, 240, placeholder=" …")
+        text = f"page image: {hit.text}" if hit.is_page else hit.text
+        shown = hit.evidence.to_terminal() if hit.evidence else textwrap.shorten(text, 240, placeholder=" …")
         yield textwrap.indent(shown, "     ")
 
 

@@ -36,6 +36,7 @@ class Manifest:
     filters: dict[str, str] = field(default_factory=dict)
     storage: str = "float16"
     pool_factor: float = 1
+    images: bool = False
     format: int = FORMAT
     library: str = ""
 
@@ -85,6 +86,7 @@ class Row:
     metadata: str
     content_hash: str
     filters: dict[str, Any]
+    image: bytes | None = None
 
 
 def schema_of(manifest: Manifest) -> pa.Schema:
@@ -110,6 +112,9 @@ def schema_of(manifest: Manifest) -> pa.Schema:
     if manifest.storage == "residual":
         # False where the vectors are float16 still, because there are no centroids yet.
         fields.append(pa.field("is_coded", pa.bool_(), nullable=False))
+    if manifest.images:
+        # The file as it came: it is compressed already.
+        fields.append(pa.field("image", pa.large_binary(), metadata={"lance-encoding:compression": "none"}))
     for name, kind in manifest.columns.items():
         scalar = scalars[kind.scalar]
         fields.append(pa.field(FILTER_PREFIX + name, pa.list_(scalar) if kind.is_list else scalar))
@@ -117,7 +122,8 @@ def schema_of(manifest: Manifest) -> pa.Schema:
 
 
 def row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
-    columns = {name: [getattr(row, name) for row in rows] for name in ("id", "text", "metadata", "content_hash")}
+    names = ["id", "text", "metadata", "content_hash", *(["image"] if manifest.images else [])]
+    columns = {name: [getattr(row, name) for row in rows] for name in names}
     return columns | {FILTER_PREFIX + name: [row.filters[name] for row in rows] for name in manifest.filters}
 
 
@@ -132,7 +138,8 @@ def ragged(rows: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:
 def span_steps(spans: NDArray[np.int32], offsets: NDArray[np.int64]) -> pa.ListArray:
     """For each document two numbers a token: how far it starts from where the one before it does, and its length.
 
-    A step back is an odd number, a step forward an even one (zigzag), so that both are small.
+    A step back is an odd number, a step forward an even one (zigzag), so that both are small. Of a patch of an image,
+    (row, column), the second number may be below 0: it wraps around here, and back in `spans_of`.
     """
     import pyarrow as pa
 

@@ -39,7 +39,9 @@ _LOADING = threading.Lock()
 class Encoder(Protocol):
     """What an index asks of an encoder. `manyvec.testing.HashEncoder` is a small one to copy from.
 
-    One that reads images has `encode_images(images) -> TokenBatch` too.
+    One that reads images has `encode_images(images) -> TokenBatch` too, of opened PIL images; spans are the row and
+    column of each patch, (-1, -1) for tokens that are none. Where `crops_images` is true, it looks at the middle square
+    of an image only.
 
     Attributes:
         name: what `load_encoder` finds it by again.

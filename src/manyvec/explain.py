@@ -6,7 +6,9 @@ pairs into whole words, and keeps the similarities, so that `Evidence.best_passa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +35,13 @@ class WordMatch:
     Attributes:
         word: as the query has it.
         query_span: its characters in the query.
-        text: the matched words of the document; empty if only markers or special tokens of the document were matched.
+        text: the matched words of the document; empty if only markers or special tokens of the document were matched,
+            and on a page image.
         span: their characters in the document; None in that case.
         similarity: mean over the word's tokens, in [-1, 1].
         share: their sum: what the word adds to the score.
+        patch: on a page image, the row and column of the patch most similar to the word, even if a token of the model's
+            own prompt, which is on no page, is more so; None in a text.
     """
 
     word: str
@@ -45,6 +50,7 @@ class WordMatch:
     span: Span | None
     similarity: float
     share: float
+    patch: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,29 +62,81 @@ class Passage:
     end: int
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Why a document matched. The shares of all words and `unshown` add up to `score`.
+@dataclass(frozen=True, kw_only=True)
+class Explanation(ABC):
+    """What evidence on texts and on page images has in common. The shares of all words and `unshown` add up to `score`.
 
     Attributes:
         text: the document's text as it was when the search scored it.
         words: in the query's order; a word that the query has twice is there twice.
         unshown: what the query's markers, special and expansion tokens add to the score: they stand for no word.
         score: MaxSim of the query and the document.
-        similarities: (n_query_tokens, n_placed_tokens) float32, of the document's tokens that stand for text, in the
-            order of `starts`.
-        starts: (n_placed_tokens,) where in the text each of these tokens begins, rising.
-        problem: why nothing can be shown in the text, and what to do; None where all is well. Similarities and shares
-            hold all the same.
+        problem: why nothing can be shown in the document, and what to do; None where all is well. Similarities and
+            shares hold all the same.
     """
 
     text: str = field(repr=False)
     words: tuple[WordMatch, ...]
     unshown: float
     score: float
+    problem: str | None = None
+
+    @abstractmethod
+    def best_passage(self, n_chars: int = 300) -> Passage: ...
+
+    @abstractmethod
+    def to_html(self) -> str: ...
+
+    @abstractmethod
+    def to_terminal(self, n_chars: int = 300, *, color: bool | None = None) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and metadata: numbers to four places, and of long matches the beginning; spans are exact."""
+        record = {
+            "score": round(self.score, 4),
+            "unshown": round(self.unshown, 4),
+            "words": [
+                {
+                    "word": _shortened(match.word),
+                    "query_span": list(match.query_span),
+                    "text": _shortened(match.text),
+                    "span": list(match.span) if match.span else None,
+                    "similarity": round(match.similarity, 4),
+                    "share": round(match.share, 4),
+                }
+                for match in self.words
+            ],
+        }
+        return record | {"problem": self.problem} if self.problem else record
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def _found(self, places: Sequence[str]) -> str:
+        """One line: each word of the query with the place that it found."""
+        found = [
+            f"{_shortened(match.word)} → {place} {match.similarity:.2f}"
+            for match, place in zip(self.words, places, strict=True)
+        ]
+        if self.problem:
+            found.append(self.problem)
+        if self.unshown:
+            found.append(f"tokens that stand for no word {self.unshown:.2f}")
+        return printable(" · ".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence(Explanation):
+    """Why a text matched.
+
+    Attributes:
+        similarities: (n_query_tokens, n_placed_tokens) float32, of the document's tokens that stand for text, in the
+            order of `starts`.
+        starts: (n_placed_tokens,) where in the text each of these tokens begins, rising.
+    """
+
     similarities: NDArray[np.float32] = field(repr=False, compare=False)
     starts: NDArray[np.int64] = field(repr=False, compare=False)
-    problem: str | None = None
 
     def best_passage(self, n_chars: int = 300) -> Passage:
         """The stretch of the text that carries most of the score: what to quote and cite.
@@ -106,32 +164,10 @@ class Evidence:
             start, end = cut[cut_scores.argmax()].tolist()
         return Passage(self.text[start:end], start, end)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON and metadata: numbers to four places, and of long matches the beginning; spans are exact."""
-        record = {
-            "score": round(self.score, 4),
-            "unshown": round(self.unshown, 4),
-            "words": [
-                {
-                    "word": _shortened(match.word),
-                    "query_span": list(match.query_span),
-                    "text": _shortened(match.text),
-                    "span": list(match.span) if match.span else None,
-                    "similarity": round(match.similarity, 4),
-                    "share": round(match.share, 4),
-                }
-                for match in self.words
-            ],
-        }
-        return record | {"problem": self.problem} if self.problem else record
-
     def to_html(self) -> str:
         """The text with its matched words marked, as an HTML element; everything in it is escaped."""
         note = f"<p><em>{to_html(self.problem, [])}</em></p>" if self.problem else ""
         return f'{note}<div dir="auto" style="white-space: pre-wrap">{to_html(self.text, self._marks())}</div>'
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
 
     def to_terminal(self, n_chars: int = 300, *, color: bool | None = None) -> str:
         """Two lines: the best passage with its matched words marked, and what each word of the query found.
@@ -148,15 +184,8 @@ class Evidence:
             if mark.start < passage.end and mark.end > passage.start
         ]
         before, after = "… " if passage.start else "", " …" if passage.end < len(self.text.rstrip()) else ""
-        found = [
-            f"{_shortened(match.word)} → {_shortened(match.text) or '(no word)'} {match.similarity:.2f}"
-            for match in self.words
-        ]
-        if self.problem:
-            found.append(self.problem)
-        if self.unshown:
-            found.append(f"tokens that stand for no word {self.unshown:.2f}")
-        return f"{before}{to_terminal(passage.text, marks, color=color)}{after}\n{printable(' · '.join(found))}"
+        found = self._found([_shortened(match.text) or "(no word)" for match in self.words])
+        return f"{before}{to_terminal(passage.text, marks, color=color)}{after}\n{found}"
 
     def _scores(self, stretches: Bounds) -> NDArray[np.float32]:
         """(n,) the MaxSim score that each stretch of the text would have by itself; -inf if it holds no token."""
@@ -172,18 +201,63 @@ class Evidence:
 
 
 @stage("evidence")
-def explain(query: str, tokens: TokenBatch, texts: Sequence[str | None], documents: TokenBatch) -> list[Evidence]:
-    """Say why each document matches a query.
+def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: TokenBatch) -> list[Evidence]:
+    """Say why each text matches a query.
 
     Args:
         query: its text.
         tokens: its token vectors with their spans, a batch of one.
-        texts: the documents' texts, at least one; None for a page image, whose spans are no characters.
+        texts: of the documents, at least one.
         documents: their token vectors with spans, in the same order.
 
     Returns:
         Evidence in the same order. Where a document's spans are missing or cannot be its text's, it points at no words
         and says so in `problem`; that of the others is as it would be without it.
+
+    Raises:
+        InputError: the query has no spans.
+    """
+    compared = compare_tokens(query, tokens, documents)
+    return [_explain(text, *one) for text, one in zip(texts, compared, strict=True)]
+
+
+@dataclass(frozen=True)
+class QueryWords:
+    """The words of a query: their characters, widened from its tokens, and which of them each token belongs to."""
+
+    query: str
+    spans: Bounds
+    word_of: NDArray[np.int64]
+
+    def tokens_of_words(self) -> list[NDArray[np.int64]]:
+        """For each word, in the query's order, its tokens."""
+        return [np.flatnonzero(self.word_of == word) for word in np.unique(self.word_of[self.word_of >= 0])]
+
+    def matches(
+        self, shares: NDArray[np.float64], place: Callable[[NDArray[np.int64]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """`words`, `unshown` and `score` of an `Explanation`.
+
+        Args:
+            shares: (n_query_tokens,) the best similarity of each token.
+            place: of a word's tokens, where in the document they found it: `text`, `span` and `patch` of `WordMatch`.
+        """
+        found = []
+        for own in self.tokens_of_words():
+            share = float(shares[own].sum())
+            start, end = int(self.spans[own, 0].min()), int(self.spans[own, 1].max())
+            where = {"text": "", "span": None} | place(own)
+            word = self.query[start:end]
+            found.append(WordMatch(word, (start, end), similarity=share / len(own), share=share, **where))
+        unshown, score = float(shares[self.word_of < 0].sum()), float(shares.sum())
+        return {"words": tuple(found), "unshown": unshown, "score": score}
+
+
+def compare_tokens(
+    query: str, tokens: TokenBatch, documents: TokenBatch
+) -> Iterator[tuple[QueryWords, NDArray[np.float32], NDArray[np.int32]]]:
+    """For each document the query's words, (n_query_tokens, n_tokens) similarities, and (n_tokens, 2) spans, all -1
+    where it has none.
 
     Raises:
         InputError: the query has no spans.
@@ -194,20 +268,13 @@ def explain(query: str, tokens: TokenBatch, texts: Sequence[str | None], documen
     if spans is None or len(spans) != documents.n_tokens:
         spans = np.full((documents.n_tokens, 2), -1, np.int32)
     similarities = tokens[0].astype(np.float32) @ documents.vectors.astype(np.float32).T
-    query_words = widened(tokens.spans, words(query))
-    found = []
-    for text, start, end in zip(texts, documents.offsets[:-1].tolist(), documents.offsets[1:].tolist(), strict=True):
-        own, problem = spans[start:end], _problem(text, spans[start:end])
-        if problem:
-            own = np.full_like(own, -1)
-        found.append(_explain(query, *query_words, text or "", similarities[:, start:end], own, problem))
-    return found
+    query_words = QueryWords(query, *widened(tokens.spans, words(query)))
+    for start, end in itertools.pairwise(documents.offsets.tolist()):
+        yield query_words, similarities[:, start:end], spans[start:end]
 
 
-def _problem(text: str | None, spans: NDArray[np.int32]) -> str | None:
+def _problem(text: str, spans: NDArray[np.int32]) -> str | None:
     """Why these spans cannot point at words of the text: they would point at wrong ones."""
-    if text is None:
-        return "this document is a page image, which has no words to point at"
     if spans.max(initial=-1) < 0:
         return (
             f"the document {text[:40]!r} was stored without the characters of its token vectors, by another tool or "
@@ -222,45 +289,27 @@ def _problem(text: str | None, spans: NDArray[np.int32]) -> str | None:
 
 
 def _explain(
-    query: str,
-    query_words: Bounds,
-    word_of: NDArray[np.int64],
-    text: str,
-    similarities: NDArray[np.float32],
-    spans: NDArray[np.int32],
-    problem: str | None,
+    text: str, query_words: QueryWords, similarities: NDArray[np.float32], spans: NDArray[np.int32]
 ) -> Evidence:
-    """One document's evidence; the query's tokens come with the spans of their words and which words these are."""
-    best = similarities.argmax(axis=1)
+    problem = _problem(text, spans)
+    if problem:
+        spans = np.full_like(spans, -1)
     shares = similarities.max(axis=1).astype(np.float64)
-    matched, _ = widened(spans[best], words(text))
-    found = []
-    for word in np.unique(word_of[word_of >= 0]):
-        own = np.flatnonzero(word_of == word)
-        share = float(shares[own].sum())
-        start, end = int(query_words[own, 0].min()), int(query_words[own, 1].max())
+    matched, _ = widened(spans[similarities.argmax(axis=1)], words(text))
+
+    def place(own: NDArray[np.int64]) -> dict[str, Any]:
         span = _heaviest(matched[own], shares[own])
-        found.append(
-            WordMatch(
-                query[start:end],
-                (start, end),
-                text[slice(*span)] if span else "",
-                span,
-                share / len(own),
-                share,
-            )
-        )
+        return {"text": text[slice(*span)], "span": span} if span else {}
+
     placed = np.flatnonzero(spans[:, 0] >= 0)
     # Pooling leaves tokens out of the text's order.
     placed = placed[np.argsort(spans[placed, 0], kind="stable")]
     return Evidence(
-        text,
-        tuple(found),
-        float(shares[word_of < 0].sum()),
-        float(shares.sum()),
-        similarities[:, placed],
-        spans[placed, 0].astype(np.int64),
-        problem,
+        text=text,
+        similarities=similarities[:, placed],
+        starts=spans[placed, 0].astype(np.int64),
+        problem=problem,
+        **query_words.matches(shares, place),
     )
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from manyvec.candidates import Auto, Candidates, Query, Scope
-from manyvec.columns import FILTER_PREFIX, Manifest, Row
+from manyvec.columns import FILTER_PREFIX, Manifest
 from manyvec.device import scorer_on
 from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
-from manyvec.ingest import AddReport, batches, content_hash, is_same, pool, recode, to_row
+from manyvec.ingest import AddReport, batches, check_page, content_hash, encode, is_same, recode, to_row
 from manyvec.lists import ListKeeper
 from manyvec.resident import Resident
 from manyvec.scoring import Scorer, Scores
@@ -119,6 +119,7 @@ class Index:
             filters={name: str(ColumnType.of(name, kind)) for name, kind in (filters or {}).items()},
             storage=storage,
             pool_factor=pool_factor,
+            images=hasattr(encoder, "encode_images"),
             library=package_version("manyvec"),
         )
         try:
@@ -178,6 +179,11 @@ class Index:
         return dict(self._store.manifest.filters)
 
     @property
+    def reads_images(self) -> bool:
+        """Whether documents may be page images: the encoder reads them, and the index was made to keep them."""
+        return self._store.manifest.images
+
+    @property
     def encoder(self) -> Encoder:
         """The encoder the index was built with, loaded at the first use."""
         if self._encoder is None:
@@ -195,15 +201,17 @@ class Index:
         """Add documents; one whose id is there already replaces the old one.
 
         Documents are encoded and committed in batches of 256, or of 1/64 of the index if that is more. One that is
-        stored with the same text is not encoded again, so a run that was killed is completed by running it once more.
-        Of equal ids in one call the last wins.
+        stored with the same text and image is not encoded again, so a run that was killed is completed by running it
+        once more. Of equal ids in one call the last wins.
 
         Args:
-            documents: `Document`s, or dicts with `id`, `text` and, if wanted, `metadata`; any number of them.
+            documents: `Document`s, or dicts with `id`, `text` and, if wanted, `metadata`; any number of them. One with
+                an `image` is encoded as that page, not as its text.
             show_progress: draw a bar with documents per second.
 
         Raises:
-            InputError: a document cannot be stored; those before its batch are.
+            InputError: a document cannot be stored, or its image not be read, by this encoder or at all; those before
+                its batch are.
             StoreError: the database could not be written; the batches before are stored.
         """
         from tqdm.auto import tqdm
@@ -223,12 +231,13 @@ class Index:
         return report
 
     def get(self, ids: str | Sequence[str]) -> list[Document]:
-        """The documents with these ids, in this order; unknown ids are left out."""
+        """The documents with these ids, in this order, images as bytes; unknown ids are left out."""
         ids = _ids(ids)
         snapshot = self._store.snapshot()
         known = snapshot.find(ids)
         wanted = [known[id].row_id for id in ids if id in known]
-        return [Document(row["id"], row["text"], json.loads(row["metadata"])) for row in snapshot.texts(wanted)]
+        rows = zip(snapshot.texts(wanted), snapshot.images(wanted), strict=True)
+        return [Document(row["id"], row["text"], json.loads(row["metadata"]), image=image) for row, image in rows]
 
     def ids(self, filter: Where | None = None) -> list[str]:
         """The ids of all documents, or of those that pass a filter, in order."""
@@ -291,7 +300,8 @@ class Index:
             lexical_weight: of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; its best 300 documents are
                 candidates too. With `minilm` and 0.3 nine of twelve judged sets gain, one loses 0.015
                 (`examples/benchmarks/mix.py`); other models have not been measured, so 0 is the default.
-            evidence: say of each hit which words matched (`Hit.evidence`), read from the version that was searched.
+            evidence: say of each hit which words matched (`Hit.evidence`), read from the version that was searched;
+                of pages, with their images, where on the page.
 
         Returns:
             Hits, best first; equal scores in the order of ids.
@@ -329,7 +339,7 @@ class Index:
         if not queries or k == 0:
             return [[] for _ in queries]
         tokens = self._encode_queries(queries)
-        wanted = Wanted(k, depth, lexical_weight, evidence)
+        wanted = Wanted(k, depth, lexical_weight, evidence, getattr(self.encoder, "crops_images", False))
         documents = self._documents()
         try:
             return self._search_version(documents, where, queries, tokens, wanted)
@@ -345,7 +355,7 @@ class Index:
         Args:
             query: a text, or the token vectors of one as a batch of one.
             ids: of documents, in any order; one may come twice.
-            texts: (n,) a document that is stored with another text than this counts as unknown.
+            texts: (n,) a document that is stored with another text than this counts as unknown; images do not count.
 
         Returns:
             (n,) float32 in the order of `ids`, all of one version of the index; NaN for an unknown id, -inf for a
@@ -358,8 +368,8 @@ class Index:
             hashes = [None] * len(ids) if texts is None else [content_hash(text) for text in texts]
             rows = {
                 i: known[id].row_id
-                for i, (id, content_hash) in enumerate(zip(ids, hashes, strict=True))
-                if id in known and content_hash in (None, known[id].content_hash)
+                for i, (id, text_hash) in enumerate(zip(ids, hashes, strict=True))
+                if id in known and text_hash in (None, known[id].text_hash)
             }
             places, again = np.unique(resident.places(np.array([*rows.values()], np.int64)), return_inverse=True)
             scores = np.full(len(ids), np.nan, np.float32)
@@ -476,6 +486,8 @@ class Index:
     def _add_batch(self, documents: Sequence[Document]) -> AddReport:
         latest = {document.id: document for document in documents}
         rows = [to_row(document, self._store.manifest.columns) for document in latest.values()]
+        if page := next((row for row in rows if row.image is not None), None):
+            check_page(page, self.encoder, self._store)
         stored = self._store.find(list(latest))
         changed = [row for row in rows if not is_same(stored.get(row.id), row, with_metadata=True)]
         # Where the text is as it was, only its metadata is written: the vectors stay, and are not made again.
@@ -486,19 +498,9 @@ class Index:
             now = self._store.find([row.id for row in kept])
             new += [row for row in kept if not is_same(now.get(row.id), row, with_metadata=True)]
         if new:
-            self._store.upsert(new, self._encode_documents(new))
+            self._store.upsert(new, encode(new, self.encoder, self._store.manifest))
         updated = sum(row.id in stored for row in changed)
         return AddReport(len(changed) - updated, updated, len(documents) - len(changed))
-
-    def _encode_documents(self, rows: Sequence[Row]) -> TokenBatch:
-        tokens = self.encoder.encode_documents([row.text for row in rows])
-        if len(tokens) != len(rows) or tokens.dim != self._store.manifest.dim:
-            raise EncoderError(
-                f"{self.model} gave {tokens!r} for {len(rows)} documents of dim {self._store.manifest.dim}"
-            )
-        if len(empty := np.flatnonzero(tokens.lengths == 0)):
-            raise InputError(f"document {rows[empty[0]].id!r}: {self.model} finds no token in its text")
-        return pool(tokens, self._store.manifest.pool_factor)
 
 
 def _uri(uri: str | PathLike[str]) -> str:

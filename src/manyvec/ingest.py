@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from manyvec.codebook import Codebook, n_centroids_for
-from manyvec.columns import Row
+from manyvec.columns import Manifest, Row
+from manyvec.errors import EncoderError, InputError
 from manyvec.filters import ColumnType
+from manyvec.models.image import read_image
 from manyvec.store import BUILD_WINDOW_BYTES, RowStates, Snapshot, Store, Stored, windows
 from manyvec.tokens import TokenBatch, offsets_of
 from manyvec.types import Document
 
-# One commit holds this many documents, or a share of what there is already, but no more than this many characters: what
-# a killed run loses at most. LanceDB looks through all ids at each commit: with batches of one size the time to add n
-# documents would grow with the square of n.
+if TYPE_CHECKING:
+    from manyvec.encoders import Encoder
+
+# One commit holds this many documents, or a share of what there is already, but no more than this many characters or
+# bytes of images: what a killed run loses at most. LanceDB looks through all ids at each commit: with batches of one
+# size the time to add n documents would grow with the square of n.
 _BATCH_DOCUMENTS = 256
 _BATCH_SHARE = 1 / 64
 _BATCH_CHARACTERS = 1_000_000
+_BATCH_IMAGE_BYTES = 32 * 2**20
+# Images are decoded so many at a time: about 200 MB of pixels for pages at 150 dots an inch.
+_DECODED_PAGES = 32
 # Centroids for residuals are drawn once there are so many token vectors; until then these are kept as float16.
 MIN_RESIDUAL_TOKENS = 65_536
 
@@ -43,20 +53,34 @@ class AddReport:
 
 
 def batches(documents: Iterable[Document | Mapping[str, Any]], n_stored: int = 0) -> Iterator[list[Document]]:
-    """Documents, checked, in lists that are committed together; an error comes after the batches before it."""
+    """Documents, checked, in lists that are committed together; an error comes after the batches before it.
+
+    Their images are bytes, read from the files that they lie in.
+    """
     batch: list[Document] = []
-    n_characters = 0
+    fill = 0.0
     for value in documents:
-        document = Document.of(value)
-        is_full = len(batch) >= max(_BATCH_DOCUMENTS, _BATCH_SHARE * n_stored)
-        if batch and (is_full or n_characters + len(document.text) > _BATCH_CHARACTERS):
+        document = _with_bytes(Document.of(value))
+        share = len(document.text) / _BATCH_CHARACTERS
+        if isinstance(document.image, bytes):
+            share += len(document.image) / _BATCH_IMAGE_BYTES
+        if batch and (len(batch) >= max(_BATCH_DOCUMENTS, _BATCH_SHARE * n_stored) or fill + share > 1):
             yield batch
             n_stored += len(batch)
-            batch, n_characters = [], 0
+            batch, fill = [], 0.0
         batch.append(document)
-        n_characters += len(document.text)
+        fill += share
     if batch:
         yield batch
+
+
+def _with_bytes(document: Document) -> Document:
+    if not isinstance(document.image, Path):
+        return document
+    try:
+        return replace(document, image=document.image.read_bytes())
+    except OSError as error:
+        raise InputError(f"document {document.id!r}: its image cannot be read: {error}") from error
 
 
 def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:
@@ -69,25 +93,80 @@ def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:
         name: kind.convert(document.metadata.get(name), f"document {document.id!r}: metadata[{name!r}]")
         for name, kind in columns.items()
     }
-    return Row(document.id, document.text, document.metadata_json(), content_hash(document.text), filters)
+    image = document.image if isinstance(document.image, bytes) else None
+    hashed = content_hash(document.text, image)
+    return Row(document.id, document.text, document.metadata_json(), hashed, filters, image)
 
 
 def is_same(stored: Stored | None, row: Row, *, with_metadata: bool) -> bool:
-    """Whether a row is stored with this text and, if asked, this metadata."""
+    """Whether a row is stored with this text, this image and, if asked, this metadata."""
     if stored is None or stored.content_hash != row.content_hash:
         return False
     return not with_metadata or stored.metadata == row.metadata
 
 
-def content_hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def content_hash(text: str, image: bytes | None = None) -> str:
+    """A hash of the text; of a page, followed by a colon and that of its image."""
+    parts = [text.encode()] if image is None else [text.encode(), image]
+    return ":".join(hashlib.blake2b(part, digest_size=16).hexdigest() for part in parts)
 
 
-def pool(tokens: TokenBatch, factor: float) -> TokenBatch:
+def check_page(page: Row, encoder: Encoder, store: Store) -> None:
+    """Refuse a row with an image where it cannot be encoded, or not be kept."""
+    if not hasattr(encoder, "encode_images"):
+        raise InputError(
+            f"document {page.id!r} has an image, and {encoder.name} reads only texts: build an index with a model "
+            "that reads images (see `manyvec models`), or leave the image out"
+        )
+    if not store.manifest.images:
+        raise InputError(
+            f"document {page.id!r} has an image, and the index {store.uri} was made by a manyvec that kept none: "
+            "build the index again"
+        )
+
+
+def encode(rows: Sequence[Row], encoder: Encoder, manifest: Manifest) -> TokenBatch:
+    """Token vectors of rows, pooled, in their order: of the image where a row has one, else of the text.
+
+    Raises:
+        InputError: an image cannot be read, or there is no token in it or in a text; the document is named.
+        EncoderError: the encoder gave something else than it was asked for.
+    """
+    order = sorted(range(len(rows)), key=lambda i: rows[i].image is None)
+    # Not both in one call: a model of pages refuses even an empty list of texts.
+    parts = [
+        _encode_alike([rows[i] for i in group], encoder, manifest, are_pages=are_pages)
+        for are_pages, group in itertools.groupby(order, key=lambda i: rows[i].image is not None)
+    ]
+    return TokenBatch.concatenate(parts).select(np.argsort(order))
+
+
+def _encode_alike(rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, are_pages: bool) -> TokenBatch:
+    tokens = _encode_pages(rows, encoder) if are_pages else encoder.encode_documents([row.text for row in rows])
+    if len(tokens) != len(rows) or tokens.dim != manifest.dim:
+        raise EncoderError(f"{encoder.name} gave {tokens!r} for {len(rows)} documents of dim {manifest.dim}")
+    if len(empty := np.flatnonzero(tokens.lengths == 0)):
+        source = "image" if are_pages else "text"
+        raise InputError(f"document {rows[empty[0]].id!r}: {encoder.name} finds no token in its {source}")
+    return pool(tokens, manifest.pool_factor, are_pages=are_pages)
+
+
+def _encode_pages(rows: Sequence[Row], encoder: Any) -> TokenBatch:
+    parts = []
+    for start in range(0, len(rows), _DECODED_PAGES):
+        part = rows[start : start + _DECODED_PAGES]
+        # Decoded here, so that an error names the document.
+        images = [read_image(row.image or b"", f"document {row.id!r}: its image") for row in part]
+        parts.append(encoder.encode_images(images))
+    return TokenBatch.concatenate(parts)
+
+
+def pool(tokens: TokenBatch, factor: float, *, are_pages: bool = False) -> TokenBatch:
     """Average token vectors of each text that are near each other, until 1 in `factor` is left.
 
     sentence-transformers' hierarchical pooling (https://arxiv.org/abs/2409.14683): the first token stays as it is. A
-    mean has the span of the token it is nearest to.
+    mean has the span of the token it is nearest to. Of pages, the last patch is always among these spans, so that they
+    still say how many rows and columns there are.
     """
     if factor <= 1:
         return tokens
@@ -101,7 +180,11 @@ def pool(tokens: TokenBatch, factor: float) -> TokenBatch:
         vectors.append(means)
         if tokens.spans is not None:
             own = tokens.spans[tokens.offsets[text] : tokens.offsets[text + 1]]
-            spans.append(own[(means @ vectors_of_text.T).argmax(axis=1)])
+            nearest = (means @ vectors_of_text.T).argmax(axis=1)
+            if are_pages:
+                last = np.lexsort(own.T[::-1])[-1]
+                nearest[(means @ vectors_of_text[last]).argmax()] = last
+            spans.append(own[nearest])
     return TokenBatch(
         np.concatenate(vectors),
         offsets_of([len(means) for means in vectors]),

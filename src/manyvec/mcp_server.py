@@ -11,14 +11,26 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field
 
-from manyvec.api import MAX_HITS, MAX_PASSAGE_CHARS, MAX_QUERY_CHARS, Api, Condition, DocumentRecord, SearchRequest
+from manyvec.api import (
+    MAX_HITS,
+    MAX_PASSAGE_CHARS,
+    MAX_QUERY_CHARS,
+    Api,
+    Condition,
+    DocumentRecord,
+    HitRecord,
+    SearchRequest,
+)
 from manyvec.errors import ManyvecError
 
 _READS_ONLY = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
 class CitedHit(BaseModel):
-    """A document found: `passage` is the part of it that fits the query best, from character `start` to `end`."""
+    """A document found: `passage` is the part of it that fits the query best, from character `start` to `end`.
+
+    Of a page image it is the text beside the image, and `note` says what matched on the image.
+    """
 
     id: str
     rank: int
@@ -29,6 +41,7 @@ class CitedHit(BaseModel):
     end: int
     n_chars: int
     metadata: dict[str, Any]
+    note: str | None = None
 
 
 class Found(BaseModel):
@@ -65,6 +78,7 @@ def mcp_server(api: Api) -> MCPServer[Any]:
                     end=hit.passage.end,
                     n_chars=hit.n_chars,
                     metadata=hit.metadata,
+                    note=_note(hit) if hit.page else None,
                 )
                 for hit in hits
             ]
@@ -93,7 +107,13 @@ def mcp_server(api: Api) -> MCPServer[Any]:
     server.add_tool(
         get_document,
         title="Read a document",
-        description="Read a document that `search` found, by its id; long ones in parts.",
+        description="Read a document that `search` found, by its id; long ones in parts. Of a page image (`is_page`) "
+        "only the text beside it can be read here, if it has one.",
         annotations=_READS_ONLY,
     )
     return server
+
+
+def _note(hit: HitRecord) -> str:
+    found = ", ".join(f"{word.word} {word.similarity:.2f}" for word in hit.words)
+    return f"This is a page image. How similar the most similar part of it is to each word: {found}"

@@ -60,7 +60,8 @@ class Reranker:
 
         Args:
             query: a text; one without any token scores every document -inf, and leaves the order as it is.
-            documents: texts or `Document`s; a text's id is its place ("0", "1", ...). Equal ids do no harm.
+            documents: texts or `Document`s; a text's id is its place ("0", "1", ...). Equal ids do no harm. The
+                image of a page counts where the index holds it under this id and text; elsewhere only its text does.
             top_n: how many to return, the best; all by default.
 
         Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from manyvec.candidates import Candidates, Places, Query, Scope
 from manyvec.explain import Evidence, explain
 from manyvec.mixing import mixed
+from manyvec.pages import PageEvidence, explain_pages
 from manyvec.scoring import Best, Scores, top_k
 from manyvec.timing import stage
 from manyvec.tokens import TokenBatch
@@ -23,12 +25,13 @@ _LEXICAL_DEPTH = 300
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a search is to give; see `Index.search`."""
+    """What a search is to give; see `Index.search`, and for `crops_images` `PageEvidence`."""
 
     k: int
     depth: int | None = None
     lexical_weight: float = 0
     evidence: bool = False
+    crops_images: bool = False
 
 
 def search(
@@ -83,11 +86,44 @@ def _hits(
     snapshot = scope.documents.snapshot
     row_ids: NDArray[np.int64] = scope.documents.states.row_ids[places]
     rows = snapshot.texts(row_ids)
-    found: Sequence[Evidence | None] = [None] * len(rows)
+    found: Sequence[Evidence | PageEvidence | None] = [None] * len(rows)
     if wanted.evidence and rows:
-        found = explain(query, tokens, [row["text"] for row in rows], snapshot.tokens(row_ids, spans=True))
+        found = _evidence(scope, row_ids, rows, query, tokens, wanted)
     columns = zip(rows, scores.tolist(), final.tolist(), found, strict=True)
     return [
-        Hit(row["id"], row["text"], json.loads(row["metadata"]), score, score / tokens.n_tokens, rank, why, order)
+        Hit(
+            row["id"],
+            row["text"],
+            json.loads(row["metadata"]),
+            score,
+            score / tokens.n_tokens,
+            rank,
+            why,
+            order,
+            row["is_page"],
+        )
         for rank, (row, score, order, why) in enumerate(columns, start=1)
     ]
+
+
+def _evidence(
+    scope: Scope,
+    row_ids: NDArray[np.int64],
+    rows: Sequence[dict[str, Any]],
+    query: str,
+    tokens: TokenBatch,
+    wanted: Wanted,
+) -> list[Evidence | PageEvidence]:
+    """Of each row, read from the version that was searched: of a text in its characters, of a page in its patches."""
+    snapshot = scope.documents.snapshot
+    documents = snapshot.tokens(row_ids, spans=True)
+    found: dict[int, Evidence | PageEvidence] = {}
+    if texts := [i for i, row in enumerate(rows) if not row["is_page"]]:
+        written = [rows[i]["text"] for i in texts]
+        found |= zip(texts, explain(query, tokens, written, documents.select(texts)), strict=True)
+    if pages := [i for i, row in enumerate(rows) if row["is_page"]]:
+        images = [image or b"" for image in snapshot.images(row_ids[pages])]
+        pairs = [(rows[i]["text"], image) for i, image in zip(pages, images, strict=True)]
+        explained = explain_pages(query, tokens, pairs, documents.select(pages), are_cropped=wanted.crops_images)
+        found |= zip(pages, explained, strict=True)
+    return [found[i] for i in range(len(rows))]

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.datastructures import Headers, MutableHeaders
@@ -146,6 +146,19 @@ def create_app(index: Index, *, host: str = "127.0.0.1", token: str | None = Non
         if found is None:
             raise HTTPException(404, f"there is no document {id!r}")
         return found
+
+    @app.get(
+        "/api/images/{id:path}",
+        summary="Read a page image",
+        response_class=Response,
+        responses={404: {"description": "no such page"}},
+    )
+    def image(id: str) -> Response:
+        found = api.image(id)
+        if found is None:
+            raise HTTPException(404, f"there is no page image {id!r}")
+        content, content_type, etag = found
+        return Response(content, media_type=content_type, headers={"ETag": etag})
 
     @app.get("/api/info", summary="What the index holds")
     def info() -> InfoRecord:

@@ -66,6 +66,11 @@ class Stored:
     metadata: str
     content_hash: str
 
+    @property
+    def text_hash(self) -> str:
+        """The part of the hash that covers the text; see `ingest.content_hash`."""
+        return self.content_hash.partition(":")[0]
+
 
 @dataclass(frozen=True)
 class RowStates:
@@ -202,26 +207,37 @@ class Store:
         Token vectors stay where they are.
         """
         columns = row_columns(rows, self.manifest)
-        del columns["text"]
-        return self._update(columns)
+        return self._update({name: column for name, column in columns.items() if name not in ("text", "image")})
 
     def recode(self, ids: Sequence[str], hashes: Sequence[str], tokens: TokenBatch) -> int:
         """Keep token vectors as new ones are kept now, those of rows whose text is still the one hashed."""
         return self._update({"id": ids, "content_hash": hashes, **self._token_columns(tokens)})
 
     def _update(self, columns: Mapping[str, Any]) -> int:
+        """Write some columns of rows and leave the others as they are; answers how many rows still had this text."""
+        snapshot = self.snapshot()
+        known = snapshot.find(columns["id"])
+        there = [place for place, id in enumerate(columns["id"]) if id in known]
+        if not there:
+            return 0
+        # Whole rows, because to write some of their columns LanceDB reads the whole table into memory, images included.
+        kept = [name for name in self._table.schema.names if name not in columns]
+        stored = snapshot.take([known[columns["id"][place]].row_id for place in there], kept)
+        given = self._to_arrow(columns).take(there)
+        rows = {name: (given if name in columns else stored)[name] for name in self._table.schema.names}
+        # A row that someone has given another text or metadata since must not get the old one's.
+        same = "target.content_hash = source.content_hash"
+        same += " AND target.metadata = source.metadata" if "metadata" in kept else ""
         with _translated(f"write to the index {self.uri}"):
-            # A row that someone has given another text since must not get the old one's columns.
-            merge = self._table.merge_insert("id").use_index(False)
-            merge = merge.when_matched_update_all(where="target.content_hash = source.content_hash")
-            return int(merge.execute(self._to_arrow(columns)).num_updated_rows)
+            merge = self._table.merge_insert("id").use_index(False).when_matched_update_all(where=same)
+            return int(merge.execute(self._to_arrow(rows)).num_updated_rows)
 
     def _to_arrow(self, columns: Mapping[str, Any]) -> pa.Table:
         import pyarrow as pa
 
         schema = pa.schema([field for field in self._table.schema if field.name in columns])
         arrays = [
-            column if isinstance(column, pa.Array) else pa.array(column, type=field.type)
+            column if isinstance(column, (pa.Array, pa.ChunkedArray)) else pa.array(column, type=field.type)
             for field in schema
             for column in [columns[field.name]]
         ]
@@ -380,16 +396,24 @@ class Snapshot:
             found |= {r["id"]: Stored(r["_rowid"], r["metadata"], r["content_hash"]) for r in rows}
         return found
 
-    def texts(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[dict[str, str]]:
-        """`id`, `text` and `metadata` (as JSON) of these rows, in this order."""
-        return [dict(row) for row in self._take(row_ids, ["id", "text", "metadata"]).to_pylist()]
+    def texts(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
+        """`id`, `text`, `metadata` (as JSON) and `is_page` of these rows, in this order."""
+        rows = self.take(row_ids, ["id", "text", "metadata", "content_hash"]).to_pylist()
+        # A page's hash has two parts, see `ingest.content_hash`: its image need not be read to know that it has one.
+        return [row | {"is_page": ":" in row["content_hash"]} for row in rows]
+
+    def images(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[bytes | None]:
+        """The files of these rows' page images, in this order; None for those that are texts."""
+        if not self._store.manifest.images:
+            return [None] * len(row_ids)
+        return list(self.take(row_ids, ["image"])["image"].to_pylist())
 
     def tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, spans: bool = False) -> TokenBatch:
         """float16 token vectors of these rows, in this order; decoded where they are kept in a codec's bytes."""
         if self._storage != "residual":
             return self.stored_tokens(row_ids, is_coded=self._storage != "float16", spans=spans).decoded()
         # Some may be kept as float16 still.
-        is_coded = self._take(row_ids, ["is_coded"])["is_coded"].to_numpy()
+        is_coded = self.take(row_ids, ["is_coded"])["is_coded"].to_numpy()
         wanted = np.asarray(row_ids, np.int64)
         groups = [np.flatnonzero(is_coded), np.flatnonzero(~is_coded)]
         parts = [
@@ -414,7 +438,7 @@ class Snapshot:
     ) -> TokenBatch:
         """Token vectors of rows that are all kept one way, in this order, as they are kept; see `RowStates`."""
         column = "codes" if is_coded else "tokens"
-        table = self._take(row_ids, [column, "spans"] if spans else [column])
+        table = self.take(row_ids, [column, "spans"] if spans else [column])
         chunks = table[column].chunks
         vectors = [values_of(chunk, np.uint8 if is_coded else np.float16) for chunk in chunks]
         offsets = offsets_of(np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]))
@@ -450,7 +474,8 @@ class Snapshot:
         return [int(row_id) for row_id in found["_rowid"].to_pylist()]
 
     @stage("fetch")
-    def _take(self, row_ids: Sequence[int] | NDArray[np.int64], columns: list[str]) -> pa.Table:
+    def take(self, row_ids: Sequence[int] | NDArray[np.int64], columns: list[str]) -> pa.Table:
+        """Columns of these rows, in this order; a row may come twice."""
         wanted = np.asarray(row_ids, np.int64)
         rising, places = np.unique(wanted, return_inverse=True)
         with _translated(f"read the index {self.uri}"):

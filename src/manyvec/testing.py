@@ -66,6 +66,46 @@ class HashEncoder:
         )
 
 
+@dataclass(frozen=True)
+class ColorEncoder(HashEncoder):
+    """A `HashEncoder` that reads page images, too: each square of 16 pixels is a patch, a token like the name of its
+    colour. Patches beyond the last whole square are left out.
+
+    A page with a red patch scores 1 for the query "red", and its heat map says which patch that is.
+    """
+
+    @property
+    def name(self) -> str:
+        return f"color-{self.dim}"
+
+    @property
+    def fingerprint(self) -> str:
+        return f"color-{self.dim}-1"
+
+    def encode_images(self, images: Sequence[Any]) -> TokenBatch:
+        from manyvec.models.image import read_image
+
+        names, spans = [], []
+        for i, image in enumerate(images):
+            pixels = np.asarray(read_image(image, f"image {i}"), np.int64)
+            rows, columns = (max(1, side // _PATCH) for side in pixels.shape[:2])
+            grid = [(row, column) for row in range(rows) for column in range(columns)]
+            names.append(" ".join(_color(pixels[_PATCH * row :, _PATCH * column :]) for row, column in grid))
+            spans += grid
+        tokens = self.encode_documents(names)
+        return TokenBatch(tokens.vectors, tokens.offsets, np.array(spans, np.int32).reshape(-1, 2), allow_empty=True)
+
+
+_PATCH = 16
+_COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
+
+
+def _color(pixels: NDArray[np.int64]) -> str:
+    """The name nearest to the mean of the first patch."""
+    mean = pixels[:_PATCH, :_PATCH].mean(axis=(0, 1))
+    return min(_COLORS, key=lambda name: float(np.abs(mean - _COLORS[name]).sum()))
+
+
 @lru_cache(maxsize=65536)
 def _vector(word: str, dim: int) -> NDArray[np.float32]:
     seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")

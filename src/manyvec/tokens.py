@@ -25,7 +25,8 @@ class TokenBatch:
         vectors: (n_tokens, dim) float32 or float16, all texts end to end.
         offsets: (n_texts + 1,) int64; text i owns rows offsets[i] to offsets[i + 1].
         spans: (n_tokens, 2) int32: first character and one past the last of each token in its text, counted in
-            Python's characters; (-1, -1) for tokens that stand for no text. None where the encoder knows none.
+            Python's characters; of an image, row and column of the patch. (-1, -1) for tokens that stand for no text or
+            patch. None where the encoder knows none.
         allow_empty: texts without any token are accepted.
         codec: where `vectors` holds the (n_tokens, width) bytes of this codec instead; see `unchecked` and `decoded`.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
 import manyvec
-from langchain_manyvec import ManyvecReranker, ManyvecRetriever
+from langchain_manyvec import ManyvecReranker, ManyvecRetriever, ManyvecVectorStore
 from langchain_manyvec._convert import to_langchain
 from manyvec import F
-from manyvec.testing import HashEncoder
+from manyvec.testing import ColorEncoder, HashEncoder
 
 # Unlike keys in each, among them the ones that a store could take for its own.
 DOCUMENTS = [
@@ -170,6 +171,26 @@ def test_evidence_in_the_metadata_says_which_words_matched_which_and_is_json(ret
 
     assert "evidence" not in retriever.invoke("late")[0].metadata
     assert "evidence" not in explaining.invoke("late", evidence=False)[0].metadata
+
+
+def test_page_images_of_an_index_are_found_with_their_text_and_compact_evidence(tmp_path):
+    buffer = io.BytesIO()
+    pytest.importorskip("PIL.Image").new("RGB", (32, 16), "red").save(buffer, "PNG")
+    index = manyvec.Index.create(tmp_path / "pages", ColorEncoder())
+    index.add(
+        [{"id": "page", "image": buffer.getvalue(), "metadata": {"page": 1}}, {"id": "text", "text": "a caption"}]
+    )
+    page = ManyvecRetriever(index=index, evidence=True).invoke("red", k=1)[0]
+    assert (page.id, page.page_content, page.metadata["page"]) == ("page", "", 1)
+    assert page.metadata["score"] == pytest.approx(1, abs=FLOAT16)
+    assert page.metadata["evidence"]["grid"] == [1, 2]
+    assert json.loads(json.dumps(page.metadata)) == page.metadata
+    store = ManyvecVectorStore(index)
+    assert ids(store.similarity_search("red", k=2)) == ["page", "text"]
+    assert store.get_by_ids(["page"]) == [Document("", id="page", metadata={"page": 1})]
+    assert len(store.max_marginal_relevance_search("red", k=2)) == 2
+    reranked = ManyvecReranker(index=index).compress_documents(store.similarity_search("red", k=2)[::-1], "red")
+    assert ids(reranked) == ["page", "text"]
 
 
 class Depths:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import copy
+import io
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from llama_index.retrievers.manyvec import ManyvecRetriever
 from llama_index.vector_stores.manyvec import ManyvecVectorStore
 
 import manyvec
-from manyvec.testing import HashEncoder
+from manyvec.testing import ColorEncoder, HashEncoder
 
 
 def cut_from(document: str, id: str, text: str, **metadata: object) -> TextNode:
@@ -276,3 +278,74 @@ def test_the_embedding_is_the_mean_of_the_token_vectors() -> None:
     assert asyncio.run(embedding.aget_query_embedding("")) == [0.0] * 64
     assert asyncio.run(embedding.aget_text_embedding("green apple")) == one
     assert embedding.to_dict()["model_name"] == "hash-64"
+
+
+def picture(color: str) -> bytes:
+    buffer = io.BytesIO()
+    image = pytest.importorskip("PIL.Image").new("RGB", (48, 32), "white")
+    image.paste(color, (16, 0, 32, 16))
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_base64(image: bytes) -> str:
+    return base64.b64encode(image).decode()
+
+
+def test_an_image_node_comes_back_with_its_image_from_store_and_retriever(tmp_path: Path) -> None:
+    store = ManyvecVectorStore.create(tmp_path / "index", ColorEncoder())
+    node = ImageNode(id_="red", image=as_base64(picture("red")), image_mimetype="image/png", metadata={"page": 3})
+    text = TextNode(id_="text", text="a blue text")
+    given = copy.deepcopy(node)
+    assert store.add([node, text]) == ["red", "text"]
+    assert node == given and store.get_nodes(["red", "text"]) == [node, text]
+    # The image lies beside the metadata, once.
+    (stored,) = store.client.get("red")
+    assert stored.image == picture("red") and "image" not in stored.metadata["_llama_index"]
+    result = store.query(VectorStoreQuery(query_str="red", similarity_top_k=1))
+    assert result.nodes == [node] and result.similarities[0] == pytest.approx(1, abs=0.01)
+    (found,) = ManyvecRetriever(store.client, similarity_top_k=1, evidence=True).retrieve("red")
+    assert isinstance(found.node, ImageNode)
+    assert found.node.resolve_image().read() == picture("red")
+    assert found.node.metadata["evidence"]["grid"] == [2, 3]
+    assert found.node.metadata["evidence"]["words"][0]["patch"] == [0, 1]
+
+
+def test_an_image_node_with_a_path_brings_the_image_along(tmp_path: Path) -> None:
+    (tmp_path / "page.png").write_bytes(picture("blue"))
+    store = ManyvecVectorStore.create(tmp_path / "index", ColorEncoder())
+    store.add([ImageNode(id_="blue", text="caption", image_path=str(tmp_path / "page.png"))])
+    (tmp_path / "page.png").unlink()
+    (found,) = store.get_nodes(["blue"])
+    assert (found.text, found.image, found.image_mimetype) == ("caption", as_base64(picture("blue")), "image/png")
+    assert found.image_path == str(tmp_path / "page.png")
+
+
+def test_a_page_that_something_else_stored_is_an_image_node(tmp_path: Path) -> None:
+    index = manyvec.Index.create(tmp_path / "index", ColorEncoder())
+    index.add([{"id": "red", "image": picture("red"), "text": "report.pdf, page 1"}, {"id": "t", "text": "red"}])
+    page, text = ManyvecVectorStore(index).get_nodes(["red", "t"])
+    assert (type(page), page.text, page.image) == (ImageNode, "report.pdf, page 1", as_base64(picture("red")))
+    assert type(text) is TextNode
+    ManyvecVectorStore(index).delete("red")
+    assert index.ids() == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"image_url": "http://127.0.0.1:9/page.png", "text": "caption"}, "node 'bad': its image is at http://127.0"),
+        ({"image": "no base64!"}, "node 'bad': its image is not base64"),
+        ({"image": as_base64(b"no image")}, "document 'bad': its image is no image that PIL can read"),
+        ({"image_path": "nowhere.png"}, "document 'bad': its image cannot be read"),
+        ({}, "document 'bad' has no text"),
+    ],
+    ids=["url", "base64", "damaged", "path", "nothing"],
+)
+def test_an_image_that_cannot_be_had_is_an_error_that_names_the_node(
+    tmp_path: Path, fields: dict[str, str], said: str
+) -> None:
+    store = ManyvecVectorStore.create(tmp_path / "index", ColorEncoder())
+    with pytest.raises(manyvec.InputError, match=said):
+        store.add([ImageNode(id_="bad", **fields)])
+    assert store.get_nodes() == []

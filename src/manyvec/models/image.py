@@ -80,13 +80,18 @@ class ImageEncoder(ABC):
             digest.update(sample)
         return digest.hexdigest()
 
+    @property
+    def crops_images(self) -> bool:
+        """Whether only the middle square of an image is looked at, as CLIP does."""
+        return bool(getattr(self.processor.image_processor, "do_center_crop", False))
+
     def encode_images(self, images: Sequence[str | Path | bytes | Image]) -> TokenBatch:
         """Token vectors of images, in their order: files, the bytes of one, or images that PIL has opened.
 
         Raises:
             InputError: an image cannot be read; the message says which.
         """
-        sizes = [_size(image, i) for i, image in enumerate(images)]
+        sizes = [image_header(image, f"image {i}")[1] for i, image in enumerate(images)]
         counts = [self._n_tokens(height, width) for width, height in sizes]
         found: list[Embedded | None] = [None] * len(sizes)
         for batch in batches_of(counts, self.batch_tokens):
@@ -323,10 +328,10 @@ def read_image(image: str | Path | bytes | Image, what: str = "the image") -> Im
         return ImageOps.exif_transpose(opened).convert("RGB")
 
 
-def _size(image: str | Path | bytes | Image, i: int) -> tuple[int, int]:
-    """(width, height), read from its first bytes."""
-    with _opened(image, f"image {i}") as opened:
-        return opened.size
+def image_header(image: str | Path | bytes | Image, what: str) -> tuple[str | None, tuple[int, int]]:
+    """Its format as PIL calls it ("PNG"), and (width, height), read from its first bytes; errors as `read_image`."""
+    with _opened(image, what) as opened:
+        return opened.format, opened.size
 
 
 @contextmanager
@@ -338,6 +343,12 @@ def _opened(image: str | Path | bytes | Image, what: str) -> Iterator[Image]:
             yield image
         elif isinstance(image, (str, Path, bytes)):
             with pillow.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                # PIL only warns up to twice its limit: a file of some kilobytes may hold gigabytes of pixels.
+                if opened.width * opened.height > (pillow.MAX_IMAGE_PIXELS or math.inf):
+                    raise InputError(
+                        f"{what} has {opened.width} by {opened.height} pixels, more than PIL's limit of "
+                        f"{pillow.MAX_IMAGE_PIXELS:,}: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
+                    )
                 yield opened
         else:
             raise InputError(f"{what} is a {type(image).__name__}: give a path, the bytes of a file, or a PIL image")
@@ -346,5 +357,5 @@ def _opened(image: str | Path | bytes | Image, what: str) -> Iterator[Image]:
     except InputError:
         raise
     # PIL raises SyntaxError for broken PNG chunks, OSError for cut files.
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise InputError(f"{what} is no image that PIL can read, or a damaged one: {error}") from error

@@ -5,6 +5,8 @@
 
 const $ = (id) => document.getElementById(id);
 const STAGES = ["encode", "candidates", "fetch", "score", "evidence"];
+// What a similarity, from the least on a page to the most, multiplies white paper by; letters stay black. As in pages.py.
+const TINTS = [[0, 255, 255, 255], [0.35, 255, 244, 190], [0.7, 255, 196, 64], [1, 255, 96, 48]];
 // Unlike words of one model are still this similar: below it a highlight would only be noise.
 const FAINTEST = 0.2;
 let running = null;
@@ -16,11 +18,15 @@ function element(tag, properties, ...children) {
   return made;
 }
 
-async function ask(path, options = {}) {
+async function ask(path, options) {
+  return (await request(path, options)).json();
+}
+
+async function request(path, options = {}) {
   const token = sessionStorage.getItem("token");
   const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
   const response = await fetch(path, { ...options, headers });
-  if (response.ok) return response.json();
+  if (response.ok) return response;
   if (response.status === 401) {
     $("access").hidden = false;
     $("token").focus();
@@ -136,6 +142,7 @@ function show(found) {
   const n = found.hits.length;
   say(n ? `${n} ${n === 1 ? "hit" : "hits"} in ${milliseconds(found.milliseconds.total)}` : "Nothing found");
   showTiming(found.milliseconds);
+  unseen.disconnect();
   $("hits").replaceChildren(...found.hits.map(hitOf));
   for (const hit of found.hits) suggest(hit.metadata);
 }
@@ -170,6 +177,8 @@ function hitOf(hit) {
   part("similarity").append(element("b", { textContent: hit.similarity.toFixed(3) }), " similarity");
   part("score").textContent = `score ${hit.score.toFixed(2)}`;
   part("text").append(...passageOf(hit));
+  part("text").hidden = !hit.n_chars;
+  if (hit.page) showPageWhenSeen(hit, item);
   part("problem").hidden = !hit.problem;
   part("problem").textContent = hit.problem || "";
   part("words").append(...hit.words.map((word, i) => wordOf(word, i, item)));
@@ -179,7 +188,7 @@ function hitOf(hit) {
   const isWhole = hit.passage.start === 0 && hit.passage.end >= hit.n_chars;
   part("whole").hidden = isWhole;
   part("whole").textContent = `Whole text (${hit.n_chars.toLocaleString()} characters)`;
-  part("whole").addEventListener("click", () => toggleWhole(hit, part("text"), part("problem"), part("whole")));
+  part("whole").addEventListener("click", () => toggleWhole(hit, item));
   return item;
 }
 
@@ -218,7 +227,7 @@ function strength(similarity) {
 }
 
 function wordOf(word, place, item) {
-  const shown = element("li", { className: word.span ? "" : "unfound" }, word.word);
+  const shown = element("li", { className: word.span || word.patch ? "" : "unfound" }, word.word);
   if (word.text && word.text !== word.word) shown.append(element("i", { textContent: ` → ${word.text}` }));
   shown.append(element("i", { textContent: ` ${word.similarity.toFixed(2)}` }));
   shown.style.setProperty("--strength", strength(word.similarity));
@@ -232,6 +241,7 @@ function trace(item, place) {
   item.classList.toggle("tracing", place !== null);
   for (const mark of item.querySelectorAll("mark"))
     mark.classList.toggle("traced", mark.dataset.words.split(" ").includes(String(place)));
+  item.paint?.(place);
 }
 
 function traceBack({ target }, isOver) {
@@ -257,7 +267,14 @@ function metadataOf([name, value]) {
   return shown;
 }
 
-async function toggleWhole(hit, text, problem, button) {
+function problemOf(item, error, what) {
+  const problem = item.querySelector(".problem");
+  problem.textContent = error.status === 404 ? `This ${what} was deleted since the search.` : error.message;
+  problem.hidden = false;
+}
+
+async function toggleWhole(hit, item) {
+  const [text, button] = [item.querySelector(".text"), item.querySelector(".whole")];
   const isOpen = button.getAttribute("aria-expanded") === "true";
   if (isOpen) {
     text.replaceChildren(...passageOf(hit));
@@ -271,14 +288,11 @@ async function toggleWhole(hit, text, problem, button) {
       const passage = characters.slice(start - from, end - from).join("");
       const isSame = found.n_chars === hit.n_chars && passage === hit.passage.text;
       text.replaceChildren(...(isSame ? marked(characters, from, hit.words) : [found.text]));
-      if (!isSame) {
-        problem.textContent = "This document changed since the search. Search again to see what matches now.";
-        problem.hidden = false;
-      }
+      if (!isSame)
+        problemOf(item, { message: "This document changed since the search. Search again to see what matches now." });
       text.querySelector("mark")?.scrollIntoView({ block: "nearest" });
     } catch (error) {
-      problem.hidden = false;
-      problem.textContent = error.status === 404 ? "This document was deleted since the search." : error.message;
+      problemOf(item, error, "document");
       return;
     }
   }
@@ -287,13 +301,74 @@ async function toggleWhole(hit, text, problem, button) {
   button.textContent = isOpen ? `Whole text (${hit.n_chars.toLocaleString()} characters)` : "Best passage only";
 }
 
+// Pages: the image, and over it how similar each patch is to the word pointed at, or to all together.
+
+const unseen = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      unseen.unobserve(target);
+      target.load();
+    }
+  },
+  { rootMargin: "600px" },
+);
+
+function showPageWhenSeen(hit, item) {
+  const canvas = item.querySelector("canvas");
+  item.classList.add("paged");
+  canvas.parentElement.hidden = false;
+  canvas.ariaLabel = `Page image of ${hit.id}`;
+  canvas.load = () => showPage(hit, item, canvas).catch((error) => problemOf(item, error, "page"));
+  unseen.observe(canvas);
+}
+
+async function showPage(hit, item, canvas) {
+  const response = await request(`api/images/${encodeURIComponent(hit.id)}`);
+  const bitmap = await createImageBitmap(await response.blob());
+  Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
+  const isSame = response.headers.get("ETag") === hit.page.etag;
+  if (!isSame) problemOf(item, { message: "This page changed since the search. Search again to see what matches now." });
+  item.paint = (place) => {
+    const context = canvas.getContext("2d");
+    context.globalCompositeOperation = "copy";
+    context.drawImage(bitmap, 0, 0);
+    const { map: heat } = place === null ? hit.page : hit.words[place];
+    if (!isSame || !heat) return;
+    context.globalCompositeOperation = "multiply";
+    const side = Math.min(canvas.width, canvas.height);
+    const [width, height] = hit.page.is_cropped ? [side, side] : [canvas.width, canvas.height];
+    context.drawImage(tinted(heat), (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+  };
+  item.paint(null);
+}
+
+function tinted(heat) {
+  const values = heat.flat();
+  const least = values.reduce((a, b) => Math.min(a, b));
+  const spread = values.reduce((a, b) => Math.max(a, b)) - least || 1;
+  const made = element("canvas", { width: heat[0].length, height: heat.length });
+  made.getContext("2d").putImageData(
+    new ImageData(new Uint8ClampedArray(values.flatMap((value) => tint((value - least) / spread))), made.width),
+    0,
+    0,
+  );
+  return made;
+}
+
+function tint(strength) {
+  const next = Math.max(1, TINTS.findIndex(([from]) => from >= strength));
+  const [[from, ...low], [to, ...high]] = [TINTS[next - 1], TINTS[next]];
+  return [...low.map((value, i) => value + ((high[i] - value) * (strength - from)) / (to - from)), 255];
+}
+
 // What matched, under the pointer or at the keyboard's focus.
 
 function explainOn(target, words) {
   const open = () => {
     const lines = words().map(
-      ({ word, text, similarity, share }) =>
-        `${word} → ${text || "no word"}: similarity ${similarity.toFixed(2)}, adds ${share.toFixed(2)}`,
+      ({ word, text, patch, similarity, share }) =>
+        `${word} → ${text || (patch ? `row ${patch[0] + 1}, column ${patch[1] + 1}` : "no word")}: similarity ${similarity.toFixed(2)}, adds ${share.toFixed(2)}`,
     );
     $("tip").replaceChildren(...lines.map((line) => element("p", { textContent: line })));
     $("tip").hidden = false;

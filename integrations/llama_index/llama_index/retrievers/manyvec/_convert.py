@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from llama_index.core import schema
@@ -62,14 +65,14 @@ def open_or_create(uri: str | PathLike[str], encoder: str | Encoder, filter_colu
     return Index.create(uri, encoder, filters=columns, exist_ok=True)
 
 
-def to_document(node: BaseNode, columns: Mapping[str, str]) -> Document:
+def to_document(node: BaseNode, index: Index) -> Document:
     """The node as manyvec stores it. A dense embedding is left out, as LlamaIndex's own stores leave it out.
 
-    Args:
-        columns: the index's filter columns; `manyvec.Index.filters`.
+    The image of an `ImageNode` becomes the document's where the index reads images; elsewhere the node is its text.
 
     Raises:
-        InputError: there is no text, JSON cannot hold the metadata, or the metadata uses a reserved key.
+        InputError: there is neither text nor image, the image is at a URL, JSON cannot hold the metadata, or the
+            metadata uses a reserved key.
     """
     for key in (NODE_KEY, REF_DOC_KEY):
         if key in node.metadata:
@@ -78,16 +81,41 @@ def to_document(node: BaseNode, columns: Mapping[str, str]) -> Document:
     rest = node.model_dump(mode="json", exclude=_KEPT_BESIDE, exclude_defaults=True)
     if not any((rest.get("text_resource") or {}).values()):
         rest.pop("text_resource", None)
+    image = _image(node) if index.reads_images and isinstance(node, ImageNode) else None
+    if image is not None:
+        rest.pop("image", None)
     is_plain = rest == {"class_name": TextNode.class_name()}
     metadata = node.metadata if is_plain else {**node.metadata, NODE_KEY: rest}
-    if REF_DOC_KEY in columns and node.ref_doc_id is not None:
+    if REF_DOC_KEY in index.filters and node.ref_doc_id is not None:
         metadata = {**metadata, REF_DOC_KEY: node.ref_doc_id}
-    return Document(node.node_id, node.get_content(MetadataMode.NONE), metadata)
+    return Document(node.node_id, node.get_content(MetadataMode.NONE), metadata, image=image)
 
 
-def to_node_with_score(hit: Hit) -> NodeWithScore:
+def _image(node: ImageNode) -> bytes | Path | None:
+    if node.image:
+        try:
+            return base64.b64decode(node.image, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InputError(f"node {node.node_id!r}: its image is not base64: {error}") from error
+    if node.image_path:
+        return Path(node.image_path)
+    if node.image_url:
+        raise InputError(
+            f"node {node.node_id!r}: its image is at {node.image_url}, and nothing is fetched from there: load it, and "
+            "give it as image (base64) or image_path"
+        )
+    return None
+
+
+def to_nodes(hits: Sequence[Hit], index: Index) -> list[BaseNode]:
+    """The nodes found, pages with their images; the image of one that was deleted meanwhile is missing."""
+    pages = [hit.id for hit in hits if hit.is_page]
+    images = {document.id: document.image for document in index.get(pages)} if pages else {}
+    return [to_node(hit, images.get(hit.id)) for hit in hits]
+
+
+def to_node_with_score(hit: Hit, node: BaseNode) -> NodeWithScore:
     """The node with its score and, hidden from models, its evidence; metadata stored under that key stays."""
-    node = to_node(hit)
     if hit.evidence is not None and EVIDENCE_KEY not in node.metadata:
         node.metadata[EVIDENCE_KEY] = hit.evidence.to_dict()
         node.excluded_embed_metadata_keys.append(EVIDENCE_KEY)
@@ -95,16 +123,19 @@ def to_node_with_score(hit: Hit) -> NodeWithScore:
     return NodeWithScore(node=node, score=hit.final_score)
 
 
-def to_node(document: Document | Hit) -> BaseNode:
-    """The node as it was stored; what another writer stored is a TextNode."""
+def to_node(document: Document | Hit, image: bytes | Path | None = None) -> BaseNode:
+    """The node as it was stored, with its image; what another writer stored is a TextNode, or an ImageNode."""
     rest = document.metadata.get(NODE_KEY)
+    image = document.image if isinstance(document, Document) else image
+    pixels = {"image": base64.b64encode(image).decode()} if isinstance(image, bytes) else {}
+    plain = ImageNode if pixels else TextNode
     # A document that something else wrote may use the key for something else.
     if not isinstance(rest, dict) or "class_name" not in rest:
-        return TextNode(id_=document.id, text=document.text, metadata=dict(document.metadata))
+        return plain(id_=document.id, text=document.text, metadata=dict(document.metadata), **pixels)
     own = {key: value for key, value in document.metadata.items() if key not in (NODE_KEY, REF_DOC_KEY)}
     # A class of the user's own comes back as a TextNode, as from LlamaIndex's own stores.
-    kind = _CLASSES.get(rest["class_name"], TextNode)
-    fields = {**rest, "id_": document.id, "metadata": own}
+    kind = _CLASSES.get(rest["class_name"], plain)
+    fields = {**rest, **pixels, "id_": document.id, "metadata": own}
     if issubclass(kind, Node):
         return kind.from_dict({**fields, "text_resource": {**rest.get("text_resource", {}), "text": document.text}})
     return kind.from_dict({**fields, "text": document.text})

@@ -20,6 +20,7 @@ from llama_index.retrievers.manyvec._convert import (
     to_filter,
     to_node,
     to_node_with_score,
+    to_nodes,
     to_query,
 )
 
@@ -119,15 +120,17 @@ class ManyvecRetriever(BaseRetriever):
     def add_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
         """Add nodes; one whose id is there already replaces the old one.
 
-        A node's own text is encoded, without its metadata: what searches should find belongs into the text.
+        A node's own text is encoded, without its metadata: what searches should find belongs into the text. Of an
+        `ImageNode` it is the image (`image` or `image_path`), where the index's model reads images.
 
         Returns:
             The nodes' ids, in their order.
 
         Raises:
-            manyvec.InputError: a node has no text, or metadata that JSON cannot hold.
+            manyvec.InputError: a node has neither text nor image, an image at a URL, which is never fetched, or
+                metadata that JSON cannot hold.
         """
-        documents = [to_document(node, self.index.filters) for node in nodes]
+        documents = [to_document(node, self.index) for node in nodes]
         self.index.add(documents, show_progress=show_progress)
         return [document.id for document in documents]
 
@@ -165,7 +168,7 @@ class ManyvecRetriever(BaseRetriever):
             lexical_weight=self.lexical_weight,
             evidence=self.evidence,
         )
-        return [to_node_with_score(hit) for hit in hits]
+        return [to_node_with_score(hit, node) for hit, node in zip(hits, to_nodes(hits, self.index), strict=True)]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)

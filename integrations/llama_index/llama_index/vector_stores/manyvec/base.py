@@ -23,6 +23,7 @@ from llama_index.retrievers.manyvec._convert import (
     to_document,
     to_filter,
     to_node,
+    to_nodes,
 )
 
 from manyvec import AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify
@@ -101,15 +102,17 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Add nodes; one whose id is there already replaces the old one. Of equal ids in one call the last wins.
 
-        A node's own text is encoded, without its metadata. What is there as it is, is not encoded again.
+        A node's own text is encoded, without its metadata; of an `ImageNode` its image, where the index's model reads
+        images. What is there as it is, is not encoded again.
 
         Returns:
             The nodes' ids, in their order.
 
         Raises:
-            InputError: a node has no text, or metadata that JSON cannot hold; none of the nodes is added.
+            InputError: a node has neither text nor image, an image at a URL, which is never fetched, or metadata that
+                JSON cannot hold; none of the nodes is added.
         """
-        documents = [to_document(node, self._index.filters) for node in nodes]
+        documents = [to_document(node, self._index) for node in nodes]
         self._index.add(documents)
         return [document.id for document in documents]
 
@@ -163,7 +166,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             where = AllOf((where, self._cut_from(query.doc_ids)))
         found = self._found(query.query_str, query, where, kwargs)
         return VectorStoreQueryResult(
-            nodes=[to_node(hit) for hit in found],
+            nodes=to_nodes(found, self._index),
             similarities=[hit.final_score for hit in found],
             ids=[hit.id for hit in found],
         )
@@ -223,5 +226,8 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             return F(REF_DOC_KEY).in_(ref_doc_ids) | (whole & F(REF_DOC_KEY).is_null())
         # An index that something else made: what its nodes were cut from has to be read from each of them.
         wanted = set(ref_doc_ids)
-        nodes = map(to_node, self._index.get(self._index.ids()))
+        ids = self._index.ids()
+        # Not all at once: pages come with their images.
+        parts = (ids[start : start + 256] for start in range(0, len(ids), 256))
+        nodes = (to_node(document) for part in parts for document in self._index.get(part))
         return HasId([node.node_id for node in nodes if (node.ref_doc_id or node.node_id) in wanted])
