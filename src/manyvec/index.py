@@ -100,7 +100,9 @@ class Index:
             exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters;
                 its storage and pooling stay what they are.
             cache_bytes: memory for what searches need: ids, centroid lists, and as many token vectors as still fit; the
-                others are read from disk whenever they are scored.
+                others are read from disk whenever they are scored. Besides, a process that searches takes up to 500 MB,
+                most of it for Python, torch and LanceDB, and 250 bytes a document (`examples/benchmarks/growth.py`),
+                and what the model takes.
 
             device: where documents are scored. On `cuda` those in the cache lie in the GPU's memory as well, and up to
                 50,000,000 token vectors are all scored; what does not fit there is scored on the CPU.
@@ -294,9 +296,9 @@ class Index:
             query: a text; one without any token finds nothing.
             k: how many hits, at most; 0 gives none.
             filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
-            depth: how many candidates are scored where there are centroid lists (see `optimize`), by default as many
-                as hold 10,000 token vectors and at least 64. Small indexes, and small parts of large ones that a
-                filter leaves, are scored whole.
+            depth: how many candidates the centroid lists give where there are any (see `optimize`), by default as many
+                as hold 10,000 token vectors and at least 32, and up to 300 that come close to the best of them. Small
+                indexes, and small parts of large ones that a filter leaves, are scored whole.
             lexical_weight: of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; its best 300 documents are
                 candidates too. With `minilm` and 0.3 nine of twelve judged sets gain, one loses 0.015
                 (`examples/benchmarks/mix.py`); other models have not been measured, so 0 is the default.
