@@ -5,6 +5,8 @@ import unicodedata
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from manyvec import Document, Index, InputError, TokenBatch
@@ -264,6 +266,13 @@ def test_the_best_passage_is_the_sentence_that_matches_most():
     passage = explained("capital flour", TEXT).best_passage(60)
     assert (passage.text, passage.start, passage.end) == (TEXT[:58], 0, 58)
     assert explained("berlin", TEXT).best_passage(1000).text == TEXT
+
+
+# Without NUL, which stands for combining marks where there are any.
+@given(st.text(st.characters(min_codepoint=1, max_codepoint=127)) | st.text("ab1.,' -_"))
+def test_words_of_plain_text_are_the_same_where_other_scripts_follow(text):
+    among_others = words(f"{text} è")
+    np.testing.assert_array_equal(words(text), among_others[:-1])
 
 
 def test_a_sentence_that_is_too_long_is_cut_between_words():

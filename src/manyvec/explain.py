@@ -10,6 +10,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -229,9 +230,15 @@ class QueryWords:
     spans: Bounds
     word_of: NDArray[np.int64]
 
-    def tokens_of_words(self) -> list[NDArray[np.int64]]:
-        """For each word, in the query's order, its tokens."""
-        return [np.flatnonzero(self.word_of == word) for word in np.unique(self.word_of[self.word_of >= 0])]
+    @cached_property
+    def words(self) -> list[tuple[str, Span, NDArray[np.int64]]]:
+        """Each word, in the query's order, its characters, and its tokens."""
+        found = []
+        for word in np.unique(self.word_of[self.word_of >= 0]):
+            own = np.flatnonzero(self.word_of == word)
+            start, end = int(self.spans[own, 0].min()), int(self.spans[own, 1].max())
+            found.append((self.query[start:end], (start, end), own))
+        return found
 
     def matches(
         self, shares: NDArray[np.float64], place: Callable[[NDArray[np.int64]], dict[str, Any]]
@@ -243,12 +250,10 @@ class QueryWords:
             place: of a word's tokens, where in the document they found it: `text`, `span` and `patch` of `WordMatch`.
         """
         found = []
-        for own in self.tokens_of_words():
+        for word, span, own in self.words:
             share = float(shares[own].sum())
-            start, end = int(self.spans[own, 0].min()), int(self.spans[own, 1].max())
             where = {"text": "", "span": None} | place(own)
-            word = self.query[start:end]
-            found.append(WordMatch(word, (start, end), similarity=share / len(own), share=share, **where))
+            found.append(WordMatch(word, span, similarity=share / len(own), share=share, **where))
         unshown, score = float(shares[self.word_of < 0].sum()), float(shares.sum())
         return {"words": tuple(found), "unshown": unshown, "score": score}
 
@@ -262,12 +267,15 @@ def compare_tokens(
     Raises:
         InputError: the query has no spans.
     """
+    import torch
+
     if tokens.spans is None:
         raise InputError("the encoder gives no spans for its query tokens, which evidence needs: see TokenBatch.spans")
     spans = documents.spans
     if spans is None or len(spans) != documents.n_tokens:
         spans = np.full((documents.n_tokens, 2), -1, np.int32)
-    similarities = tokens[0].astype(np.float32) @ documents.vectors.astype(np.float32).T
+    vectors = torch.from_dlpack(documents.vectors).float()
+    similarities = (torch.from_dlpack(tokens[0].astype(np.float32)) @ vectors.T).numpy()
     query_words = QueryWords(query, *widened(tokens.spans, words(query)))
     for start, end in itertools.pairwise(documents.offsets.tolist()):
         yield query_words, similarities[:, start:end], spans[start:end]

@@ -211,7 +211,7 @@ def _explain(
         image=image,
         similarities=of_patches,
         patches=patches,
-        tokens_of_words=tuple(query_words.tokens_of_words()),
+        tokens_of_words=tuple(own for _, _, own in query_words.words),
         is_cropped=is_cropped,
         problem=problem,
         **query_words.matches(shares, place),

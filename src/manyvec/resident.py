@@ -88,6 +88,17 @@ class Resident:
         """(n,) the documents for which the condition holds, in rising order."""
         return self.places(self.snapshot.row_ids(where))
 
+    def tokens(self, documents: NDArray[np.int64]) -> TokenBatch:
+        """float16 token vectors of a few documents, in this order, read only as far as they are not in memory."""
+        row_ids, segment_of = self.states.row_ids[documents], self.segment_of[documents]
+        on_disk = np.flatnonzero(segment_of == _ON_DISK)
+        read = dict(zip(on_disk.tolist(), self.snapshot.tokens(row_ids[on_disk]), strict=True)) if len(on_disk) else {}
+        vectors = [
+            read[i] if i in read else self.segments[segment_of[i]].select([place]).decoded().vectors
+            for i, place in enumerate(self.place_of[documents].tolist())
+        ]
+        return TokenBatch.unchecked(np.concatenate(vectors), offsets_of([len(own) for own in vectors]))
+
     @property
     def is_in_memory(self) -> bool:
         """Whether no token vectors are left on disk alone."""

@@ -85,10 +85,10 @@ def _hits(
 ) -> list[Hit]:
     snapshot = scope.documents.snapshot
     row_ids: NDArray[np.int64] = scope.documents.states.row_ids[places]
-    rows = snapshot.texts(row_ids)
+    rows = snapshot.texts(row_ids, spans=wanted.evidence)
     found: Sequence[Evidence | PageEvidence | None] = [None] * len(rows)
     if wanted.evidence and rows:
-        found = _evidence(scope, row_ids, rows, query, tokens, wanted)
+        found = _evidence(scope, places, rows, query, tokens, wanted)
     columns = zip(rows, scores.tolist(), final.tolist(), found, strict=True)
     return [
         Hit(
@@ -108,21 +108,25 @@ def _hits(
 
 def _evidence(
     scope: Scope,
-    row_ids: NDArray[np.int64],
+    places: Places,
     rows: Sequence[dict[str, Any]],
     query: str,
     tokens: TokenBatch,
     wanted: Wanted,
 ) -> list[Evidence | PageEvidence]:
-    """Of each row, read from the version that was searched: of a text in its characters, of a page in its patches."""
-    snapshot = scope.documents.snapshot
-    documents = snapshot.tokens(row_ids, spans=True)
+    """Of each row, of the version that was searched: of a text in its characters, of a page in its patches."""
+    resident = scope.documents
+    held = resident.tokens(places)
+    documents = TokenBatch.unchecked(held.vectors, held.offsets, np.concatenate([row["spans"] for row in rows]))
+    if not any(row["is_page"] for row in rows):
+        return [*explain(query, tokens, [row["text"] for row in rows], documents)]
     found: dict[int, Evidence | PageEvidence] = {}
     if texts := [i for i, row in enumerate(rows) if not row["is_page"]]:
         written = [rows[i]["text"] for i in texts]
         found |= zip(texts, explain(query, tokens, written, documents.select(texts)), strict=True)
     if pages := [i for i, row in enumerate(rows) if row["is_page"]]:
-        images = [image or b"" for image in snapshot.images(row_ids[pages])]
+        row_ids = resident.states.row_ids[places[pages]]
+        images = [image or b"" for image in resident.snapshot.images(row_ids)]
         pairs = [(rows[i]["text"], image) for i, image in zip(pages, images, strict=True)]
         explained = explain_pages(query, tokens, pairs, documents.select(pages), are_cropped=wanted.crops_images)
         found |= zip(pages, explained, strict=True)

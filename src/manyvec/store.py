@@ -396,11 +396,17 @@ class Snapshot:
             found |= {r["id"]: Stored(r["_rowid"], r["metadata"], r["content_hash"]) for r in rows}
         return found
 
-    def texts(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
-        """`id`, `text`, `metadata` (as JSON) and `is_page` of these rows, in this order."""
-        rows = self.take(row_ids, ["id", "text", "metadata", "content_hash"]).to_pylist()
+    def texts(self, row_ids: Sequence[int] | NDArray[np.int64], *, spans: bool = False) -> list[dict[str, Any]]:
+        """`id`, `text`, `metadata` (as JSON), `is_page` and, if asked, `spans` of these rows, in this order."""
+        columns = ["id", "text", "metadata", "content_hash"]
+        table = self.take(row_ids, [*columns, "spans"] if spans else columns)
         # A page's hash has two parts, see `ingest.content_hash`: its image need not be read to know that it has one.
-        return [row | {"is_page": ":" in row["content_hash"]} for row in rows]
+        rows = [row | {"is_page": ":" in row["content_hash"]} for row in table.select(columns).to_pylist()]
+        if spans and rows:
+            of_all, offsets = _spans_in(table)
+            for row, own in zip(rows, np.split(of_all, offsets[1:-1]), strict=True):
+                row["spans"] = own
+        return rows
 
     def images(self, row_ids: Sequence[int] | NDArray[np.int64]) -> list[bytes | None]:
         """The files of these rows' page images, in this order; None for those that are texts."""
@@ -408,16 +414,16 @@ class Snapshot:
             return [None] * len(row_ids)
         return list(self.take(row_ids, ["image"])["image"].to_pylist())
 
-    def tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, spans: bool = False) -> TokenBatch:
+    def tokens(self, row_ids: Sequence[int] | NDArray[np.int64]) -> TokenBatch:
         """float16 token vectors of these rows, in this order; decoded where they are kept in a codec's bytes."""
         if self._storage != "residual":
-            return self.stored_tokens(row_ids, is_coded=self._storage != "float16", spans=spans).decoded()
+            return self.stored_tokens(row_ids, is_coded=self._storage != "float16").decoded()
         # Some may be kept as float16 still.
         is_coded = self.take(row_ids, ["is_coded"])["is_coded"].to_numpy()
         wanted = np.asarray(row_ids, np.int64)
         groups = [np.flatnonzero(is_coded), np.flatnonzero(~is_coded)]
         parts = [
-            self.stored_tokens(wanted[places], is_coded=coded, spans=spans).decoded()
+            self.stored_tokens(wanted[places], is_coded=coded).decoded()
             for places, coded in zip(groups, (True, False), strict=True)
             if len(places)
         ]
@@ -442,11 +448,10 @@ class Snapshot:
         chunks = table[column].chunks
         vectors = [values_of(chunk, np.uint8 if is_coded else np.float16) for chunk in chunks]
         offsets = offsets_of(np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]))
-        steps = [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in table["spans"].chunks] if spans else None
         return TokenBatch.unchecked(
             vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
             offsets,
-            None if steps is None else spans_of(np.concatenate(steps), offsets),
+            _spans_in(table)[0] if spans else None,
             self._store.codec if is_coded else None,
         )
 
@@ -486,6 +491,13 @@ class Snapshot:
             raise StoreError(f"{len(rising) - len(found)} of {len(rising)} rows are not in version {self.version}")
         order = np.argsort(found)[places]
         return table if np.array_equal(order, np.arange(len(order))) else table.take(order)
+
+
+def _spans_in(table: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """(n_tokens, 2) spans of all rows, and where each row's start."""
+    chunks = table["spans"].chunks
+    offsets = offsets_of(np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]) // 2)
+    return spans_of(np.concatenate([chunk.flatten().to_numpy().reshape(-1, 2) for chunk in chunks]), offsets), offsets
 
 
 def _column_indexes(manifest: Manifest) -> dict[str, Any]:

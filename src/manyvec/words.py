@@ -19,6 +19,8 @@ _LETTER = rf"[^\W{_UNSPACED}]"
 _WORD = re.compile(
     rf"[{_UNSPACED}]\0*|(?:{_LETTER}\0*)+(?:(?:['’](?={_LETTER})|(?<=\d)[.,](?=\d))(?:{_LETTER}\0*)+)*|[^\w\s]+"
 )
+# The same for texts of ASCII alone, in half the time.
+_ASCII_WORD = re.compile(r"\w+(?:(?:'(?=\w)|(?<=\d)[.,](?=\d))\w+)*|[^\w\s\x1c-\x1f]+", re.ASCII)
 # A full stop after a single letter is an initial's (U.S., J. Smith); before a small letter, an abbreviation's. Runs are
 # looked at from their first character only, or a hundred thousand exclamation marks would take minutes.
 _SENTENCE_BREAK = re.compile(r"(?<!\b\w)(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+(?![a-z\s])|[。！？]+\s*|(?<!\s)\s*\n\s*")
@@ -31,6 +33,8 @@ def is_extender(character: str) -> bool:
 
 def words(text: str) -> Bounds:
     """(n_words, 2) first character of each word, and one past its last; every visible character is in one word."""
+    if text.isascii():
+        return _bounds([match.span() for match in _ASCII_WORD.finditer(text)])
     # Few characters differ, so asking for the category of each costs less than a class of all marks.
     extenders = {ord(c): "\0" for c in set(text) if not c.isascii() and is_extender(c)}
     return _bounds([match.span() for match in _WORD.finditer(text.translate(extenders))])
