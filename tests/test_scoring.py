@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 
 from manyvec import InputError, MaxSimScorer, ShapeError, TokenBatch
 from manyvec.scoring import maxsim_reference, top_k
+from manyvec.tokens import offsets_of
 
 QUERY = np.array([[1, 0], [0, 1]], np.float32)
 
@@ -144,3 +145,13 @@ def test_top_k_equals_a_full_sort(pairs, k):
     ids = [f"{name:02d}-{i}" for i, (_, name) in enumerate(pairs)]
     expected = sorted(range(len(pairs)), key=lambda i: (-scores[i], ids[i]))[:k]
     assert top_k(scores, ids, k) == expected
+
+
+def test_a_torch_without_onednn_gives_the_same_scores(monkeypatch):
+    rng = np.random.default_rng(11)
+    vectors, lengths = rng.standard_normal((1500, 48), np.float32), [3, 0, 700, 797]
+    documents, query = TokenBatch.unchecked(vectors, offsets_of(lengths)), rng.standard_normal((5, 48), np.float32)
+    expected = maxsim_reference(query, documents)
+    assert_allclose(MaxSimScorer().score(query, documents), expected, rtol=1e-5)
+    monkeypatch.setattr("manyvec.scoring.has_onednn", lambda: False)
+    assert_allclose(MaxSimScorer().score(query, documents), expected, rtol=1e-5)

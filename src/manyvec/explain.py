@@ -231,18 +231,16 @@ class QueryWords:
     word_of: NDArray[np.int64]
 
     @cached_property
-    def words(self) -> list[tuple[str, Span, NDArray[np.int64]]]:
+    def words(self) -> list[tuple[str, Span, list[int]]]:
         """Each word, in the query's order, its characters, and its tokens."""
         found = []
         for word in np.unique(self.word_of[self.word_of >= 0]):
             own = np.flatnonzero(self.word_of == word)
             start, end = int(self.spans[own, 0].min()), int(self.spans[own, 1].max())
-            found.append((self.query[start:end], (start, end), own))
+            found.append((self.query[start:end], (start, end), own.tolist()))
         return found
 
-    def matches(
-        self, shares: NDArray[np.float64], place: Callable[[NDArray[np.int64]], dict[str, Any]]
-    ) -> dict[str, Any]:
+    def matches(self, shares: list[float], place: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
         """`words`, `unshown` and `score` of an `Explanation`.
 
         Args:
@@ -251,11 +249,11 @@ class QueryWords:
         """
         found = []
         for word, span, own in self.words:
-            share = float(shares[own].sum())
+            share = sum(shares[token] for token in own)
             where = {"text": "", "span": None} | place(own)
             found.append(WordMatch(word, span, similarity=share / len(own), share=share, **where))
-        unshown, score = float(shares[self.word_of < 0].sum()), float(shares.sum())
-        return {"words": tuple(found), "unshown": unshown, "score": score}
+        unshown = sum(shares[token] for token in np.flatnonzero(self.word_of < 0).tolist())
+        return {"words": tuple(found), "unshown": float(unshown), "score": sum(shares)}
 
 
 def compare_tokens(
@@ -302,11 +300,19 @@ def _explain(
     problem = _problem(text, spans)
     if problem:
         spans = np.full_like(spans, -1)
-    shares = similarities.max(axis=1).astype(np.float64)
-    matched, _ = widened(spans[similarities.argmax(axis=1)], words(text))
+    best = similarities.argmax(axis=1)
+    # Lists: a word has a token or three, and numpy takes longer to look at these than to add up hundreds.
+    shares: list[float] = similarities[np.arange(len(best)), best].tolist()
+    matched: list[list[int]] = widened(spans[best], words(text))[0].tolist()
 
-    def place(own: NDArray[np.int64]) -> dict[str, Any]:
-        span = _heaviest(matched[own], shares[own])
+    def place(own: list[int]) -> dict[str, Any]:
+        totals: dict[Span, float] = {}
+        for token in own:
+            start, end = matched[token]
+            if start >= 0:
+                totals[start, end] = totals.get((start, end), 0.0) + shares[token]
+        # Where the tokens of the word found the most similarity together.
+        span = max(totals, key=totals.__getitem__, default=None)
         return {"text": text[slice(*span)], "span": span} if span else {}
 
     placed = np.flatnonzero(spans[:, 0] >= 0)
@@ -319,15 +325,6 @@ def _explain(
         problem=problem,
         **query_words.matches(shares, place),
     )
-
-
-def _heaviest(spans: Bounds, shares: NDArray[np.float64]) -> Span | None:
-    """Where the tokens of a word found the most similarity together; None if only where no text is."""
-    totals: dict[Span, float] = {}
-    for (start, end), share in zip(spans.tolist(), shares.tolist(), strict=True):
-        if start >= 0:
-            totals[start, end] = totals.get((start, end), 0.0) + share
-    return max(totals, key=totals.__getitem__, default=None)
 
 
 def _whole_sentences(sentence_bounds: Bounds, n_chars: int) -> Bounds:

@@ -51,7 +51,7 @@ class PageEvidence(Explanation):
     image: bytes = field(repr=False)
     similarities: NDArray[np.float32] = field(repr=False, compare=False)
     patches: NDArray[np.int32] = field(repr=False, compare=False)
-    tokens_of_words: tuple[NDArray[np.int64], ...] = field(repr=False, compare=False)
+    tokens_of_words: tuple[list[int], ...] = field(repr=False, compare=False)
     is_cropped: bool = False
 
     @property
@@ -199,11 +199,10 @@ def _explain(
         problem = f"this page image would have {spans.max(axis=0) + 1} rows and columns of patches: add it again"
     if problem:
         spans = np.full_like(spans, -1)
-    shares = similarities.max(axis=1).astype(np.float64)
     placed = np.flatnonzero(spans[:, 0] >= 0)
     patches, of_patches = spans[placed], similarities[:, placed]
 
-    def place(own: NDArray[np.int64]) -> dict[str, Any]:
+    def place(own: list[int]) -> dict[str, Any]:
         return {"patch": tuple(patches[of_patches[own].mean(axis=0).argmax()].tolist())} if len(patches) else {}
 
     return PageEvidence(
@@ -214,7 +213,7 @@ def _explain(
         tokens_of_words=tuple(own for _, _, own in query_words.words),
         is_cropped=is_cropped,
         problem=problem,
-        **query_words.matches(shares, place),
+        **query_words.matches(similarities.max(axis=1).tolist(), place),
     )
 
 

@@ -209,9 +209,15 @@ class _FloatProducts:
 
         vectors = rows if self._codec is None else self._codec.decode(rows)
         # from_dlpack takes the read-only arrays that Arrow gives.
-        padded = _padded(torch.from_dlpack(vectors), 16)
-        out = scratch("products", (len(self._query), len(padded)), torch.float32)
-        return torch.mm(self._query, padded.T, out=out)[: self._n, : len(rows)].numpy()
+        if has_onednn():
+            # It prepares itself for each new shape: few shapes, or that would take longer than the products do.
+            padded = _padded(torch.from_dlpack(vectors), 1024)
+            products = torch.ops.mkldnn._linear_pointwise(self._query, padded, None, "none", [], "")
+        else:
+            padded = _padded(torch.from_dlpack(vectors), 16)
+            out = scratch("products", (len(self._query), len(padded)), torch.float32)
+            products = torch.mm(self._query, padded.T, out=out)
+        return products[: self._n, : len(rows)].numpy()
 
 
 class _IntegerProducts:
@@ -257,6 +263,14 @@ def _padded(rows: torch.Tensor, multiple: int) -> torch.Tensor:
     padded[:n] = rows
     padded[n:] = 0
     return padded
+
+
+@lru_cache(maxsize=1)
+def has_onednn() -> bool:
+    """Whether torch can multiply with oneDNN, which keeps to a thread's own number of threads, as MKL does not."""
+    import torch
+
+    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
