@@ -128,7 +128,8 @@ def _by_words(query: str, document: str, rarity: dict[str, float]) -> Evidence:
     stems = [(words_of(document[start:end]) or [""])[0] for start, end in bounds.tolist()]
     wanted = list(dict.fromkeys(words_of(query)))
     similarities = np.array([[rarity.get(w, 0) * (w == stem) for stem in stems] for w in wanted], np.float32)
-    return Evidence(document, (), 0, 0, similarities.reshape(len(wanted), len(stems)), bounds[:, 0])
+    by_words = similarities.reshape(len(wanted), len(stems))
+    return Evidence(text=document, words=(), unshown=0, score=0, similarities=by_words, starts=bounds[:, 0])
 
 
 def _best_window(evidence: Evidence, n_chars: int) -> tuple[int, int]:
