@@ -223,8 +223,8 @@ class _FloatProducts:
 class _IntegerProducts:
     """Products of codes as they are with query tokens in int8, one scale a token: exact but for the query's rounding.
 
-    That rounding errs as much as the one of `int8` documents. Taking the query in two int8 parts would spare it, at
-    about twice the time; of six judged sets it moved no storage's nDCG@10 by more than 0.002.
+    That rounding errs as much as the one of `int8` documents; what each storage loses, by
+    `examples/benchmarks/storage.py`, includes it. Taking the query in two int8 parts would multiply twice as much.
     """
 
     def __init__(self, vectors: NDArray[np.float32], codec: Codec) -> None:

@@ -50,11 +50,11 @@ _CODEBOOK_KEY = "manyvec-codebook"
 _CODEC_KEY = "manyvec-codec"
 # 1,000 values in an IN (...) take LanceDB 6 ms, 10,000 take 40.
 _IDS_PER_STATEMENT = 1000
-# Bytes of token vectors read from disk at a time where they are scored, where they are kept, and where centroids are
-# found for them. LanceDB leaves a share of each read's size behind, once for each of its threads; larger reads are
-# faster up to the first of these, and loading is not.
+# Bytes of token vectors read from disk at a time: where they are scored, and where they are kept in memory. Each of
+# LanceDB's threads holds on to some memory of the largest read it had part in (`examples/benchmarks/growth.py`).
 _WINDOW_BYTES = 4 * 2**20
 LOAD_WINDOW_BYTES = 2**20
+# The same where centroids are found for them: many at once have more in common.
 BUILD_WINDOW_BYTES = 64 * 2**20
 
 
