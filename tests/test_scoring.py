@@ -6,10 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from manyvec import InputError, MaxSimScorer, ShapeError, TokenBatch
+from manyvec import InputError, MaxSimScorer, ShapeError, TokenBatch, kernels
 from manyvec.scoring import maxsim_reference, top_k
-from manyvec.tokens import offsets_of
 
+# This one, one with AVX2 alone where this has more, and one that no machine code is made for.
+OWN = kernels.processor()
+PROCESSORS = [OWN, None]
+if OWN and OWN.lanes == 16:
+    PROCESSORS.append(kernels.Processor("haswell", "", 8, has_int8=False))
 QUERY = np.array([[1, 0], [0, 1]], np.float32)
 
 
@@ -71,17 +75,21 @@ def test_an_unknown_reduction_is_refused():
     dim=st.sampled_from([3, 48, 128]),
     half=st.booleans(),
     block_tokens=st.integers(1, 100),
+    processor=st.sampled_from(PROCESSORS),
     seed=st.integers(0, 2**16),
 )
-def test_blocks_of_any_size_agree_with_the_reference(lengths, n_query, dim, half, block_tokens, seed):
+def test_blocks_of_any_size_agree_with_the_reference(lengths, n_query, dim, half, block_tokens, processor, seed):
     rng = np.random.default_rng(seed)
     documents = random_batch(rng, lengths, dim, np.float16 if half else np.float32)
     queries = random_batch(rng, [n_query, 3], dim)
     subset = np.flatnonzero(rng.random(len(lengths)) < 0.5)
-    scorer = MaxSimScorer(block_bytes=block_tokens * dim * 4)
     expected = np.array([maxsim_reference(queries[i], documents) for i in range(2)])
-    assert_allclose(scorer.score_many(queries, documents), expected, rtol=0, atol=tolerance(n_query))
-    assert_allclose(scorer.score_many(queries, documents, subset), expected[:, subset], rtol=0, atol=tolerance(n_query))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("manyvec.scoring._TOKENS_A_BLOCK", block_tokens)
+        patch.setattr("manyvec.scoring.processor", lambda: processor)
+        scores, some = (MaxSimScorer().score_many(queries, documents, of) for of in (None, subset))
+    assert_allclose(scores, expected, rtol=0, atol=tolerance(n_query))
+    assert_allclose(some, expected[:, subset], rtol=0, atol=tolerance(n_query))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -115,13 +123,16 @@ def test_read_only_vectors_are_scored_without_a_copy_or_a_warning():
     assert MaxSimScorer().score(QUERY, documents).tolist() == [1]
 
 
-def test_equal_documents_score_equally_wherever_they_stand():
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_equal_documents_score_equally_wherever_they_stand(processor, monkeypatch):
+    monkeypatch.setattr("manyvec.scoring.processor", lambda: processor)
+    monkeypatch.setattr("manyvec.scoring._TOKENS_A_BLOCK", 100)
     rng = np.random.default_rng(2)
     one = random_batch(rng, [7], 128)
     others = random_batch(rng, rng.integers(1, 30, size=500), 128)
     places = [0, 3, 77, 201, 499]
     texts = [one[0] if i in places else others[i] for i in range(500)]
-    scores = MaxSimScorer(block_bytes=100 * 128 * 4).score(random_batch(rng, [5], 128)[0], TokenBatch.from_list(texts))
+    scores = MaxSimScorer().score(random_batch(rng, [5], 128)[0], TokenBatch.from_list(texts))
     assert len(set(scores[places].tolist())) == 1
 
 
@@ -145,13 +156,3 @@ def test_top_k_equals_a_full_sort(pairs, k):
     ids = [f"{name:02d}-{i}" for i, (_, name) in enumerate(pairs)]
     expected = sorted(range(len(pairs)), key=lambda i: (-scores[i], ids[i]))[:k]
     assert top_k(scores, ids, k) == expected
-
-
-def test_a_torch_without_onednn_gives_the_same_scores(monkeypatch):
-    rng = np.random.default_rng(11)
-    vectors, lengths = rng.standard_normal((1500, 48), np.float32), [3, 0, 700, 797]
-    documents, query = TokenBatch.unchecked(vectors, offsets_of(lengths)), rng.standard_normal((5, 48), np.float32)
-    expected = maxsim_reference(query, documents)
-    assert_allclose(MaxSimScorer().score(query, documents), expected, rtol=1e-5)
-    monkeypatch.setattr("manyvec.scoring.has_onednn", lambda: False)
-    assert_allclose(MaxSimScorer().score(query, documents), expected, rtol=1e-5)

@@ -409,5 +409,5 @@ def _two_bytes(columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _to_sixteen(n: int) -> int:
-    """The next multiple of 16; see `scoring._padded`."""
+    """The next multiple of 16; see `scoring._Products`."""
     return -(-n // 16) * 16

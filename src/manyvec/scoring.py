@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.codec import Codec, has_fast_int8, rotation
+from manyvec.codec import Codec
 from manyvec.errors import InputError, ShapeError
+from manyvec.kernels import QueryKernel, processor
 from manyvec.tokens import TokenBatch, offsets_of, ragged_rows
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Reduction = Literal["sum", "mean"]
 Scores = NDArray[np.float32]
+# Smaller blocks cost more calls, larger ones leave threads without work towards the end.
+_TOKENS_A_BLOCK = 8_192
 
 
 class Best(NamedTuple):
@@ -73,19 +76,16 @@ def maxsim_reference(query: NDArray[np.floating], documents: TokenBatch) -> Scor
 
 @dataclass(frozen=True)
 class MaxSimScorer:
-    """Scores documents against queries on the CPU, exactly, in blocks that stay in the processor's cache.
+    """Scores documents against queries on the CPU, exactly.
 
-    Documents in a codec's bytes are scored as they are, without a float32 copy, against the query rounded to int8.
+    Documents in a codec's bytes are scored as they are, without a float32 copy; where the processor multiplies int8,
+    against the query rounded to int8.
 
     Args:
         reduction: `sum` over the query tokens (ColBERT) or their `mean` (FILIP).
-        block_bytes: document vectors are multiplied so many float32 bytes at a time. Smaller blocks cost more calls
-            than a nearer cache saves, larger ones leave the caches (`examples/benchmarks/scoring.py`). A larger
-            document makes a block of its own.
     """
 
     reduction: Reduction = "sum"
-    block_bytes: int = 4 * 2**20
 
     def __post_init__(self) -> None:
         if self.reduction not in ("sum", "mean"):
@@ -116,33 +116,26 @@ class MaxSimScorer:
         """
         if queries.dim != documents.dim:
             raise ShapeError(f"queries have dim {queries.dim}, documents {documents.dim}: encode both with one model")
-        import torch
-
         lengths = documents.lengths if subset is None else documents.lengths[subset]
+        starts = documents.offsets[:-1] if subset is None else documents.offsets[subset]
         scores = np.full((len(queries), len(lengths)), -np.inf, np.float32)
-        answered = np.flatnonzero(queries.lengths)
-        blocks = document_blocks(lengths, max(1, self.block_bytes // (4 * documents.dim)))
+        answered, filled = np.flatnonzero(queries.lengths), np.flatnonzero(lengths)
+        blocks = document_blocks(lengths[filled], _TOKENS_A_BLOCK)
         if not len(answered) or not blocks:
             return scores
-        similarities = _similarities_to(queries, documents.codec)
-        rows_of = documents.vectors if subset is None else ragged_rows(documents.offsets[subset], lengths)
-        starts = offsets_of(lengths)
+        matches = _matches(np.ascontiguousarray(queries.vectors, np.float32), documents)
 
         def score_block(block: slice) -> None:
-            rows = rows_of[starts[block.start] : starts[block.stop]]
-            if subset is not None:
-                # Unlike numpy, torch gathers without holding up the other threads.
-                source = torch.from_dlpack(documents.vectors)
-                out = scratch("gathered", (len(rows), source.shape[1]), source.dtype)
-                rows = torch.index_select(source, 0, torch.from_dlpack(rows), out=out).numpy()
-            filled = np.flatnonzero(lengths[block])
-            own_starts = starts[block.start : block.stop] - starts[block.start]
-            best = np.maximum.reduceat(similarities(rows), own_starts[filled], axis=1) * similarities.factors
+            own = filled[block]
+            best = matches.best(starts[own], lengths[own])
             # float32 here: near 16, float16 steps are 0.016 wide and unlike documents would tie.
-            summed = np.add.reduceat(best, queries.offsets[answered], axis=0)
-            scores[answered[:, None], block.start + filled] = summed
+            scores[answered[:, None], own] = np.add.reduceat(best, queries.offsets[answered], axis=1).T
 
-        in_parallel(score_block, blocks)
+        if isinstance(matches, QueryKernel):
+            in_parallel(score_block, blocks)
+        else:
+            for block in blocks:
+                score_block(block)
         if self.reduction == "mean":
             scores[answered] /= queries.lengths[answered, None]
         return scores
@@ -172,105 +165,32 @@ def document_blocks(lengths: NDArray[np.int64], max_tokens: int) -> list[slice]:
     return blocks
 
 
-class _Similarities(Protocol):
-    """Dot products of all query tokens with rows of documents, but for one positive factor a query token.
-
-    Attributes:
-        factors: (n_query_tokens, 1) what the products, or the best of them, are to be multiplied with.
-    """
-
-    factors: NDArray[np.float32]
-
-    def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """(n_query_tokens, n_rows) of (n_rows, dim) vectors or (n_rows, width) codes."""
-        ...
+def _matches(queries: NDArray[np.float32], documents: TokenBatch) -> QueryKernel | _Products:
+    own = processor()
+    if own is None:
+        return _Products(queries, documents.vectors, documents.codec)
+    return QueryKernel(own, queries, documents.vectors, documents.codec)
 
 
-def _similarities_to(queries: TokenBatch, codec: Codec | None) -> _Similarities:
-    vectors = np.ascontiguousarray(queries.vectors, np.float32)
-    if codec is None or not has_fast_int8():
-        return _FloatProducts(vectors, codec)
-    return _IntegerProducts(vectors, codec)
+class _Products:
+    """What `QueryKernel` does, by matrix products: where there is no llvmlite, and for tests to compare it with."""
 
+    def __init__(self, queries: NDArray[np.float32], vectors: NDArray[Any], codec: Codec | None) -> None:
+        self._queries, self._vectors, self._codec = queries, vectors, codec
 
-class _FloatProducts:
-    """Products in float32, of vectors or of decoded codes."""
-
-    def __init__(self, vectors: NDArray[np.float32], codec: Codec | None) -> None:
+    def best(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n_documents, n_query_tokens); see `QueryKernel.best`."""
         import torch
 
-        self.factors = np.ones((len(vectors), 1), np.float32)
-        self._n = len(vectors)
-        self._query = _padded(torch.from_dlpack(vectors), 8).clone()
-        self._codec = codec
-
-    def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        import torch
-
-        vectors = rows if self._codec is None else self._codec.decode(rows)
-        # from_dlpack takes the read-only arrays that Arrow gives.
-        if has_onednn():
-            # It prepares itself for each new shape: few shapes, or that would take longer than the products do.
-            padded = _padded(torch.from_dlpack(vectors), 1024)
-            products = torch.ops.mkldnn._linear_pointwise(self._query, padded, None, "none", [], "")
-        else:
-            padded = _padded(torch.from_dlpack(vectors), 16)
-            out = scratch("products", (len(self._query), len(padded)), torch.float32)
-            products = torch.mm(self._query, padded.T, out=out)
-        return products[: self._n, : len(rows)].numpy()
-
-
-class _IntegerProducts:
-    """Products of codes as they are with query tokens in int8, one scale a token: exact but for the query's rounding.
-
-    That rounding errs as much as the one of `int8` documents; what each storage loses, by
-    `examples/benchmarks/storage.py`, includes it. Taking the query in two int8 parts would multiply twice as much.
-    """
-
-    def __init__(self, vectors: NDArray[np.float32], codec: Codec) -> None:
-        import torch
-
-        self._codec = codec
-        rotated = vectors @ rotation(codec.dim) if codec.is_rotated else vectors
-        self.factors = np.maximum(np.abs(rotated).max(axis=1, keepdims=True), 1e-30) / np.float32(127)
-        self._query = torch.from_dlpack(np.rint(rotated / self.factors).astype(np.int8))
-        if codec.centroids is not None:
-            self._to_centroids = torch.from_dlpack(vectors @ codec.centroids.T / self.factors)
-
-    def __call__(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-        import torch
-
-        codec, shape = self._codec, (len(self._query), len(rows))
-        integers = scratch("integers", shape, torch.int32)
-        torch._int_mm(self._query, torch.from_dlpack(codec.integers(rows)).T, out=integers)
-        scales = torch.from_dlpack(codec.scales(rows))
-        products = torch.mul(integers, scales, out=scratch("products", shape, torch.float32))
-        if codec.centroids is not None:
-            products += self._to_centroids.index_select(1, torch.from_dlpack(codec.nearest(rows)))
-        return products.numpy()
-
-
-def _padded(rows: torch.Tensor, multiple: int) -> torch.Tensor:
-    """float32 of (n, dim) rows, and rows of zeros up to the next multiple.
-
-    A matrix product treats its last few rows with other instructions, which round differently. With no such rest, equal
-    vectors get equal similarities wherever they stand: equal documents tie, and a query scores the same among others.
-    """
-    import torch
-
-    n = len(rows)
-    padded = scratch("padded", (-(-n // multiple) * multiple, rows.shape[1]), torch.float32)
-    padded[:n] = rows
-    padded[n:] = 0
-    return padded
-
-
-@lru_cache(maxsize=1)
-def has_onednn() -> bool:
-    """Whether torch can multiply with oneDNN, which keeps to a thread's own number of threads, as MKL does not."""
-    import torch
-
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        rows = self._vectors[ragged_rows(starts, lengths)]
+        # numpy turns float16 into float32 at a fraction of torch's speed.
+        numbers = torch.from_numpy(rows).float().numpy() if self._codec is None else self._codec.decode(rows)
+        # A product treats its last few rows with other instructions, which round differently. With rows of zeros behind
+        # them, equal vectors get equal similarities wherever they stand.
+        padded = np.zeros((-(-len(numbers) // 16) * 16, numbers.shape[1]), np.float32)
+        padded[: len(numbers)] = numbers
+        similarities = (padded @ self._queries.T)[: len(numbers)]
+        return np.maximum.reduceat(similarities, offsets_of(lengths)[:-1], axis=0)
 
 
 def in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
