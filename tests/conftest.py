@@ -10,6 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from manyvec import machine
+
+
+def pytest_generate_tests(metafunc):
+    """`processor`: this one, one with AVX2 alone where this has more, and one that no machine code is made for."""
+    if "processor" in metafunc.fixturenames:
+        own = machine.processor()
+        lesser = [machine.Processor("haswell", "", 8, has_int8=False)] if own and own.lanes == 16 else []
+        kinds = [*([own] if own else []), *lesser, None]
+        metafunc.parametrize("processor", kinds, ids=[f"{kind.lanes} lanes" if kind else "no code" for kind in kinds])
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

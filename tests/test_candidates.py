@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from manyvec import F, Index, InputError, ShapeError, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
 from manyvec.codebook import Assignments, Codebook, _unit, n_centroids_for
-from manyvec.codec import has_fast_int8
 from manyvec.lists import _largest
 from manyvec.testing import HashEncoder
 
@@ -122,12 +121,9 @@ def test_many_centroids_of_few_unlike_vectors_are_assigned_too():
     np.testing.assert_allclose(codebook.centroids[codebook.assign(vectors)], vectors, atol=1e-5)
 
 
-@pytest.mark.parametrize("is_fast", [True, False])
-@pytest.mark.parametrize("dim", [32, 128])
-def test_many_vectors_find_the_nearest_of_many_centroids_or_one_as_near(monkeypatch, dim, is_fast):
-    if is_fast and not has_fast_int8():
-        pytest.skip("this processor multiplies int8 no faster than float32, so it never does here")
-    monkeypatch.setattr("manyvec.codebook.has_fast_int8", lambda: is_fast)
+@pytest.mark.parametrize("dim", [38, 128])
+def test_many_vectors_find_the_nearest_of_many_centroids_or_one_as_near(monkeypatch, dim, processor):
+    monkeypatch.setattr("manyvec.codebook.processor", lambda: processor)
     rng = np.random.default_rng(0)
     topics = _unit(rng.standard_normal((50, dim)).astype(np.float32))
     noise = rng.standard_normal((9_000, dim)).astype(np.float32) * 0.7 / dim**0.5

@@ -4,16 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from manyvec import InputError, MaxSimScorer, TokenBatch, kernels
+from manyvec import InputError, MaxSimScorer, TokenBatch
 from manyvec.codec import STORAGES, Codec, bytes_per_token, rotation
 from manyvec.scoring import maxsim_reference
 from manyvec.tokens import offsets_of
 
-# This one, one with AVX2 alone where this has more, and one that no machine code is made for.
-OWN = kernels.processor()
-PROCESSORS = [OWN, None]
-if OWN and OWN.lanes == 16:
-    PROCESSORS.append(kernels.Processor("haswell", "", 8, has_int8=False))
 CODED = STORAGES[1:]
 DIMS = (5, 48, 64, 96, 128, 384, 1024)
 
@@ -105,9 +100,8 @@ def rounding(query, codes):
     dim=st.sampled_from(DIMS),
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any),
     n_query_tokens=st.integers(1, 7),
-    processor=st.sampled_from(PROCESSORS),
 )
-def test_codes_score_as_their_decoded_vectors_do(seed, storage, dim, lengths, n_query_tokens, processor):
+def test_codes_score_as_their_decoded_vectors_do(processor, seed, storage, dim, lengths, n_query_tokens):
     rng = np.random.default_rng(seed)
     _, codes = encoded(rng, storage, lengths, dim)
     decoded = TokenBatch(codes.codec.decode(codes.vectors), codes.offsets, allow_empty=True)

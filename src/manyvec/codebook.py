@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.codec import has_fast_int8
 from manyvec.errors import InputError, ShapeError
+from manyvec.kernels import CentroidKernel
+from manyvec.machine import processor
+from manyvec.parallel import in_parallel
 from manyvec.tokens import TokenBatch, offsets_of
 
-if TYPE_CHECKING:
-    import torch
-
-# float32 bytes of similarities between token vectors and centroids at a time.
+# float32 bytes of similarities between vectors and centroids at a time, where there is no machine code.
 _BLOCK_BYTES = 4 * 2**20
 _ROWS_AT_A_TIME = 131_072
+_ROWS_A_BLOCK = 512
 
 
 def n_centroids_for(n_tokens: int) -> int:
@@ -75,50 +74,45 @@ class Codebook:
         # For few vectors the detour would cost more than it saves.
         if len(self) < 2048 or len(vectors) < 4096:
             return self._nearest(vectors)
+        parts = [vectors[start : start + _ROWS_AT_A_TIME] for start in range(0, len(vectors), _ROWS_AT_A_TIME)]
+        return np.concatenate([self._near_their_group(part) for part in parts])
+
+    def _near_their_group(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
+        """(n,) of the centroids near each vector's centroid of centroids the nearest."""
         groups, members = self._groups
+        group_of = groups._nearest(vectors)
+        order = np.argsort(group_of, kind="stable")
+        places_of = np.split(order, np.searchsorted(group_of[order], np.arange(1, len(groups))))
         nearest = np.empty(len(vectors), np.int32)
-        for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-            rows = vectors[start : start + _ROWS_AT_A_TIME]
-            group_of = groups._nearest(rows)
-            order = np.argsort(group_of, kind="stable")
-            ends = np.searchsorted(group_of[order], np.arange(len(groups)), side="right")
-            for group, places in enumerate(np.split(order, ends[:-1])):
-                if not len(places):
-                    continue
-                among = Codebook(self.centroids[members[group]])
-                nearest[start + places] = members[group][among._nearest(rows[places])]
+
+        def assign_group(group: int) -> None:
+            if len(places := places_of[group]):
+                among = self._kernel_of(members[group])
+                nearest[places] = members[group][among.nearest(vectors[places])]
+
+        in_parallel(assign_group, range(len(groups)))
         return nearest
 
     def _nearest(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
-        """(n,) the nearest of all centroids, the first of equals.
+        """(n,) the nearest of all centroids; see `CentroidKernel`."""
+        nearest, kernel = np.empty(len(vectors), np.int32), self._kernel
 
-        Where int8 is multiplied faster, of two that are equally near to 1 % either may be taken.
-        """
-        import torch
+        def assign_block(block: slice) -> None:
+            nearest[block] = kernel.nearest(vectors[block])
 
-        nearest = np.empty(len(vectors), np.int32)
-        step = max(1, _BLOCK_BYTES // (4 * len(self)))
-        for start in range(0, len(vectors), step):
-            block = torch.from_dlpack(np.ascontiguousarray(vectors[start : start + step])).float()
-            if has_fast_int8():
-                # A vector's own scale does not change which centroid is nearest, so the products can be compared.
-                integers = (block * (127 / block.abs().amax(dim=1, keepdim=True).clamp(min=1e-30))).round_()
-                products = torch._int_mm(integers.to(torch.int8), self._integers.T)
-            else:
-                products = block @ torch.from_dlpack(self.centroids).T
-            # numpy finds the place of a maximum ten times faster than torch does on a CPU.
-            nearest[start : start + step] = products.numpy().argmax(axis=1)
+        in_parallel(assign_block, [slice(i, i + _ROWS_A_BLOCK) for i in range(0, len(vectors), _ROWS_A_BLOCK)])
         return nearest
 
     def similarities(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, n_centroids) dot products; of unit vectors off by less than 0.02 where int8 is multiplied faster."""
+        """(n, n_centroids) dot products; of unit vectors off by less than 0.02 where the processor has int8."""
         import torch
 
-        if not has_fast_int8():
+        own = processor()
+        if own is None or not own.has_int8:
             return np.asarray(vectors @ self.centroids.T, np.float32)
         steps = np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-30) / 127
         integers = torch.from_dlpack(np.rint(vectors / steps).astype(np.int8))
-        products = torch._int_mm(integers, self._integers.T).float().numpy()
+        products = torch._int_mm(integers, torch.from_dlpack(self._integers).T).float().numpy()
         products *= (steps * self._step).astype(np.float32)
         return products
 
@@ -128,11 +122,20 @@ class Codebook:
         return max(float(np.abs(self.centroids).max()), 1e-30) / 127
 
     @cached_property
-    def _integers(self) -> torch.Tensor:
-        """(n_centroids, dim) int8, all with one scale."""
-        import torch
+    def _integers(self) -> NDArray[np.int8]:
+        """(n_centroids, dim), all with one scale."""
+        return np.rint(self.centroids / self._step).astype(np.int8)
 
-        return torch.from_dlpack(np.rint(self.centroids / self._step).astype(np.int8))
+    @cached_property
+    def _kernel(self) -> CentroidKernel | _Products:
+        return self._kernel_of(slice(None))
+
+    def _kernel_of(self, some: slice | NDArray[np.int64]) -> CentroidKernel | _Products:
+        """What finds the nearest of some centroids."""
+        own = processor()
+        if own is None:
+            return _Products(self.centroids[some])
+        return CentroidKernel(own, (self._integers if own.has_int8 else self.centroids)[some])
 
     @cached_property
     def _groups(self) -> tuple[Codebook, list[NDArray[np.int64]]]:
@@ -150,6 +153,24 @@ class Codebook:
         centroids = self.centroids.copy()
         centroids[used] = np.add.reduceat(vectors[order].astype(np.float32), starts, axis=0)
         return Codebook(_unit(centroids))
+
+
+class _Products:
+    """What `CentroidKernel` does, by matrix products: where there is no llvmlite."""
+
+    def __init__(self, centroids: NDArray[np.float32]) -> None:
+        self._centroids = centroids
+
+    def nearest(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
+        """(n,) the nearest centroid of each of (n, dim) vectors, the first of equals."""
+        import torch
+
+        nearest, step = np.empty(len(vectors), np.int32), max(1, _BLOCK_BYTES // (4 * len(self._centroids)))
+        for start in range(0, len(vectors), step):
+            block = torch.from_numpy(np.ascontiguousarray(vectors[start : start + step])).float()
+            # numpy finds the place of a maximum ten times faster than torch does on a CPU.
+            nearest[start : start + step] = (block @ torch.from_dlpack(self._centroids).T).numpy().argmax(axis=1)
+        return nearest
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

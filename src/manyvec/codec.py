@@ -129,15 +129,6 @@ def bytes_per_token(storage: str, dim: int) -> int:
     return _packed_width(dim, _BITS[storage]) + {"binary": 0, "residual": 4}.get(storage, 2)
 
 
-@lru_cache(maxsize=1)
-def has_fast_int8() -> bool:
-    """Whether this processor multiplies int8 faster than float32: x86 with VNNI. Elsewhere torch does it by hand."""
-    import torch
-
-    supports = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(supports and supports() and torch.backends.mkldnn.is_available())
-
-
 @lru_cache(maxsize=4)
 def rotation(dim: int) -> NDArray[np.float32]:
     """(dim, dim) an orthogonal matrix, the same on every machine: signs drawn by a hash, then a cosine transform."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from manyvec.codebook import Assignments, Codebook, n_centroids_for
 from manyvec.ingest import train_codebook
+from manyvec.parallel import in_parallel, scratch
 from manyvec.resident import Resident
-from manyvec.scoring import document_blocks, in_parallel, scratch
+from manyvec.scoring import document_blocks
 from manyvec.store import BUILD_WINDOW_BYTES, Snapshot, Store, windows
 from manyvec.tokens import offsets_of, ragged_rows
 

@@ -6,25 +6,19 @@ https://arxiv.org/abs/2004.12832) or averaged (FILIP, https://arxiv.org/abs/2111
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.codec import Codec
 from manyvec.errors import InputError, ShapeError
-from manyvec.kernels import QueryKernel, processor
+from manyvec.kernels import QueryKernel
+from manyvec.machine import processor
+from manyvec.parallel import in_parallel
 from manyvec.tokens import TokenBatch, offsets_of, ragged_rows
-
-if TYPE_CHECKING:
-    import torch
 
 Reduction = Literal["sum", "mean"]
 Scores = NDArray[np.float32]
@@ -191,65 +185,6 @@ class _Products:
         padded[: len(numbers)] = numbers
         similarities = (padded @ self._queries.T)[: len(numbers)]
         return np.maximum.reduceat(similarities, offsets_of(lengths)[:-1], axis=0)
-
-
-def in_parallel(work: Callable[[slice], None], blocks: list[slice]) -> None:
-    """Work on all blocks; each thread takes the next one when it has done one.
-
-    The calling thread waits. It would have to turn off torch's own threads meanwhile, and threads that others start in
-    that time would have none for good.
-    """
-    numbers = itertools.count()
-
-    def work_on() -> None:
-        while (number := next(numbers)) < len(blocks):
-            work(blocks[number])
-
-    pool, n_threads = _workers(os.getpid())
-    for running in [pool.submit(work_on) for _ in range(min(n_threads, len(blocks)))]:
-        running.result()
-
-
-def scratch(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """Memory of this thread's own, not cleared, that is used again by the next call with this name.
-
-    Fresh memory for every block would cost more than what is done in it: the system clears each page of it.
-    """
-    import torch
-
-    n_bytes = shape[0] * shape[1] * dtype.itemsize
-    held: torch.Tensor | None = getattr(_HELD, name, None)
-    if held is None or len(held) < n_bytes:
-        held = torch.empty(n_bytes, dtype=torch.uint8)
-        if n_bytes <= _MAX_HELD_BYTES:
-            setattr(_HELD, name, held)
-    return held[:n_bytes].view(dtype).view(shape)
-
-
-_HELD = threading.local()
-_MAX_HELD_BYTES = 16 * 2**20
-
-
-@lru_cache(maxsize=1)
-def _workers(_process: int) -> tuple[ThreadPoolExecutor, int]:
-    """As many threads as torch would use, in each of which it works alone, and their number.
-
-    Torch's own threads meet after every step of every block. Where another process holds one core, all wait for the
-    one that waits for it, hundreds of times a search: ten times the time on a busy machine.
-
-    Args:
-        _process: the process's id; one that was forked has none of its parent's threads, and makes its own.
-    """
-    import torch
-
-    n_threads = torch.get_num_threads()
-    all_there = threading.Barrier(n_threads)
-    pool = ThreadPoolExecutor(n_threads, "maxsim", initializer=torch.set_num_threads, initargs=(1,))
-    for waiting in [pool.submit(all_there.wait) for _ in range(n_threads)]:
-        waiting.result()
-    # The setting is each thread's own, but new threads start with the one that was made last.
-    torch.set_num_threads(n_threads)
-    return pool, n_threads
 
 
 def top_k(scores: Scores, ids: Sequence[str] | NDArray[np.object_], k: int) -> list[int]:
