@@ -147,12 +147,13 @@ class Codebook:
 
     def _moved(self, vectors: NDArray[np.floating]) -> Codebook:
         """Each centroid moved to the mean of the vectors nearest to it; one without any stays."""
+        import torch
+
         nearest = self.assign(vectors)
-        order = np.argsort(nearest, kind="stable")
-        used, starts = np.unique(nearest[order], return_index=True)
-        centroids = self.centroids.copy()
-        centroids[used] = np.add.reduceat(vectors[order].astype(np.float32), starts, axis=0)
-        return Codebook(_unit(centroids))
+        moved = torch.zeros(self.centroids.shape)
+        moved.index_add_(0, torch.from_numpy(nearest), torch.from_numpy(np.ascontiguousarray(vectors)).float())
+        is_alone = np.bincount(nearest, minlength=len(self)) == 0
+        return Codebook(_unit(np.where(is_alone[:, None], self.centroids, moved.numpy())))
 
 
 class _Products:
