@@ -89,8 +89,8 @@ def bm25_scores(dataset: Dataset, chosen: np.ndarray) -> tuple[np.ndarray, float
             started = time.perf_counter()
             matches = snapshot.match(texts[query], DEPTH)
             seconds.append(time.perf_counter() - started)
-            for row_id, score in matches:
-                scores[row, places[row_id]] = score
+            for row_id, score in zip(*matches, strict=True):
+                scores[row, places[int(row_id)]] = score
     return scores, 1000 * statistics.median(seconds)
 
 

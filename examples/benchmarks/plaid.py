@@ -28,6 +28,9 @@ SETTINGS = {
     "n_full_scores=300": {"n_full_scores": 300},
     "n_full_scores=300, n_ivf_probe=16": {"n_full_scores": 300, "n_ivf_probe": 16},
     "n_full_scores=300, n_ivf_probe=4": {"n_full_scores": 300, "n_ivf_probe": 4},
+    "n_full_scores=300, n_ivf_probe=2": {"n_full_scores": 300, "n_ivf_probe": 2},
+    "n_full_scores=200, n_ivf_probe=4": {"n_full_scores": 200, "n_ivf_probe": 4},
+    "n_full_scores=200, n_ivf_probe=2": {"n_full_scores": 200, "n_ivf_probe": 2},
     "n_full_scores=100": {"n_full_scores": 100},
     "n_full_scores=100, n_ivf_probe=2": {"n_full_scores": 100, "n_ivf_probe": 2},
 }

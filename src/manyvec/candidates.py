@@ -17,19 +17,29 @@ from numpy.typing import NDArray
 from manyvec.device import DeviceScorer
 from manyvec.lists import CentroidLists, ListKeeper
 from manyvec.resident import Resident
-from manyvec.scoring import MaxSimScorer, Scorer
+from manyvec.scoring import Best, MaxSimScorer, Scorer
 
 logger = logging.getLogger(__name__)
 
 Places = NDArray[np.int64]
 
 
+# So many documents are asked of BM25 where it takes part in the score.
+LEXICAL_DEPTH = 300
+
+
 @dataclass(frozen=True)
 class Query:
-    """A query as its users wrote it and as its encoder read it: `tokens` is (n_tokens, dim)."""
+    """A query as its users wrote it and as its encoder read it.
+
+    Attributes:
+        tokens: (n_tokens, dim).
+        matches: the `LEXICAL_DEPTH` best documents in scope by BM25, where the search has asked for them already.
+    """
 
     text: str
     tokens: NDArray[np.floating]
+    matches: Best | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +101,9 @@ class Lexical:
 
 
 def _matched(query: Query, scope: Scope, limit: int) -> Places:
-    matches = scope.documents.snapshot.match(query.text, limit, scope.where)
-    return scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
+    if query.matches is not None and limit <= LEXICAL_DEPTH:
+        return query.matches.places[:limit]
+    return scope.documents.match(query.text, limit, scope.where).places
 
 
 class Pooled:

@@ -151,7 +151,7 @@ class Codebook:
 
         nearest = self.assign(vectors)
         moved = torch.zeros(self.centroids.shape)
-        moved.index_add_(0, torch.from_numpy(nearest), torch.from_numpy(np.ascontiguousarray(vectors)).float())
+        moved.index_add_(0, torch.from_numpy(nearest), torch.from_dlpack(np.ascontiguousarray(vectors)).float())
         is_alone = np.bincount(nearest, minlength=len(self)) == 0
         return Codebook(_unit(np.where(is_alone[:, None], self.centroids, moved.numpy())))
 
@@ -168,7 +168,7 @@ class _Products:
 
         nearest, step = np.empty(len(vectors), np.int32), max(1, _BLOCK_BYTES // (4 * len(self._centroids)))
         for start in range(0, len(vectors), step):
-            block = torch.from_numpy(np.ascontiguousarray(vectors[start : start + step])).float()
+            block = torch.from_dlpack(np.ascontiguousarray(vectors[start : start + step])).float()
             # numpy finds the place of a maximum ten times faster than torch does on a CPU.
             nearest[start : start + step] = (block @ torch.from_dlpack(self._centroids).T).numpy().argmax(axis=1)
         return nearest

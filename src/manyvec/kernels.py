@@ -32,7 +32,7 @@ class Layout:
 
     Attributes:
         dim: of the vector.
-        bits: a dimension; 32 and 16 are floats, the others a codec's whole numbers.
+        bits: a dimension; 32 and 16 are floats, fewer a codec's whole numbers, 0 stands for no numbers at all.
         row_bytes: a token.
         numbers_at: the byte at which its numbers start.
         scale_at: the byte at which its float16 scale stands; None for none.
@@ -62,7 +62,7 @@ class Layout:
     @property
     def n_planes(self) -> int:
         """Numbers in a byte. The loop reads the first of each byte, then the second of each, …"""
-        return max(1, 8 // self.bits)
+        return 8 // self.bits if 0 < self.bits < 8 else 1
 
     @property
     def step(self) -> int:
@@ -86,40 +86,69 @@ class Layout:
 
 
 class QueryKernel:
-    """Query tokens made ready to be compared with documents of one layout.
+    """Query tokens made ready to be compared with documents of one layout."""
 
-    Args:
-        own: this processor.
-        queries: (n, dim) float32 tokens, of one query or of several.
-        vectors: (n_rows, dim) float32 or float16 of all documents, or their (n_rows, width) codes.
-        codec: whose codes they are.
-    """
+    def __init__(self, own: Processor, layout: Layout, vectors: NDArray[Any], factors: NDArray[np.float32]) -> None:
+        """Give room to what the two ways to make one fill.
 
-    def __init__(
-        self, own: Processor, queries: NDArray[np.float32], vectors: NDArray[Any], codec: Codec | None
-    ) -> None:
+        Args:
+            own: this processor.
+            layout: of the rows of `vectors`.
+            vectors: of all documents.
+            factors: (n,) what the similarities of each query token are to be multiplied with.
+        """
+        self._run = _maxsim(own, layout)
+        self._vectors, self._factors = np.ascontiguousarray(vectors), factors
+        self._shape = -(-len(factors) // own.lanes), own.lanes
+        self._queries: NDArray[Any] = np.empty(0, np.float32)
+        self._less = self._to_centroids = np.empty((0, 0), np.float32)
+        self._unit = ctypes.c_float(0)
+
+    @classmethod
+    def for_vectors(
+        cls, own: Processor, queries: NDArray[np.float32], vectors: NDArray[Any], codec: Codec | None
+    ) -> QueryKernel:
+        """For documents' vectors.
+
+        Args:
+            own: this processor.
+            queries: (n, dim) float32 tokens, of one query or of several.
+            vectors: (n_rows, dim) float32 or float16 of all documents, or their (n_rows, width) codes.
+            codec: whose codes they are.
+        """
         layout = Layout.of(vectors, codec)
         is_integer = codec is not None and own.has_int8
-        self._run = _maxsim(own, layout)
-        self._vectors = np.ascontiguousarray(vectors)
-        self._shape = -(-len(queries) // own.lanes), own.lanes
-        self._factors = np.ones(len(queries), np.float32)
-
         numbers = queries @ rotation(layout.dim) if codec is not None and codec.is_rotated else queries
+        factors = np.ones(len(queries), np.float32)
         if is_integer:
-            self._factors = np.maximum(np.abs(numbers).max(axis=1), 1e-30) / np.float32(127)
-            numbers = np.rint(numbers / self._factors[:, None])
+            factors = np.maximum(np.abs(numbers).max(axis=1), 1e-30) / np.float32(127)
+            numbers = np.rint(numbers / factors[:, None])
+        kernel = cls(own, layout, vectors, factors)
         ordered = np.zeros((len(queries), layout.n_read), np.float32)
         in_dim = layout.order < layout.dim
         ordered[:, in_dim] = numbers[:, layout.order[in_dim]]
-        self._queries = packed(ordered, own.lanes, is_integer=is_integer)
+        kernel._queries = packed(ordered, own.lanes, is_integer=is_integer)
         # Codes are read as whole numbers from 0 on; what that adds to a product is the same for all documents.
-        self._less = self._in_lanes(ordered.sum(axis=1)[None] * np.float32(layout.zero))
-        to_centroids = np.zeros((1, len(queries)), np.float32)
+        kernel._less = kernel._in_lanes(ordered.sum(axis=1)[None] * np.float32(layout.zero))
         if codec is not None and codec.centroids is not None:
-            to_centroids = codec.centroids @ queries.T / self._factors
-        self._to_centroids = self._in_lanes(to_centroids)
-        self._unit = ctypes.c_float(layout.step * (layout.dim**-0.5 if layout.scale_at is None else 1))
+            kernel._to_centroids = kernel._in_lanes(codec.centroids @ queries.T / factors)
+        kernel._unit = ctypes.c_float(layout.step * (layout.dim**-0.5 if layout.scale_at is None else 1))
+        return kernel
+
+    @classmethod
+    def for_centroids(
+        cls, own: Processor, similarities: NDArray[np.float32], centroids: NDArray[np.uint16]
+    ) -> QueryKernel:
+        """For documents of which only the tokens' centroids are looked at.
+
+        Args:
+            own: this processor.
+            similarities: (n, n_centroids) of n query tokens.
+            centroids: (n_rows,) those of all documents' tokens.
+        """
+        kernel = cls(own, Layout(0, 0, 2, 2, None, 0), centroids, np.ones(len(similarities), np.float32))
+        kernel._to_centroids = kernel._in_lanes(similarities.T)
+        return kernel
 
     def best(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n_documents, n) for each query token the highest similarity among `lengths` rows from `starts` on.
@@ -179,7 +208,7 @@ def _maxsim(own: Processor, layout: Layout) -> Callable[..., None]:
             for each group of query tokens:
                 best = max(best, similarities of the tile's tokens)
     """
-    loop = Loop(own, layout.n_read, is_integer=own.has_int8 and layout.bits <= 8, arguments="*******nnf")
+    loop = Loop(own, layout.n_read, is_integer=own.has_int8 and 0 < layout.bits <= 8, arguments="*******nnf")
     rows, starts, lengths, queries, less, to_centroids, best, n_documents, n_groups, unit = loop.arguments
     b, group_bytes = loop.b, loop.whole(loop.group_bytes)
     with loop.each(n_documents) as document:
@@ -195,7 +224,7 @@ def _maxsim(own: Processor, layout: Layout) -> Callable[..., None]:
                 products = loop.products(loop.at(queries, b.mul(group, loop.whole(loop.n_steps * loop.group_bytes))))
                 highest = loop.load(loop.floats, own_best, here)
                 for token, product in zip(tokens, products, strict=True):
-                    if layout.bits <= 8:
+                    if 0 < layout.bits <= 8:
                         less_here = loop.load(loop.floats, less, here)
                         product = _worth(loop, layout, product, less_here, token, unit)
                     if layout.centroid_at is not None:

@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 
 from manyvec.codebook import Assignments, Codebook, n_centroids_for
 from manyvec.ingest import train_codebook
-from manyvec.parallel import in_parallel, scratch
+from manyvec.kernels import QueryKernel
+from manyvec.machine import processor
 from manyvec.resident import Resident
-from manyvec.scoring import document_blocks
 from manyvec.store import BUILD_WINDOW_BYTES, Snapshot, Store, windows
 from manyvec.tokens import offsets_of, ragged_rows
 
 Places = NDArray[np.int64]
 # So many members are ranked a second time, by all their centroids, as hold so many centroids in the mean.
 _N_WHOLE = 32_768
-_POSTINGS_AT_A_TIME = 8_192
 _MEMBERS_AT_A_TIME = 8_192
 _SAMPLED = 64
 
@@ -111,23 +110,12 @@ class CentroidLists:
 
     def whole_scores(self, similarities: NDArray[np.float32], members: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n,) for each of these members the best of all its centroids for every query token, summed."""
-        import torch
-
-        lengths = np.diff(self.assignments.offsets)[members]
-        centroids = self.assignments.centroids[ragged_rows(self.assignments.offsets[members], lengths)]
-        starts = offsets_of(lengths)
-        scores = np.empty(len(members), np.float32)
-        table = torch.from_dlpack(similarities)
-
-        def score_block(block: slice) -> None:
-            own = torch.from_dlpack(centroids[starts[block.start] : starts[block.stop]].astype(np.int64))
-            out = scratch("gathered", (len(table), len(own)), torch.float32)
-            of_postings = torch.index_select(table, 1, own, out=out).numpy()
-            best = np.maximum.reduceat(of_postings, starts[block.start : block.stop] - starts[block.start], axis=1)
-            scores[block] = best.sum(axis=0)
-
-        in_parallel(score_block, document_blocks(lengths, _POSTINGS_AT_A_TIME))
-        return scores
+        starts, lengths = self.assignments.offsets[members], np.diff(self.assignments.offsets)[members]
+        centroids, own = self.assignments.centroids, processor()
+        if own is not None:
+            return QueryKernel.for_centroids(own, similarities, centroids).best(starts, lengths).sum(axis=1)
+        of_postings = similarities.take(centroids[ragged_rows(starts, lengths)], axis=1)
+        return np.maximum.reduceat(of_postings, offsets_of(lengths)[:-1], axis=1).sum(axis=0)
 
     def find(
         self,

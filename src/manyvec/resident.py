@@ -88,6 +88,13 @@ class Resident:
         """(n,) the documents for which the condition holds, in rising order."""
         return self.places(self.snapshot.row_ids(where))
 
+    def match(self, text: str, limit: int, where: str | None = None) -> Best:
+        """At most `limit` documents that have the text's words best, and their BM25, best first, then by id."""
+        row_ids, scores = self.snapshot.match(text, limit, where)
+        places = self.places(row_ids)
+        order = np.lexsort((self.states.ids[places].astype(str), -scores))
+        return Best(places[order], scores[order])
+
     def tokens(self, documents: NDArray[np.int64]) -> TokenBatch:
         """float16 token vectors of a few documents, in this order, read only as far as they are not in memory."""
         row_ids, segment_of = self.states.row_ids[documents], self.segment_of[documents]

@@ -23,7 +23,7 @@ from manyvec.tokens import TokenBatch, offsets_of, ragged_rows
 Reduction = Literal["sum", "mean"]
 Scores = NDArray[np.float32]
 # Smaller blocks cost more calls, larger ones leave threads without work towards the end.
-_TOKENS_A_BLOCK = 8_192
+_TOKENS_A_BLOCK = 4_096, 16_384
 
 
 class Best(NamedTuple):
@@ -114,7 +114,8 @@ class MaxSimScorer:
         starts = documents.offsets[:-1] if subset is None else documents.offsets[subset]
         scores = np.full((len(queries), len(lengths)), -np.inf, np.float32)
         answered, filled = np.flatnonzero(queries.lengths), np.flatnonzero(lengths)
-        blocks = document_blocks(lengths[filled], _TOKENS_A_BLOCK)
+        smallest, largest = _TOKENS_A_BLOCK
+        blocks = document_blocks(lengths[filled], max(smallest, min(largest, int(lengths.sum()) // 4)))
         if not len(answered) or not blocks:
             return scores
         matches = _matches(np.ascontiguousarray(queries.vectors, np.float32), documents)
@@ -125,11 +126,7 @@ class MaxSimScorer:
             # float32 here: near 16, float16 steps are 0.016 wide and unlike documents would tie.
             scores[answered[:, None], own] = np.add.reduceat(best, queries.offsets[answered], axis=1).T
 
-        if isinstance(matches, QueryKernel):
-            in_parallel(score_block, blocks)
-        else:
-            for block in blocks:
-                score_block(block)
+        in_parallel(score_block, blocks)
         if self.reduction == "mean":
             scores[answered] /= queries.lengths[answered, None]
         return scores
@@ -163,7 +160,7 @@ def _matches(queries: NDArray[np.float32], documents: TokenBatch) -> QueryKernel
     own = processor()
     if own is None:
         return _Products(queries, documents.vectors, documents.codec)
-    return QueryKernel(own, queries, documents.vectors, documents.codec)
+    return QueryKernel.for_vectors(own, queries, documents.vectors, documents.codec)
 
 
 class _Products:

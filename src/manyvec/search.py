@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.candidates import Candidates, Places, Query, Scope
+from manyvec.candidates import LEXICAL_DEPTH, Candidates, Places, Query, Scope
 from manyvec.explain import Evidence, explain
 from manyvec.mixing import mixed
 from manyvec.pages import PageEvidence, explain_pages
@@ -18,9 +18,6 @@ from manyvec.scoring import Best, Scores, top_k
 from manyvec.timing import stage
 from manyvec.tokens import TokenBatch
 from manyvec.types import Hit
-
-# So many documents are asked of BM25 where it takes part in the score.
-_LEXICAL_DEPTH = 300
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,11 @@ def search(
 ) -> list[list[Hit]]:
     """Hits of each query, given as texts and as token vectors, over the version and the documents in scope."""
     with stage("candidates"):
-        found = [candidates.find(Query(text, tokens[i]), scope, wanted.depth) for i, text in enumerate(queries)]
         matched = [_lexical(text, scope, wanted) for text in queries]
+        found = [
+            candidates.find(Query(text, tokens[i], matched[i] if wanted.lexical_weight else None), scope, wanted.depth)
+            for i, text in enumerate(queries)
+        ]
     hits = []
     for i, (places, scores) in enumerate(_scored(scope, tokens, found, matched, wanted)):
         final = scores
@@ -74,10 +74,8 @@ def _scored(
 
 def _lexical(text: str, scope: Scope, wanted: Wanted) -> Best:
     """The documents in scope that have the query's words best, and their BM25; none where BM25 does not take part."""
-    limit = max(_LEXICAL_DEPTH, wanted.k) if wanted.lexical_weight else 0
-    matches = scope.documents.snapshot.match(text, limit, scope.where)
-    places = scope.documents.places(np.array([row_id for row_id, _ in matches], np.int64))
-    return Best(places, np.array([score for _, score in matches], np.float32))
+    limit = max(LEXICAL_DEPTH, wanted.k) if wanted.lexical_weight else 0
+    return scope.documents.match(text, limit, scope.where)
 
 
 def _hits(
