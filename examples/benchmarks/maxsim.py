@@ -70,7 +70,7 @@ def main() -> None:
             batch = batches.get(name.removeprefix("manyvec "))
             truth = maxsim_reference(query, batch.decoded()) if batch is not None and batch.codec else expected
             np.testing.assert_allclose(np.asarray(contender()).ravel(), truth, atol=0.02, err_msg=name)
-        results[f"{n_documents} documents"] = report.medians(contenders, rounds=options.rounds)
+        results[f"{n_documents} documents"] = report.medians(contenders, rounds=options.rounds, pause=0.05)
     threads = torch.get_num_threads()
     report.write(f"maxsim-{threads}-threads", {"threads": threads, "milliseconds": results}, PACKAGES)
 

@@ -17,13 +17,23 @@ from typing import Any
 PACKAGES = ("manyvec", "numpy", "torch", "lancedb", "sentence-transformers", "transformers", "flash-maxsim")
 
 
-def medians(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each contender; they take turns, so that a busy machine is unfair to all alike."""
+def medians(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, pause: float = 0) -> dict[str, float]:
+    """Median milliseconds of each contender; they take turns, so that a busy machine is unfair to all alike.
+
+    Args:
+        pause: seconds before each turn, which then begins with as many seconds of runs that are not timed. Threads of
+            OpenBLAS and OpenMP keep a core busy for a while after their work, and a core that has slept is slow at
+            first: without it, the order would decide who pays for that.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():
         contender()
     for _ in range(rounds):
         for name, contender in contenders.items():
+            time.sleep(pause)
+            begun = time.perf_counter()
+            while pause and time.perf_counter() < begun + pause:
+                contender()
             started = time.perf_counter()
             contender()
             seconds[name].append(time.perf_counter() - started)

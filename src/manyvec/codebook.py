@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import InputError, ShapeError
 from manyvec.kernels import CentroidKernel
-from manyvec.machine import processor
-from manyvec.parallel import in_parallel
+from manyvec.machine import in_parallel, processor
 from manyvec.tokens import TokenBatch, offsets_of
 
 # float32 bytes of similarities between vectors and centroids at a time, where there is no machine code.

@@ -20,10 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.codec import Codec, rotation
-from manyvec.machine import TILE, Loop, Processor, addresses, chunks, packed
+from manyvec.machine import TILE, Loop, Processor, addresses, chunks, in_parallel, packed
 
 if TYPE_CHECKING:
     from llvmlite import ir
+
+# Tokens times registers of query tokens: what is done in less time than it takes to wake another thread.
+_FOR_ONE_THREAD = 4096
 
 
 @dataclass(frozen=True)
@@ -153,13 +156,20 @@ class QueryKernel:
     def best(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n_documents, n) for each query token the highest similarity among `lengths` rows from `starts` on.
 
-        No length is 0. The interpreter is free meanwhile.
+        No length is 0. Several threads work on it if it is worth it; the interpreter is free meanwhile.
         """
         n_groups, lanes = self._shape
         best = np.full((len(starts), n_groups * lanes), -np.inf, np.float32)
         starts, lengths = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(lengths, np.int64)
-        arrays = (self._vectors, starts, lengths, self._queries, self._less, self._to_centroids, best)
-        self._run(*addresses(*arrays), len(starts), n_groups, self._unit)
+        counter = np.zeros(1, np.int64)
+        arrays = (self._vectors, starts, lengths, self._queries, self._less, self._to_centroids, best, counter)
+        pointers = addresses(*arrays)
+
+        def run(_thread: int) -> None:
+            self._run(*pointers, len(starts), n_groups, self._unit)
+
+        is_much = n_groups * int(lengths.sum()) >= _FOR_ONE_THREAD
+        in_parallel(run, range(64 if is_much else 1))
         return best[:, : len(self._factors)] * self._factors
 
     def _in_lanes(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -208,10 +218,10 @@ def _maxsim(own: Processor, layout: Layout) -> Callable[..., None]:
             for each group of query tokens:
                 best = max(best, similarities of the tile's tokens)
     """
-    loop = Loop(own, layout.n_read, is_integer=own.has_int8 and 0 < layout.bits <= 8, arguments="*******nnf")
-    rows, starts, lengths, queries, less, to_centroids, best, n_documents, n_groups, unit = loop.arguments
+    loop = Loop(own, layout.n_read, is_integer=own.has_int8 and 0 < layout.bits <= 8, arguments="********nnf")
+    rows, starts, lengths, queries, less, to_centroids, best, counter, n_documents, n_groups, unit = loop.arguments
     b, group_bytes = loop.b, loop.whole(loop.group_bytes)
-    with loop.each(n_documents) as document:
+    with loop.each_shared(n_documents, counter) as document:
         start, length = (loop.load(loop.i64, array, b.mul(document, loop.whole(8))) for array in (starts, lengths))
         own_best = loop.at(best, b.mul(document, b.mul(n_groups, group_bytes)))
         last = b.sub(length, loop.whole(1))

@@ -1,4 +1,4 @@
-"""Machine code that LLVM makes for this very processor, and what its loops are written with.
+"""Machine code that LLVM makes for this very processor, what its loops are written with, and threads to run it in.
 
 Loops are written in LLVM's own language through llvmlite: they compare document tokens, a tile of a few at a time, with
 other vectors, one in each lane of a register.
@@ -7,18 +7,23 @@ other vectors, one in each lane of a register.
 from __future__ import annotations
 
 import ctypes
+import itertools
+import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from llvmlite import ir
+
+Item = TypeVar("Item")
 
 # Document tokens in a tile: their sums, one register each, stay in registers.
 TILE = 8
@@ -60,6 +65,34 @@ def processor() -> Processor | None:
     else:
         return None
     return Processor(binding.get_host_cpu_name(), features.flatten(), lanes, has_int8)
+
+
+def in_parallel(work: Callable[[Item], None], items: Sequence[Item]) -> None:
+    """Work on all items, in as many threads as torch would use; each takes the next item when it has done one.
+
+    Where there is no machine code, one after another: torch, which works then, has threads of its own.
+    """
+    import torch
+
+    numbers = itertools.count()
+
+    def work_on() -> None:
+        while (number := next(numbers)) < len(items):
+            work(items[number])
+
+    n_threads = min(torch.get_num_threads(), len(items)) if processor() else 1
+    helpers = [_pool(os.getpid(), torch.get_num_threads()).submit(work_on) for _ in range(n_threads - 1)]
+    work_on()
+    for helper in helpers:
+        # One that has not begun has nothing left to do.
+        if not helper.cancel():
+            helper.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(_process: int, n_threads: int) -> ThreadPoolExecutor:
+    """Threads of this process; one that was forked has none of its parent's, and makes its own."""
+    return ThreadPoolExecutor(n_threads, "manyvec")
 
 
 class Loop:
@@ -161,6 +194,25 @@ class Loop:
         following = b.add(number, self.whole(step))
         number.add_incoming(following, b.block)
         b.cbranch(b.icmp_signed("<", following, n), body, after)
+        b.position_at_end(after)
+
+    @contextmanager
+    def each_shared(self, n: ir.Value, counter: ir.Value, at_once: int = 8) -> Iterator[ir.Value]:
+        """As `each`, where several threads run the loop: each takes the next few numbers when it has done some.
+
+        Args:
+            counter: a pointer to the number, first 0, that the threads share.
+        """
+        b = self.b
+        take, some, after = (b.append_basic_block() for _ in range(3))
+        b.branch(take)
+        b.position_at_end(take)
+        first = b.atomic_rmw("add", counter, self.whole(at_once), "monotonic")
+        b.cbranch(b.icmp_signed("<", first, n), some, after)
+        b.position_at_end(some)
+        with self.each(self.smaller(self.whole(at_once), b.sub(n, first))) as i:
+            yield b.add(first, i)
+        b.branch(take)
         b.position_at_end(after)
 
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:

@@ -17,13 +17,14 @@ from manyvec.codec import Codec
 from manyvec.errors import InputError, ShapeError
 from manyvec.kernels import QueryKernel
 from manyvec.machine import processor
-from manyvec.parallel import in_parallel
 from manyvec.tokens import TokenBatch, offsets_of, ragged_rows
 
 Reduction = Literal["sum", "mean"]
 Scores = NDArray[np.float32]
-# Smaller blocks cost more calls, larger ones leave threads without work towards the end.
-_TOKENS_A_BLOCK = 4_096, 16_384
+# Similarities of query tokens, one for each document, that are held before they are added up: 16 MB.
+_MATCHES_AT_A_TIME = 4 * 2**20
+# Tokens that matrix products are made of at a time.
+_TOKENS_AT_A_TIME = 8_192
 
 
 class Best(NamedTuple):
@@ -114,19 +115,13 @@ class MaxSimScorer:
         starts = documents.offsets[:-1] if subset is None else documents.offsets[subset]
         scores = np.full((len(queries), len(lengths)), -np.inf, np.float32)
         answered, filled = np.flatnonzero(queries.lengths), np.flatnonzero(lengths)
-        smallest, largest = _TOKENS_A_BLOCK
-        blocks = document_blocks(lengths[filled], max(smallest, min(largest, int(lengths.sum()) // 4)))
-        if not len(answered) or not blocks:
+        if not len(answered) or not len(filled):
             return scores
         matches = _matches(np.ascontiguousarray(queries.vectors, np.float32), documents)
-
-        def score_block(block: slice) -> None:
-            own = filled[block]
+        for own in np.split(filled, range(step := max(1, _MATCHES_AT_A_TIME // queries.n_tokens), len(filled), step)):
             best = matches.best(starts[own], lengths[own])
             # float32 here: near 16, float16 steps are 0.016 wide and unlike documents would tie.
             scores[answered[:, None], own] = np.add.reduceat(best, queries.offsets[answered], axis=1).T
-
-        in_parallel(score_block, blocks)
         if self.reduction == "mean":
             scores[answered] /= queries.lengths[answered, None]
         return scores
@@ -171,6 +166,10 @@ class _Products:
 
     def best(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n_documents, n_query_tokens); see `QueryKernel.best`."""
+        blocks = document_blocks(lengths, _TOKENS_AT_A_TIME)
+        return np.concatenate([self._best(starts[block], lengths[block]) for block in blocks])
+
+    def _best(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         import torch
 
         rows = self._vectors[ragged_rows(starts, lengths)]
