@@ -42,7 +42,7 @@ def measured(encoded: Encoded, uri: Path, n_timed: int) -> dict[str, Any]:
     found = {name: [[h.id for h in index.search(q)] for q in queries] for name, index in contenders.items()}
     overlap = [len({*a} & {*b}) / len(b) for a, b in zip(found["default"], found["exhaustive"], strict=True)]
     rows = [
-        report.medians({name: partial(index.search, query) for name, index in contenders.items()}, rounds=3)
+        report.medians({name: partial(index.search, query) for name, index in contenders.items()}, rounds=3, pause=0.03)
         for query in queries[:: max(1, len(queries) // n_timed)][:n_timed]
     ]
     typical = {name: round(float(np.median([row[name] for row in rows])), 2) for name in contenders}

@@ -148,7 +148,7 @@ def main() -> None:
             )
         n_timed = options.timed if config is not None else 2
         rows = [
-            report.medians({name: partial(search, i) for name, search in searches.items()}, rounds=2)
+            report.medians({name: partial(search, i) for name, search in searches.items()}, rounds=2, pause=0.03)
             for i in range(min(n_timed, len(texts)))
         ]
         results[kind] = {

@@ -1,8 +1,8 @@
 """The final score, MaxSim mixed with BM25, against either alone and the pooled vector, on sets of texts and tools.
 
-    python examples/benchmarks/mix.py DATA_FOLDER VECTORS [--keep FOLDER] [--sets SET ...]
+    python examples/benchmarks/mix.py DATA_FOLDER VECTORS [--keep FOLDER] [--sets SET ...] [--queries 300]
 
-DATA_FOLDER and VECTORS as for `encoded.py`. At most 300 queries of each set, spread evenly. BM25 is the store's own, of
+DATA_FOLDER and VECTORS as for `encoded.py`. All queries of each set, or so many spread evenly. BM25 is the store's, of
 the best 300 documents; what is mixed are these and the 300 best by exhaustive MaxSim. FOLDER keeps MaxSim's and the
 pooled vectors' scores, which take minutes a set.
 """
@@ -32,8 +32,7 @@ SETS = (
     "scifact", "cranfield", "cisi", "medquad-liveqa", "medquad-qa", "nq-passages", "squad-dev", "limit-small",
     "metatool", "seal-tools", "stabletoolbench", "livemcpbench",
 )  # fmt: skip
-WEIGHTS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
-MAX_QUERIES = 300
+WEIGHTS = (0.2, 0.25, 0.27, 0.28, 0.29, 0.3, 0.35, 0.4, 0.5)
 DEPTH = 300
 SINGLE = ("bm25", "pooled", "maxsim")
 
@@ -135,6 +134,7 @@ def main() -> None:
     parser.add_argument("vectors")
     parser.add_argument("--keep")
     parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--queries", type=int, help="at most so many of each set")
     options = parser.parse_args()
 
     # Of all queries, of every other one, and of the rest: a weight chosen on one half is checked on the other.
@@ -144,7 +144,9 @@ def main() -> None:
     for name in options.sets:
         data = encoded.load(options.data, options.vectors, name)
         n_queries = len(data.dataset.queries)
-        chosen = np.unique(np.linspace(0, n_queries - 1, min(n_queries, MAX_QUERIES)).round().astype(int))
+        chosen = np.unique(
+            np.linspace(0, n_queries - 1, min(n_queries, options.queries or n_queries)).round().astype(int)
+        )
         kept = Path(options.keep) / f"{name}.npz" if options.keep else None
         if kept and kept.exists():
             scores = dict(np.load(kept))
