@@ -99,11 +99,10 @@ class Index:
             pool_factor: keep 1 in so many token vectors of a document, means of similar ones.
             exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters;
                 its storage and pooling stay what they are.
-            cache_bytes: memory for what searches need: ids, centroid lists, and as many token vectors as still fit; the
-                others are read from disk whenever they are scored. Besides, a process that searches takes up to 500 MB,
-                most of it for Python, torch and LanceDB, and 250 bytes a document (`examples/benchmarks/growth.py`),
-                and what the model takes.
-
+            cache_bytes: memory for what searches need: ids, words, centroid lists, and as many token vectors as still
+                fit; the others are read from disk whenever they are scored. Besides, a process that searches takes
+                about 500 MB, most of it for Python, torch, LLVM and LanceDB, and what the model takes; with a million
+                documents 100 to 200 MB more, which reading the lists leaves behind (`examples/benchmarks/growth.py`).
             device: where documents are scored. On `cuda` those in the cache lie in the GPU's memory as well, and up to
                 50,000,000 token vectors are all scored; what does not fit there is scored on the CPU.
 
@@ -300,7 +299,7 @@ class Index:
                 as hold 10,000 token vectors and at least 32, and up to 300 that come close to the best of them. Small
                 indexes, and small parts of large ones that a filter leaves, are scored whole.
             lexical_weight: of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; its best 300 documents are
-                candidates too. With `minilm` and 0.3 nine of twelve judged sets gain, one loses 0.015
+                candidates too. With `minilm` and 0.3 nine of twelve judged sets gain, one loses 0.014
                 (`examples/benchmarks/mix.py`); other models have not been measured, so 0 is the default.
             evidence: say of each hit which words matched (`Hit.evidence`), read from the version that was searched;
                 of pages, with their images, where on the page.
