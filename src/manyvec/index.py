@@ -100,9 +100,10 @@ class Index:
             exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters;
                 its storage and pooling stay what they are.
             cache_bytes: memory for what searches need: ids, words, centroid lists, and as many token vectors as still
-                fit; the others are read from disk whenever they are scored. Besides, a process that searches takes
-                about 500 MB, most of it for Python, torch, LLVM and LanceDB, and what the model takes; with a million
-                documents 100 to 200 MB more, which reading the lists leaves behind (`examples/benchmarks/growth.py`).
+                fit; the others are read from disk whenever they are scored. Besides, a process that searches takes up
+                to 500 MB, most of it for Python, torch, LLVM and LanceDB, and what the model takes
+                (`examples/benchmarks/growth.py`). Ids, words and lists are held even if they alone are more than this:
+                about 800 bytes for a document of 30 tokens.
             device: where documents are scored. On `cuda` those in the cache lie in the GPU's memory as well, and up to
                 50,000,000 token vectors are all scored; what does not fit there is scored on the CPU.
 

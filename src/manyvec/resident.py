@@ -23,7 +23,7 @@ _MERGE_BYTES = 256 * 2**20
 _ON_DISK = -1
 # Its id as Python has it and the numbers of `RowStates` and `Resident`, 120 together; and what LanceDB's index of the
 # words and the room that arrays leave behind were measured to take (`examples/benchmarks/growth.py`).
-_BYTES_A_DOCUMENT = 120 + 300
+_BYTES_A_DOCUMENT = 120 + 400
 
 
 @dataclass(frozen=True, eq=False)
