@@ -1,7 +1,11 @@
 """Codebooks and centroid lists: what they find, against what scoring everything finds."""
 
+import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import lancedb
 import numpy as np
@@ -119,6 +123,31 @@ def test_many_centroids_of_few_unlike_vectors_are_assigned_too():
     vectors = words[np.arange(2048) % 20]
     codebook = Codebook.train(vectors, 2048)
     np.testing.assert_allclose(codebook.centroids[codebook.assign(vectors)], vectors, atol=1e-5)
+
+
+def test_an_index_is_built_and_searched_without_llvmlite_as_with_it(index):
+    """In a process that cannot import it, over the same documents: lists, candidates and scores are torch's."""
+    code = f"""
+import json, sys
+sys.modules["llvmlite"] = None
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_candidates import QUERIES, opened
+from manyvec import machine
+assert machine.processor() is None
+index = opened({index.uri!r})
+kept = [[(hit.id, hit.score) for hit in hits] for hits in index.search_many(QUERIES[:8])]
+index.add({{"id": f"new-{{i}}", "text": f"novel{{i}} " + text, "metadata": {{"n": i}}}} for i, text in enumerate(QUERIES))
+index.optimize()
+print(json.dumps([kept, [[hit.id for hit in index.search(f"novel{{i}}", 1)] for i in range(8)]]))
+"""
+    expected = [[(hit.id, hit.score) for hit in hits] for hits in index.search_many(QUERIES[:8])]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    kept, new = json.loads(process.stdout)
+    for theirs, ours in zip(kept, expected, strict=True):
+        assert [id for id, _ in theirs] == [id for id, _ in ours]
+        np.testing.assert_allclose([score for _, score in theirs], [score for _, score in ours], rtol=1e-5)
+    assert new == [[f"new-{i}"] for i in range(8)]
 
 
 @pytest.mark.parametrize("dim", [38, 128])

@@ -129,7 +129,9 @@ def test_scores_of_codes_tell_documents_apart(storage):
 
 
 @pytest.mark.parametrize("storage", CODED)
-def test_equal_documents_tie_wherever_they_stand(storage):
+def test_equal_documents_tie_wherever_they_stand(processor, storage, monkeypatch):
+    monkeypatch.setattr("manyvec.scoring.processor", lambda: processor)
+    monkeypatch.setattr("manyvec.scoring._TOKENS_AT_A_TIME", 20)
     documents, codes = encoded(np.random.default_rng(4), storage, [9, 5, 30, 7], 96)
     again = codes.select([0, 1, 0, 2, 3, 0, 1])
     scores = MaxSimScorer().score(documents[2][:7], again)

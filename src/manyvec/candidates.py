@@ -22,8 +22,6 @@ from manyvec.scoring import Best, MaxSimScorer, Scorer
 logger = logging.getLogger(__name__)
 
 Places = NDArray[np.int64]
-
-
 # So many documents are asked of BM25 where it takes part in the score.
 LEXICAL_DEPTH = 300
 

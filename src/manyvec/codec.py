@@ -50,6 +50,16 @@ class Codec:
         return bytes_per_token(self.name, self.dim)
 
     @property
+    def numbers_at(self) -> int:
+        """The byte of a token's code at which its whole numbers start, behind its centroid and its scale."""
+        return self.width - _packed_width(self.dim, self.bits)
+
+    @property
+    def scale_at(self) -> int | None:
+        """The byte at which its float16 scale stands; None for `binary`, which has none."""
+        return None if self.name == "binary" else self.numbers_at - 2
+
+    @property
     def is_rotated(self) -> bool:
         # Signs alone order documents better as they are, though rotated they are closer to the vector.
         return self.name in ("int4", "residual")
@@ -86,16 +96,15 @@ class Codec:
 
     def scales(self, codes: Codes) -> NDArray[np.float32]:
         """(n,)"""
-        if self.name == "binary":
+        if self.scale_at is None:
             return np.full(len(codes), self.dim**-0.5, np.float32)
-        start = self.width - _packed_width(self.dim, self.bits) - 2
-        return codes[:, start : start + 2].view(np.float16)[:, 0].astype(np.float32)
+        return codes[:, self.scale_at : self.scale_at + 2].view(np.float16)[:, 0].astype(np.float32)
 
     def integers(self, codes: Codes) -> NDArray[np.int8]:
         """(n, dim) whole numbers."""
         if self.bits == 8:
-            return codes[:, 2:].view(np.int8)
-        packed = np.ascontiguousarray(codes[:, self.width - _packed_width(self.dim, self.bits) :])
+            return codes[:, self.numbers_at :].view(np.int8)
+        packed = np.ascontiguousarray(codes[:, self.numbers_at :])
         # The 8 / bits numbers of a byte are looked up at once, as one larger integer.
         return self._integers_of_byte.take(packed, mode="clip").view(np.int8)[:, : self.dim]
 

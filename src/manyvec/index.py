@@ -103,7 +103,7 @@ class Index:
                 fit; the others are read from disk whenever they are scored. Besides, a process that searches takes up
                 to 500 MB, most of it for Python, torch, LLVM and LanceDB, and what the model takes
                 (`examples/benchmarks/growth.py`). Ids, words and lists are held even if they alone are more than this:
-                about 800 bytes for a document of 30 tokens.
+                about 700 bytes for a document of 30 tokens.
             device: where documents are scored. On `cuda` those in the cache lie in the GPU's memory as well, and up to
                 50,000,000 token vectors are all scored; what does not fit there is scored on the CPU.
 

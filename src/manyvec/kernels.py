@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.codec import Codec, rotation
-from manyvec.machine import TILE, Loop, Processor, addresses, chunks, in_parallel, packed
+from manyvec.machine import TILE, Loop, Processor, addresses, chunks, in_threads, packed
 
 if TYPE_CHECKING:
     from llvmlite import ir
 
-# Tokens times registers of query tokens: what is done in less time than it takes to wake another thread.
-_FOR_ONE_THREAD = 4096
+# Tokens times registers of query tokens: less is done in less time than it takes to wake another thread.
+_FOR_A_THREAD = 4096
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,13 @@ class Layout:
         row_bytes = vectors.shape[1] * vectors.itemsize
         if codec is None:
             return cls(vectors.shape[1], 8 * vectors.itemsize, row_bytes)
-        has_centroid, has_scale = codec.centroids is not None, codec.name != "binary"
-        scale_at = 2 * has_centroid
-        numbers_at = scale_at + 2 * has_scale
-        return cls(
-            codec.dim, codec.bits, row_bytes, numbers_at, scale_at if has_scale else None, 0 if has_centroid else None
-        )
+        centroid_at = None if codec.centroids is None else 0
+        return cls(codec.dim, codec.bits, row_bytes, codec.numbers_at, codec.scale_at, centroid_at)
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether its numbers are a codec's."""
+        return 0 < self.bits <= 8
 
     @property
     def n_planes(self) -> int:
@@ -89,23 +90,37 @@ class Layout:
 
 
 class QueryKernel:
-    """Query tokens made ready to be compared with documents of one layout."""
+    """Query tokens made ready to be compared with documents of one layout.
 
-    def __init__(self, own: Processor, layout: Layout, vectors: NDArray[Any], factors: NDArray[np.float32]) -> None:
-        """Give room to what the two ways to make one fill.
+    Args:
+        own: this processor.
+        layout: of the rows of `vectors`.
+        vectors: of all documents.
+        factors: (n,) what the similarities of each query token are to be multiplied with.
+        queries: (n, n_read) the query tokens' numbers, in the layout's order.
+        to_centroids: (n_centroids, n) their similarities to what the layout's centroids are.
+        unit: what a codec's number 1 is worth, but for a token's scale.
+    """
 
-        Args:
-            own: this processor.
-            layout: of the rows of `vectors`.
-            vectors: of all documents.
-            factors: (n,) what the similarities of each query token are to be multiplied with.
-        """
+    def __init__(
+        self,
+        own: Processor,
+        layout: Layout,
+        vectors: NDArray[Any],
+        factors: NDArray[np.float32],
+        queries: NDArray[np.float32],
+        to_centroids: NDArray[np.float32] | None = None,
+        unit: float = 1,
+    ) -> None:
         self._run = _maxsim(own, layout)
-        self._vectors, self._factors = np.ascontiguousarray(vectors), factors
+        self._vectors, self._factors, self._unit = np.ascontiguousarray(vectors), factors, ctypes.c_float(unit)
         self._shape = -(-len(factors) // own.lanes), own.lanes
-        self._queries: NDArray[Any] = np.empty(0, np.float32)
-        self._less = self._to_centroids = np.empty((0, 0), np.float32)
-        self._unit = ctypes.c_float(0)
+        self._queries = packed(queries, own.lanes, is_integer=own.has_int8 and layout.is_coded)
+        # Codes are read as whole numbers from 0 on; what that adds to a product is the same for all documents.
+        self._less = self._in_lanes(queries.sum(axis=1)[None] * np.float32(layout.zero))
+        self._to_centroids = self._in_lanes(
+            np.empty((0, len(factors)), np.float32) if to_centroids is None else to_centroids
+        )
 
     @classmethod
     def for_vectors(
@@ -120,23 +135,18 @@ class QueryKernel:
             codec: whose codes they are.
         """
         layout = Layout.of(vectors, codec)
-        is_integer = codec is not None and own.has_int8
         numbers = queries @ rotation(layout.dim) if codec is not None and codec.is_rotated else queries
         factors = np.ones(len(queries), np.float32)
-        if is_integer:
+        if own.has_int8 and layout.is_coded:
             factors = np.maximum(np.abs(numbers).max(axis=1), 1e-30) / np.float32(127)
             numbers = np.rint(numbers / factors[:, None])
-        kernel = cls(own, layout, vectors, factors)
         ordered = np.zeros((len(queries), layout.n_read), np.float32)
         in_dim = layout.order < layout.dim
         ordered[:, in_dim] = numbers[:, layout.order[in_dim]]
-        kernel._queries = packed(ordered, own.lanes, is_integer=is_integer)
-        # Codes are read as whole numbers from 0 on; what that adds to a product is the same for all documents.
-        kernel._less = kernel._in_lanes(ordered.sum(axis=1)[None] * np.float32(layout.zero))
-        if codec is not None and codec.centroids is not None:
-            kernel._to_centroids = kernel._in_lanes(codec.centroids @ queries.T / factors)
-        kernel._unit = ctypes.c_float(layout.step * (layout.dim**-0.5 if layout.scale_at is None else 1))
-        return kernel
+        of_centroids = None if codec is None else codec.centroids
+        to_centroids = None if of_centroids is None else of_centroids @ queries.T / factors
+        unit = layout.step * (layout.dim**-0.5 if layout.scale_at is None else 1)
+        return cls(own, layout, vectors, factors, ordered, to_centroids, unit)
 
     @classmethod
     def for_centroids(
@@ -149,9 +159,9 @@ class QueryKernel:
             similarities: (n, n_centroids) of n query tokens.
             centroids: (n_rows,) those of all documents' tokens.
         """
-        kernel = cls(own, Layout(0, 0, 2, 2, None, 0), centroids, np.ones(len(similarities), np.float32))
-        kernel._to_centroids = kernel._in_lanes(similarities.T)
-        return kernel
+        layout = Layout(dim=0, bits=0, row_bytes=2, numbers_at=2, centroid_at=0)
+        n = len(similarities)
+        return cls(own, layout, centroids, np.ones(n, np.float32), np.empty((n, 0), np.float32), similarities.T)
 
     def best(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n_documents, n) for each query token the highest similarity among `lengths` rows from `starts` on.
@@ -165,11 +175,10 @@ class QueryKernel:
         arrays = (self._vectors, starts, lengths, self._queries, self._less, self._to_centroids, best, counter)
         pointers = addresses(*arrays)
 
-        def run(_thread: int) -> None:
+        def run() -> None:
             self._run(*pointers, len(starts), n_groups, self._unit)
 
-        is_much = n_groups * int(lengths.sum()) >= _FOR_ONE_THREAD
-        in_parallel(run, range(64 if is_much else 1))
+        in_threads(run, max(1, n_groups * int(lengths.sum()) // _FOR_A_THREAD))
         return best[:, : len(self._factors)] * self._factors
 
     def _in_lanes(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -188,12 +197,12 @@ class CentroidKernel:
     """
 
     def __init__(self, own: Processor, centroids: NDArray[np.float32] | NDArray[np.int8]) -> None:
-        self._own, self._n = own, len(centroids)
+        self._own, n = own, len(centroids)
         self._centroids = packed(centroids, own.lanes, is_integer=own.has_int8)
         dtype = np.int32 if own.has_int8 else np.float32
         # What the loop starts from. A lane without a centroid never wins.
-        self._start = np.full(-(-self._n // own.lanes) * own.lanes, -(2**30), dtype)
-        self._start[: self._n] = -128 * centroids.sum(axis=1, dtype=np.int32) if own.has_int8 else 0
+        self._start = np.full(-(-n // own.lanes) * own.lanes, -(2**30), dtype)
+        self._start[:n] = -128 * centroids.sum(axis=1, dtype=np.int32) if own.has_int8 else 0
 
     def nearest(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
         """(n,) the centroid with the highest dot product for each of (n, dim) vectors, the first of equals.
@@ -218,7 +227,7 @@ def _maxsim(own: Processor, layout: Layout) -> Callable[..., None]:
             for each group of query tokens:
                 best = max(best, similarities of the tile's tokens)
     """
-    loop = Loop(own, layout.n_read, is_integer=own.has_int8 and 0 < layout.bits <= 8, arguments="********nnf")
+    loop = Loop(own, layout.n_read, is_integer=own.has_int8 and layout.is_coded, arguments="********nnf")
     rows, starts, lengths, queries, less, to_centroids, best, counter, n_documents, n_groups, unit = loop.arguments
     b, group_bytes = loop.b, loop.whole(loop.group_bytes)
     with loop.each_shared(n_documents, counter) as document:
@@ -234,7 +243,7 @@ def _maxsim(own: Processor, layout: Layout) -> Callable[..., None]:
                 products = loop.products(loop.at(queries, b.mul(group, loop.whole(loop.n_steps * loop.group_bytes))))
                 highest = loop.load(loop.floats, own_best, here)
                 for token, product in zip(tokens, products, strict=True):
-                    if 0 < layout.bits <= 8:
+                    if layout.is_coded:
                         less_here = loop.load(loop.floats, less, here)
                         product = _worth(loop, layout, product, less_here, token, unit)
                     if layout.centroid_at is not None:
@@ -262,6 +271,8 @@ def _nearest(own: Processor, layout: Layout) -> Callable[..., None]:
     lowest = ir.Constant(loop.sums, [-(2**31) if own.has_int8 else float("-inf")] * own.lanes)
     numbers_of_lanes = ir.Constant(loop.integers, list(range(own.lanes)))
     last = b.sub(n_vectors, loop.whole(1))
+    kind, scalar, compare = ("smax", loop.i32, b.icmp_signed) if own.has_int8 else ("fmax", loop.f32, b.fcmp_ordered)
+    reduced = f"llvm.vector.reduce.{kind}.v{own.lanes}{'i' if own.has_int8 else 'f'}32"
     with loop.each(n_vectors, TILE) as first:
         places = [loop.smaller(b.add(first, loop.whole(i)), last) for i in range(TILE)]
         for i, place in enumerate(places):
@@ -278,22 +289,15 @@ def _nearest(own: Processor, layout: Layout) -> Callable[..., None]:
             number = loop.splat(b.trunc(group, loop.i32))
             for i, product in enumerate(loop.products(of_group, start)):
                 before = b.load(highest[i], typ=loop.sums)
-                compare = b.icmp_signed if own.has_int8 else b.fcmp_ordered
                 is_higher = compare(">", product, before)
                 b.store(b.select(is_higher, product, before), highest[i])
                 b.store(b.select(is_higher, number, b.load(groups[i], typ=loop.integers)), groups[i])
         for i, place in enumerate(places):
             of_lanes = b.load(highest[i], typ=loop.sums)
-            kind, scalar = ("smax", loop.i32) if own.has_int8 else ("fmax", loop.f32)
-            suffix = f"v{own.lanes}{'i' if own.has_int8 else 'f'}32"
-            top = loop.splat(loop.call(f"llvm.vector.reduce.{kind}.{suffix}", scalar, of_lanes))
-            compare = b.icmp_signed if own.has_int8 else b.fcmp_ordered
-            group_of_lanes = b.load(groups[i], typ=loop.integers)
-            of_lanes_numbers = b.add(
-                b.mul(group_of_lanes, loop.splat(ir.Constant(loop.i32, own.lanes))), numbers_of_lanes
-            )
+            top = loop.splat(loop.call(reduced, scalar, of_lanes))
+            first_of_group = b.mul(b.load(groups[i], typ=loop.integers), loop.splat(ir.Constant(loop.i32, own.lanes)))
             none = ir.Constant(loop.integers, [2**31 - 1] * own.lanes)
-            candidates = b.select(compare("==", of_lanes, top), of_lanes_numbers, none)
+            candidates = b.select(compare("==", of_lanes, top), b.add(first_of_group, numbers_of_lanes), none)
             centroid = loop.call(f"llvm.vector.reduce.smin.v{own.lanes}i32", loop.i32, candidates)
             loop.store(centroid, nearest, b.mul(place, loop.whole(4)))
     return loop.compiled()

@@ -67,26 +67,31 @@ def processor() -> Processor | None:
     return Processor(binding.get_host_cpu_name(), features.flatten(), lanes, has_int8)
 
 
-def in_parallel(work: Callable[[Item], None], items: Sequence[Item]) -> None:
-    """Work on all items, in as many threads as torch would use; each takes the next item when it has done one.
+def in_threads(work: Callable[[], None], most: int) -> None:
+    """Let as many threads as torch would use, and at most so many, do what is left of the work until all is done.
 
-    Where there is no machine code, one after another: torch, which works then, has threads of its own.
+    Where there is no machine code, this thread alone: torch, which works then, has threads of its own.
     """
     import torch
 
+    n_threads = torch.get_num_threads() if processor() else 1
+    helpers = [_pool(os.getpid(), n_threads).submit(work) for _ in range(min(n_threads, most) - 1)]
+    work()
+    for helper in helpers:
+        # One that has not begun has nothing left to do.
+        if not helper.cancel():
+            helper.result()
+
+
+def in_parallel(work: Callable[[Item], None], items: Sequence[Item]) -> None:
+    """Work on all items `in_threads`; each thread takes the next item when it has done one."""
     numbers = itertools.count()
 
     def work_on() -> None:
         while (number := next(numbers)) < len(items):
             work(items[number])
 
-    n_threads = min(torch.get_num_threads(), len(items)) if processor() else 1
-    helpers = [_pool(os.getpid(), torch.get_num_threads()).submit(work_on) for _ in range(n_threads - 1)]
-    work_on()
-    for helper in helpers:
-        # One that has not begun has nothing left to do.
-        if not helper.cancel():
-            helper.result()
+    in_threads(work_on, len(items))
 
 
 @lru_cache(maxsize=1)
@@ -229,12 +234,15 @@ class Loop:
         return self.b.call(function, arguments)
 
     def whole(self, number: int) -> ir.Value:
+        """A whole number that is known now."""
         return self.ir.Constant(self.i64, number)
 
     def lanes(self, kind: ir.Type, n: int | None = None) -> ir.Type:
+        """The type of n such values, by default as many as the processor has lanes."""
         return self.ir.VectorType(kind, n or self.own.lanes)
 
     def at(self, pointer: ir.Value, n_bytes: ir.Value) -> ir.Value:
+        """What lies so many bytes behind."""
         return self.b.gep(pointer, [n_bytes], source_etype=self.i8)
 
     def load(self, kind: ir.Type, pointer: ir.Value, n_bytes: ir.Value, align: int = 4) -> ir.Value:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.scoring import Best, Scorer, Scores
+from manyvec.scoring import Best, Scorer, Scores, top_k
 from manyvec.store import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.timing import stage
 from manyvec.tokens import TokenBatch, offsets_of
@@ -93,7 +93,7 @@ class Resident:
         """At most `limit` documents that have the text's words best, and their BM25, best first, then by id."""
         row_ids, scores = self.snapshot.match(text, limit, where)
         places = self.places(row_ids)
-        order = np.lexsort((self.states.ids[places].astype(str), -scores))
+        order = top_k(scores, self.states.ids[places], limit)
         return Best(places[order], scores[order])
 
     def tokens(self, documents: NDArray[np.int64]) -> TokenBatch:
