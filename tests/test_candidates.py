@@ -136,7 +136,8 @@ from manyvec import machine
 assert machine.processor() is None
 index = opened({index.uri!r})
 kept = [[(hit.id, hit.score) for hit in hits] for hits in index.search_many(QUERIES[:8])]
-index.add({{"id": f"new-{{i}}", "text": f"novel{{i}} " + text, "metadata": {{"n": i}}}} for i, text in enumerate(QUERIES))
+texts = [f"novel{{i}} " + query for i, query in enumerate(QUERIES)]
+index.add({{"id": f"new-{{i}}", "text": text, "metadata": {{"n": i}}}} for i, text in enumerate(texts))
 index.optimize()
 print(json.dumps([kept, [[hit.id for hit in index.search(f"novel{{i}}", 1)] for i in range(8)]]))
 """
