@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from manyvec import machine
+from manyvec.vectors import llvm as machine
 
 
 def pytest_generate_tests(metafunc):

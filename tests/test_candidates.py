@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from manyvec import F, Index, InputError, ShapeError, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
-from manyvec.codebook import Assignments, Codebook, _unit, n_centroids_for
-from manyvec.lists import _largest
+from manyvec.retrieval.centroid_lists import _largest
 from manyvec.testing import HashEncoder
+from manyvec.vectors.codebook import Assignments, Codebook, _unit, n_centroids_for
 
 ENCODER = HashEncoder(32)
 N = 500
@@ -114,7 +114,7 @@ def test_assignment_takes_the_nearest_centroid_in_blocks_of_any_size(monkeypatch
     assigned = codebook.assign(batch.vectors.astype(np.float16))
     # Those between two centroids may go to either.
     assert (assigned == expected).mean() > 0.99
-    monkeypatch.setattr("manyvec.codebook._BLOCK_BYTES", 4 * 32 * 7)
+    monkeypatch.setattr("manyvec.vectors.codebook._BLOCK_BYTES", 4 * 32 * 7)
     assert codebook.assign(batch.vectors.astype(np.float16)).tolist() == assigned.tolist()
 
 
@@ -132,7 +132,7 @@ import json, sys
 sys.modules["llvmlite"] = None
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_candidates import QUERIES, opened
-from manyvec import machine
+from manyvec.vectors import llvm as machine
 assert machine.processor() is None
 index = opened({index.uri!r})
 kept = [[(hit.id, hit.score) for hit in hits] for hits in index.search_many(QUERIES[:8])]
@@ -153,7 +153,7 @@ print(json.dumps([kept, [[hit.id for hit in index.search(f"novel{{i}}", 1)] for 
 
 @pytest.mark.parametrize("dim", [38, 128])
 def test_many_vectors_find_the_nearest_of_many_centroids_or_one_as_near(monkeypatch, dim, processor):
-    monkeypatch.setattr("manyvec.codebook.processor", lambda: processor)
+    monkeypatch.setattr("manyvec.vectors.codebook.processor", lambda: processor)
     rng = np.random.default_rng(0)
     topics = _unit(rng.standard_normal((50, dim)).astype(np.float32))
     noise = rng.standard_normal((9_000, dim)).astype(np.float32) * 0.7 / dim**0.5
@@ -255,7 +255,7 @@ class StopError(Exception):
 def test_an_optimize_that_is_stopped_half_way_leaves_the_old_lists_and_the_next_completes_it(index, monkeypatch):
     expected = index.search(QUERIES[0], k=10)
     index.add({"id": f"more {i}", "text": text} for i, text in enumerate(texts(2_000, seed=2)))
-    monkeypatch.setattr("manyvec.lists.BUILD_WINDOW_BYTES", 2**20)
+    monkeypatch.setattr("manyvec.retrieval.centroid_lists.BUILD_WINDOW_BYTES", 2**20)
     calls = []
 
     def stop_at_the_third(assignments, add=index._store.add_assignments):

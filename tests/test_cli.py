@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from manyvec import Index
-from manyvec.cli import main
+from manyvec.cli.main import main
 
 DOCUMENTS = """id,text,year,lang
 late,Late interaction keeps one vector for each token of a text,2020,en

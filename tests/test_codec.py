@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from manyvec import InputError, MaxSimScorer, TokenBatch
-from manyvec.codec import STORAGES, Codec, bytes_per_token, rotation
-from manyvec.scoring import maxsim_reference
-from manyvec.tokens import offsets_of
+from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.codec import STORAGES, Codec, bytes_per_token, rotation
+from manyvec.vectors.maxsim import maxsim_reference
 
 CODED = STORAGES[1:]
 DIMS = (5, 48, 64, 96, 128, 384, 1024)
@@ -110,7 +110,7 @@ def test_codes_score_as_their_decoded_vectors_do(processor, seed, storage, dim, 
     tolerance = rounding(query, codes) if processor and processor.has_int8 else 1e-5
     subset = np.flatnonzero(rng.random(len(lengths)) < 0.5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manyvec.scoring.processor", lambda: processor)
+        patch.setattr("manyvec.vectors.maxsim.processor", lambda: processor)
         scores, some = (MaxSimScorer().score(query, codes, of) for of in (None, subset))
     assert_allclose(scores, expected, rtol=0, atol=tolerance)
     assert_allclose(some, expected[subset], rtol=0, atol=tolerance)
@@ -130,8 +130,8 @@ def test_scores_of_codes_tell_documents_apart(storage):
 
 @pytest.mark.parametrize("storage", CODED)
 def test_equal_documents_tie_wherever_they_stand(processor, storage, monkeypatch):
-    monkeypatch.setattr("manyvec.scoring.processor", lambda: processor)
-    monkeypatch.setattr("manyvec.scoring._TOKENS_AT_A_TIME", 20)
+    monkeypatch.setattr("manyvec.vectors.maxsim.processor", lambda: processor)
+    monkeypatch.setattr("manyvec.vectors.maxsim._TOKENS_AT_A_TIME", 20)
     documents, codes = encoded(np.random.default_rng(4), storage, [9, 5, 30, 7], 96)
     again = codes.select([0, 1, 0, 2, 3, 0, 1])
     scores = MaxSimScorer().score(documents[2][:7], again)

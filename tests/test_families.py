@@ -16,7 +16,7 @@ import torch
 from numpy.testing import assert_allclose
 from safetensors.torch import save_file
 
-import manyvec.encoders
+import manyvec.models.loading
 from manyvec import EncoderError, InputError, MaxSimScorer, MissingPackageError, load_encoder
 from manyvec.models import checkpoints, families
 from manyvec.models.families import FAMILIES
@@ -311,7 +311,7 @@ def written(tmp_path_factory):
 
 
 def fresh(folder, **options):
-    manyvec.encoders._load.cache_clear()
+    manyvec.models.loading._load.cache_clear()
     return load_encoder(folder, device="cpu", **options)
 
 
@@ -369,7 +369,7 @@ def test_the_golden_test_fails_when_a_part_is_wrong(written, part, name):
     BREAKS[part][0](encoder.model)
     with pytest.raises(AssertionError):
         assert_golden(encoder, golden)
-    manyvec.encoders._load.cache_clear()
+    manyvec.models.loading._load.cache_clear()
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -422,7 +422,7 @@ def test_each_part_of_the_recipe_changes_the_fingerprint_and_the_same_again_does
     prints.append(encoder.fingerprint)
     assert prints[0] == prints[1]
     assert len(set(prints)) == len(prints) - 1
-    manyvec.encoders._load.cache_clear()
+    manyvec.models.loading._load.cache_clear()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.01), ("bfloat16", 0.05)])
@@ -490,8 +490,8 @@ def test_bge_m3_gives_token_vectors_lexical_weights_and_a_dense_vector_in_one_pa
 
 def test_dense_and_lexical_outputs_of_bge_m3_are_candidate_stages_of_an_index(written, tmp_path):
     from manyvec import Index
-    from manyvec.m3_stages import M3Dense, M3Lexical, M3Vectors
     from manyvec.models.m3 import lexical_score
+    from manyvec.retrieval.m3_stages import M3Dense, M3Lexical, M3Vectors
 
     encoder = fresh(written["bge-m3"][0])
     index = Index.create(tmp_path / "index", encoder, filters={"n": int})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manyvec import Index, load_encoder
-from manyvec.cli import main
+from manyvec.cli.main import main
 from manyvec.testing import ColorEncoder
 
 langchain_manyvec = pytest.importorskip("langchain_manyvec", reason="langchain-manyvec is not installed")

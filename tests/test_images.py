@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-import manyvec.encoders
+import manyvec.models.loading
 from manyvec import EncoderError, Index, InputError, MaxSimScorer, TokenBatch, load_encoder
-from manyvec.cli import main
+from manyvec.cli.main import main
 from manyvec.models.image import filip_similarity, read_image
 
 Image = pytest.importorskip("PIL.Image", reason="needs pillow: pip install 'manyvec[images]'")
@@ -50,7 +50,7 @@ def assert_golden(encoder, golden):
 
 
 def fresh(folder, **options):
-    manyvec.encoders._load.cache_clear()
+    manyvec.models.loading._load.cache_clear()
     return load_encoder(str(folder), device="cpu", **options)
 
 
@@ -469,7 +469,7 @@ def test_the_golden_test_fails_when_a_part_is_wrong(written, monkeypatch, part, 
     # Some padding has no direction: then there are no vectors to compare.
     with pytest.raises((AssertionError, EncoderError)):
         assert_golden(encoder, golden)
-    manyvec.encoders._load.cache_clear()
+    manyvec.models.loading._load.cache_clear()
 
 
 def test_page_spans_are_the_rows_and_columns_of_the_patch_grid(written):
@@ -578,7 +578,7 @@ def test_the_fingerprint_of_a_page_model_tells_weights_pixels_and_prompts_apart(
         change(encoder)
         found.add(encoder.fingerprint)
     assert len(found) == 5
-    manyvec.encoders._load.cache_clear()
+    manyvec.models.loading._load.cache_clear()
 
 
 def changed(folder, to, edit):
@@ -749,7 +749,7 @@ def test_a_broken_pdf_stops_the_command_with_its_name(written, tmp_path, capsys)
 def test_real_pdf_pages_are_indexed_and_mapped(written, tmp_path, data_dir):
     from itertools import islice
 
-    from manyvec.sources import read_file
+    from manyvec.files.readers import read_file
 
     pytest.importorskip("pypdfium2")
     paths = sorted((data_dir / "mmlongbench-pages").rglob("*.pdf"))

@@ -10,10 +10,10 @@ from numpy.testing import assert_allclose
 
 from manyvec import Document, F, Index, InputError, ManifestError, StoreError, TokenBatch
 from manyvec.candidates import Lexical, Pooled
-from manyvec.ingest import AddReport, batches
-from manyvec.scoring import maxsim_reference
-from manyvec.store import Store
+from manyvec.storage.ingest import AddReport, batches
+from manyvec.storage.table import Store
 from manyvec.testing import HashEncoder
+from manyvec.vectors.maxsim import maxsim_reference
 
 ENCODER = HashEncoder(32)
 TEXTS = {

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from manyvec.errors import InputError
-from manyvec.mixing import mixed
+from manyvec.retrieval.mixing import mixed
 
 SIMILARITIES = np.array([0.5, 0.75, -0.25], np.float32)
 BM25 = np.array([20.0, 0.0, 10.0], np.float32)

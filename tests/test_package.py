@@ -1,7 +1,5 @@
 """The package as a whole: what import costs, what the names are, and that the README says what is there."""
 
-import ast
-import re
 import subprocess
 import sys
 import time
@@ -40,32 +38,11 @@ def test_an_unknown_name_is_an_attribute_error():
     assert manyvec.__version__.count(".") == 2
 
 
-def test_modules_import_only_from_ranks_above_their_own():
-    """The table in CONTRIBUTING.md, and its list of the package `models`, as imports at the top of each module."""
-    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-    rows = [line.split("|")[1:3] for line in text.splitlines() if re.match(r"\| +\d+ +\|", line)]
-    rank = {name: int(number) for number, names in rows for name in re.findall(r"`(\w+)`", names)}
-    within = {name: place for place, name in enumerate(re.findall(r"`models/(\w+)`", text))}
-    folder = Path(manyvec.__file__).parent
-    assert set(rank) == {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"} | {"models"}
-    assert set(within) == {path.stem for path in (folder / "models").glob("*.py")} - {"__init__"}
-    for path in (*folder.glob("*.py"), *(folder / "models").glob("*.py")):
-        module = path.parent.name if path.parent != folder else path.stem
-        for name in imported_from_manyvec(path):
-            other, _, inner = name.partition(".")
-            if other == module == "models":
-                assert within[inner] < within[path.stem], f"models/{path.stem} imports models/{inner}, which follows it"
-            elif path.stem not in ("__init__", "__main__"):
-                assert rank[other] < rank[module], f"{path.stem} (rank {rank[module]}) imports {other} ({rank[other]})"
-
-
-def imported_from_manyvec(path):
-    """Modules named in `from manyvec.… import …`, without `manyvec.`; of `from manyvec.models` what it names."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module == "manyvec.models":
-            yield from (f"models.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("manyvec."):
-            yield node.module.removeprefix("manyvec.")
+def test_the_structure_keeps_to_the_order_that_contributing_states():
+    """No arrow against the order, no circle, no module too long: the rules of `scripts/structure.py`."""
+    script = Path(__file__).parents[1] / "scripts" / "structure.py"
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_the_readme_lists_every_family_of_models():

@@ -11,13 +11,13 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from manyvec import Document, Index, InputError, PageEvidence, Reranker, TokenBatch
-from manyvec.columns import Manifest
-from manyvec.ingest import content_hash
-from manyvec.pages import explain_pages, for_browser
-from manyvec.search import Wanted
-from manyvec.store import Snapshot, Store
+from manyvec.evidence.pages import explain_pages, for_browser
+from manyvec.retrieval.search import Wanted
+from manyvec.storage.ingest import content_hash
+from manyvec.storage.schema import Manifest
+from manyvec.storage.table import Snapshot, Store
 from manyvec.testing import ColorEncoder, HashEncoder
-from manyvec.tokens import offsets_of
+from manyvec.vectors.batch import offsets_of
 
 Image = pytest.importorskip("PIL.Image", reason="needs pillow: pip install 'manyvec[images]'")
 
@@ -243,7 +243,7 @@ def test_metadata_of_a_page_is_written_without_reading_the_other_pages(tmp_path,
 
 
 def test_residual_codes_are_made_of_pages_and_keep_their_images(tmp_path, monkeypatch):
-    monkeypatch.setattr("manyvec.ingest.MIN_RESIDUAL_TOKENS", 200)
+    monkeypatch.setattr("manyvec.storage.ingest.MIN_RESIDUAL_TOKENS", 200)
     index = Index.create(tmp_path / "index", ENCODER, storage="residual")
     index.add([*DOCUMENTS, {"id": "large", "image": page({(3, 3): "red"}, rows=20, columns=30)}])
     index.optimize()
@@ -421,7 +421,7 @@ def test_numbers_that_cannot_be_patches_do_not_make_an_enormous_map():
 
 
 def test_images_are_not_read_by_a_search_without_evidence(index, monkeypatch):
-    monkeypatch.delattr("manyvec.store.Snapshot.images")
+    monkeypatch.delattr("manyvec.storage.table.Snapshot.images")
     assert len(index.search("red")) == 3
     with pytest.raises(AttributeError):
         index.search("red", evidence=True)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from manyvec.cli import main
+from manyvec.cli.main import main
 
 pytestmark = pytest.mark.data
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from manyvec import InputError, MaxSimScorer, ShapeError, TokenBatch
-from manyvec.scoring import maxsim_reference, top_k
+from manyvec.vectors.maxsim import maxsim_reference, top_k
 
 QUERY = np.array([[1, 0], [0, 1]], np.float32)
 
@@ -79,9 +79,9 @@ def test_blocks_of_any_size_agree_with_the_reference(processor, lengths, n_query
     subset = np.flatnonzero(rng.random(len(lengths)) < 0.5)
     expected = np.array([maxsim_reference(queries[i], documents) for i in range(2)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manyvec.scoring._TOKENS_AT_A_TIME", block_tokens)
-        patch.setattr("manyvec.scoring._MATCHES_AT_A_TIME", 20 * block_tokens)
-        patch.setattr("manyvec.scoring.processor", lambda: processor)
+        patch.setattr("manyvec.vectors.maxsim._TOKENS_AT_A_TIME", block_tokens)
+        patch.setattr("manyvec.vectors.maxsim._MATCHES_AT_A_TIME", 20 * block_tokens)
+        patch.setattr("manyvec.vectors.maxsim.processor", lambda: processor)
         scores, some = (MaxSimScorer().score_many(queries, documents, of) for of in (None, subset))
     assert_allclose(scores, expected, rtol=0, atol=tolerance(n_query))
     assert_allclose(some, expected[:, subset], rtol=0, atol=tolerance(n_query))
@@ -119,9 +119,9 @@ def test_read_only_vectors_are_scored_without_a_copy_or_a_warning():
 
 
 def test_equal_documents_score_equally_wherever_they_stand(processor, monkeypatch):
-    monkeypatch.setattr("manyvec.scoring.processor", lambda: processor)
-    monkeypatch.setattr("manyvec.scoring._TOKENS_AT_A_TIME", 100)
-    monkeypatch.setattr("manyvec.scoring._MATCHES_AT_A_TIME", 500)
+    monkeypatch.setattr("manyvec.vectors.maxsim.processor", lambda: processor)
+    monkeypatch.setattr("manyvec.vectors.maxsim._TOKENS_AT_A_TIME", 100)
+    monkeypatch.setattr("manyvec.vectors.maxsim._MATCHES_AT_A_TIME", 500)
     rng = np.random.default_rng(2)
     one = random_batch(rng, [7], 128)
     others = random_batch(rng, rng.integers(1, 30, size=500), 128)

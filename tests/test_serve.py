@@ -12,7 +12,7 @@ from datetime import datetime
 import pytest
 
 from manyvec import Index, InputError, TokenBatch
-from manyvec.cli import main
+from manyvec.cli.main import main
 from manyvec.testing import ColorEncoder, HashEncoder
 
 httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip install 'manyvec[serve]'")
@@ -20,7 +20,7 @@ mcp = pytest.importorskip("mcp", reason="needs the serve extra: pip install 'man
 
 from mcp.client.streamable_http import streamable_http_client  # noqa: E402
 
-from manyvec.serve import create_app  # noqa: E402
+from manyvec.server.app import create_app  # noqa: E402
 
 TOKEN = "a-token-of-enough-characters"
 DOCUMENTS = [
@@ -378,7 +378,7 @@ def test_a_hit_on_a_page_has_the_map_of_each_word(pages_client):
 
 def test_the_maps_of_one_answer_are_bounded_and_the_best_hits_have_theirs(pages_client, monkeypatch):
     # A page of 3 by 4 patches has a map of the one word, and one of all.
-    monkeypatch.setattr("manyvec.api.MAX_MAP_NUMBERS", 24)
+    monkeypatch.setattr("manyvec.server.api.MAX_MAP_NUMBERS", 24)
     first, second = [hit for hit in search(pages_client, "red").json()["hits"] if hit["page"]]
     assert first["words"][0]["map"] is not None and second["words"][0]["map"] is None
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from manyvec import InputError
-from manyvec.sources import n_pages, read_documents
+from manyvec.files.readers import n_pages, read_documents
 
 
 def write(path, text):

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-import manyvec.encoders
+import manyvec.models.loading
 from manyvec import EncoderError, InputError, MaxSimScorer, load_encoder
 
 WORDS = ["[UNK]", "late", "interaction", "keeps", "one", "vector", "the"]
@@ -138,7 +138,7 @@ def test_the_golden_test_fails_when_a_part_is_wrong(tmp_path, part):
     part(encoder)
     with pytest.raises(AssertionError):
         assert_golden(encoder)
-    manyvec.encoders._load.cache_clear()
+    manyvec.models.loading._load.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import pytest
 
 from manyvec import F, Index, InputError, ManifestError, TokenBatch
 from manyvec.candidates import CentroidTerms, Exhaustive, Fuse, Lexical, NativeMultivector, Query, Scope
-from manyvec.codec import STORAGES, bytes_per_token
-from manyvec.ingest import MIN_RESIDUAL_TOKENS, pool
-from manyvec.scoring import maxsim_reference
-from manyvec.store import Snapshot
+from manyvec.storage.ingest import MIN_RESIDUAL_TOKENS, pool
+from manyvec.storage.table import Snapshot
 from manyvec.testing import HashEncoder
-from manyvec.tokens import offsets_of
+from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.codec import STORAGES, bytes_per_token
+from manyvec.vectors.maxsim import maxsim_reference
 
 ENCODER = HashEncoder(48)
 WORDS = [f"w{i}" for i in range(400)]
@@ -152,7 +152,7 @@ def test_metadata_that_someone_writes_while_codes_are_made_is_kept(residual, mon
 
 
 def test_residual_stopped_half_way_is_searched_as_it_is_and_completed_by_the_next_optimize(residual, monkeypatch):
-    monkeypatch.setattr("manyvec.ingest.BUILD_WINDOW_BYTES", 2**20)
+    monkeypatch.setattr("manyvec.storage.ingest.BUILD_WINDOW_BYTES", 2**20)
     before = ids(residual.search("w1 w2 w3 w4", k=5))
     recode, n_calls = type(residual._store).recode, []
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from manyvec.testing import LoopWatch, RetrieverContract, StoreContract, _with_free_loop
+from manyvec.testing.contracts import LoopWatch, RetrieverContract, StoreContract, _with_free_loop
 
 
 def test_a_loop_that_waits_for_one_call_from_its_start_to_its_end_is_noticed():

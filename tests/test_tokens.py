@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from manyvec import ShapeError, TokenBatch
-from manyvec.tokens import offsets_of, ragged_rows
+from manyvec.vectors.batch import offsets_of, ragged_rows
 
 THREE = TokenBatch.from_list([[[1, 0], [2, 0], [3, 0]], [[4, 0]], [[5, 0], [6, 0]]])
 

@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from manyvec import IndexNotFoundError, InputError, ManifestError, TokenBatch, ToolIndex
-from manyvec.bm25 import BM25, words_of
 from manyvec.testing import HashEncoder
-from manyvec.tools import _read
+from manyvec.tools.bm25 import BM25, words_of
+from manyvec.tools.catalog import _read
 
 WEATHER = {
     "type": "function",

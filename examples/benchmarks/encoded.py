@@ -21,7 +21,7 @@ import numpy as np
 
 from manyvec import TokenBatch, load_encoder
 from manyvec.evaluation import Dataset, load_beir
-from manyvec.tokens import offsets_of
+from manyvec.vectors.batch import offsets_of
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ import report
 from encoded import Encoded, Known, load, with_spans
 
 from manyvec import Index, load_encoder
-from manyvec.bm25 import words_of
 from manyvec.evaluation import Dataset
-from manyvec.explain import Evidence, explain
-from manyvec.words import sentences, words
+from manyvec.evidence.text import Evidence, explain
+from manyvec.evidence.words import sentences, words
+from manyvec.tools.bm25 import words_of
 
 
 def cost(encoded: Encoded) -> None:

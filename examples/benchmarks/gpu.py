@@ -19,9 +19,9 @@ import report
 import torch
 
 from manyvec import TokenBatch
-from manyvec.codec import Codec
-from manyvec.device import DeviceDocuments
-from manyvec.tokens import offsets_of
+from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.codec import Codec
+from manyvec.vectors.cuda import DeviceDocuments
 
 N_TOKENS, DIM, K = 300, 128, 10
 

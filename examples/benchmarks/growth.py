@@ -31,7 +31,7 @@ import report
 
 from manyvec import Document, Index, TokenBatch
 from manyvec.index import DEFAULT_CACHE_BYTES
-from manyvec.tokens import offsets_of
+from manyvec.vectors.batch import offsets_of
 
 N_QUERIES, N_WARM_UP, N_COMPARED = 120, 20, 20
 # Added to each token vector, as a share of its length: 0.5 leaves a cosine of 0.89 with the real one.

@@ -19,10 +19,10 @@ import torch
 from sentence_transformers.util import maxsim
 
 from manyvec import MaxSimScorer, TokenBatch
-from manyvec.codebook import Codebook
-from manyvec.codec import STORAGES, Codec
-from manyvec.scoring import maxsim_reference
-from manyvec.tokens import offsets_of
+from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.codebook import Codebook
+from manyvec.vectors.codec import STORAGES, Codec
+from manyvec.vectors.maxsim import maxsim_reference
 
 N_TOKENS, N_QUERY_TOKENS, DIM = 150, 32, 128
 PACKAGES = (*report.PACKAGES, "maxsim-cpu")

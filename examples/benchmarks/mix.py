@@ -22,11 +22,11 @@ import numpy as np
 import report
 
 from manyvec import MaxSimScorer, TokenBatch
-from manyvec.columns import Manifest, Row
 from manyvec.evaluation import Dataset, evaluate
-from manyvec.mixing import mixed
-from manyvec.scoring import top_k
-from manyvec.store import Store
+from manyvec.retrieval.mixing import mixed
+from manyvec.storage.schema import Manifest, Row
+from manyvec.storage.table import Store
+from manyvec.vectors.maxsim import top_k
 
 SETS = (
     "scifact", "cranfield", "cisi", "medquad-liveqa", "medquad-qa", "nq-passages", "squad-dev", "limit-small",

@@ -17,9 +17,9 @@ import report
 from maxsim import coded, unit_vectors
 
 from manyvec import MaxSimScorer, TokenBatch, scoring
-from manyvec.codec import STORAGES
-from manyvec.machine import processor
-from manyvec.tokens import offsets_of
+from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.codec import STORAGES
+from manyvec.vectors.llvm import processor
 
 
 def without_code(score: Callable[[], np.ndarray]) -> np.ndarray:

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/storage.py DATA_FOLDER VECTORS [SET ...] [--dim 128] [--queries 150]
 
-Every storage of `manyvec.codec`, and token pooling by 2 and 3 kept as float16. Bytes are those of the vectors, for each
-token before pooling. Sets are those that `encoded.py` has encoded. Of the last one an index is made in every storage,
+Every storage of `manyvec.vectors.codec`, and token pooling by 2 and 3 kept as float16. Bytes are those of the vectors,
+for each token before pooling. Sets are those that `encoded.py` has encoded. Of the last one an index is made in every storage,
 of 1,000 documents at most, and the bytes that its table's data take on disk are counted: vectors and their characters,
 and the texts, whose own bytes stand beside them.
 """
@@ -23,11 +23,11 @@ import report
 from encoded import Encoded, Known, load, with_spans
 
 from manyvec import Index, MaxSimScorer, TokenBatch
-from manyvec.codebook import Codebook, n_centroids_for
-from manyvec.codec import STORAGES, Codec
 from manyvec.evaluation import evaluate
-from manyvec.ingest import pool
-from manyvec.scoring import top_k
+from manyvec.storage.ingest import pool
+from manyvec.vectors.codebook import Codebook, n_centroids_for
+from manyvec.vectors.codec import STORAGES, Codec
+from manyvec.vectors.maxsim import top_k
 
 
 def coded(storage: str, documents: TokenBatch) -> TokenBatch:

@@ -28,12 +28,12 @@ import numpy as np
 import report
 
 from manyvec import Document, Index, TokenBatch, ToolIndex
-from manyvec.bm25 import words_of
 from manyvec.candidates import Lexical
 from manyvec.evaluation import Dataset, Run, evaluate, load_beir
 from manyvec.testing import HashEncoder
-from manyvec.tokens import offsets_of
-from manyvec.tools import DEPTH, LEXICAL_WEIGHT
+from manyvec.tools.bm25 import words_of
+from manyvec.tools.catalog import DEPTH, LEXICAL_WEIGHT
+from manyvec.vectors.batch import offsets_of
 
 SETS = ("metatool", "livemcpbench", "stabletoolbench", "seal-tools")
 WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.06)

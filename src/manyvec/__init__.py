@@ -13,11 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manyvec.diversity import diversify as diversify
-    from manyvec.encoders import Encoder as Encoder
-    from manyvec.encoders import SentenceTransformerEncoder as SentenceTransformerEncoder
-    from manyvec.encoders import TruncationWarning as TruncationWarning
-    from manyvec.encoders import load_encoder as load_encoder
     from manyvec.errors import DeviceMemoryError as DeviceMemoryError
     from manyvec.errors import EncoderError as EncoderError
     from manyvec.errors import FilterError as FilterError
@@ -28,9 +23,10 @@ if TYPE_CHECKING:
     from manyvec.errors import MissingPackageError as MissingPackageError
     from manyvec.errors import ShapeError as ShapeError
     from manyvec.errors import StoreError as StoreError
-    from manyvec.explain import Evidence as Evidence
-    from manyvec.explain import Passage as Passage
-    from manyvec.explain import WordMatch as WordMatch
+    from manyvec.evidence.pages import PageEvidence as PageEvidence
+    from manyvec.evidence.text import Evidence as Evidence
+    from manyvec.evidence.text import Passage as Passage
+    from manyvec.evidence.text import WordMatch as WordMatch
     from manyvec.filters import AllOf as AllOf
     from manyvec.filters import AnyOf as AnyOf
     from manyvec.filters import F as F
@@ -39,32 +35,36 @@ if TYPE_CHECKING:
     from manyvec.index import Index as Index
     from manyvec.index import IndexInfo as IndexInfo
     from manyvec.index import Where as Where
-    from manyvec.ingest import AddReport as AddReport
-    from manyvec.pages import PageEvidence as PageEvidence
+    from manyvec.mmr import diversify as diversify
+    from manyvec.models.loading import Encoder as Encoder
+    from manyvec.models.loading import SentenceTransformerEncoder as SentenceTransformerEncoder
+    from manyvec.models.loading import TruncationWarning as TruncationWarning
+    from manyvec.models.loading import load_encoder as load_encoder
     from manyvec.reranker import Reranker as Reranker
-    from manyvec.scoring import MaxSimScorer as MaxSimScorer
-    from manyvec.tokens import TokenBatch as TokenBatch
-    from manyvec.tools import ToolHit as ToolHit
-    from manyvec.tools import ToolIndex as ToolIndex
+    from manyvec.storage.ingest import AddReport as AddReport
+    from manyvec.tools.catalog import ToolHit as ToolHit
+    from manyvec.tools.catalog import ToolIndex as ToolIndex
     from manyvec.types import Document as Document
     from manyvec.types import Hit as Hit
+    from manyvec.vectors.batch import TokenBatch as TokenBatch
+    from manyvec.vectors.maxsim import MaxSimScorer as MaxSimScorer
 
 # The same names once more, for the interpreter: a test keeps the two in step.
 _MODULES = {
-    "diversity": "diversify",
-    "encoders": "Encoder SentenceTransformerEncoder TruncationWarning load_encoder",
     "errors": "DeviceMemoryError EncoderError FilterError IndexNotFoundError InputError ManifestError ManyvecError "
     "MissingPackageError ShapeError StoreError",
-    "explain": "Evidence Passage WordMatch",
+    "evidence.pages": "PageEvidence",
+    "evidence.text": "Evidence Passage WordMatch",
     "filters": "AllOf AnyOf F Filter HasId",
-    "ingest": "AddReport",
     "index": "Index IndexInfo Where",
-    "pages": "PageEvidence",
+    "mmr": "diversify",
+    "models.loading": "Encoder SentenceTransformerEncoder TruncationWarning load_encoder",
     "reranker": "Reranker",
-    "scoring": "MaxSimScorer",
-    "tokens": "TokenBatch",
-    "tools": "ToolHit ToolIndex",
+    "storage.ingest": "AddReport",
+    "tools.catalog": "ToolHit ToolIndex",
     "types": "Document Hit",
+    "vectors.batch": "TokenBatch",
+    "vectors.maxsim": "MaxSimScorer",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from manyvec.errors import InputError
-from manyvec.sources import read_documents, read_jsonl
+from manyvec.files.readers import read_documents, read_jsonl
 from manyvec.types import Document
 
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]

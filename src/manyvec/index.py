@@ -14,21 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from manyvec.candidates import Auto, Candidates, Query, Scope
-from manyvec.columns import FILTER_PREFIX, Manifest
-from manyvec.device import scorer_on
-from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
-from manyvec.ingest import AddReport, batches, check_page, content_hash, encode, is_same, recode, to_row
-from manyvec.lists import ListKeeper
-from manyvec.resident import Resident
-from manyvec.scoring import Scorer, Scores
-from manyvec.search import Wanted, search
-from manyvec.store import Store, disk_bytes, where_ids
+from manyvec.models.loading import Encoder, load_encoder
+from manyvec.retrieval.candidates import Auto, Candidates, Query, Scope
+from manyvec.retrieval.centroid_lists import ListKeeper
+from manyvec.retrieval.search import Wanted, search
+from manyvec.storage.cache import Resident
+from manyvec.storage.ingest import AddReport, batches, check_page, content_hash, encode, is_same, recode, to_row
+from manyvec.storage.schema import FILTER_PREFIX, Manifest
+from manyvec.storage.table import Store, disk_bytes, where_ids
 from manyvec.timing import stage
-from manyvec.tokens import TokenBatch
 from manyvec.types import Document, Hit
+from manyvec.vectors.batch import TokenBatch
+from manyvec.vectors.cuda import scorer_on
+from manyvec.vectors.maxsim import Scorer, Scores
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
 # Scores of so many query-document pairs are held at a time.

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from manyvec.encoders import Encoder, load_encoder
 from manyvec.errors import EncoderError, InputError, check_unicode
 from manyvec.index import Index
-from manyvec.scoring import MaxSimScorer, Scores
-from manyvec.tokens import TokenBatch
+from manyvec.models.loading import Encoder, load_encoder
 from manyvec.types import Document, Hit
+from manyvec.vectors.batch import TokenBatch
+from manyvec.vectors.maxsim import MaxSimScorer, Scores
 
 
 class Reranker:

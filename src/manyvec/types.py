@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from manyvec.errors import InputError, check_unicode
-from manyvec.explain import Evidence, Passage
-from manyvec.pages import PageEvidence
+from manyvec.evidence.pages import PageEvidence
+from manyvec.evidence.text import Evidence, Passage
 
 
 @dataclass(frozen=True)

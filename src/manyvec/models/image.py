@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError, require
 from manyvec.models.text import Spans, batches_of, check_texts, weight_samples
-from manyvec.tokens import TokenBatch, offsets_of
+from manyvec.vectors.batch import TokenBatch, offsets_of
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError
 from manyvec.models.text import SentenceTransformerEncoder, check_texts
-from manyvec.tokens import TokenBatch
+from manyvec.vectors.batch import TokenBatch
 
 if TYPE_CHECKING:
     import torch

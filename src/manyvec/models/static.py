@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from manyvec.errors import EncoderError, ShapeError
 from manyvec.models.checkpoints import Checkpoint
 from manyvec.models.text import check_texts
-from manyvec.tokens import TokenBatch, offsets_of
+from manyvec.vectors.batch import TokenBatch, offsets_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

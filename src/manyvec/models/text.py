@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError
-from manyvec.tokens import TokenBatch, offsets_of
+from manyvec.vectors.batch import TokenBatch, offsets_of
 
 if TYPE_CHECKING:
     import torch

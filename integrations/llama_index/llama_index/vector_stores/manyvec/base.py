@@ -28,7 +28,7 @@ from llama_index.retrievers.manyvec._convert import (
 
 from manyvec import AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify
 from manyvec.candidates import Lexical
-from manyvec.mixing import LEXICAL_WEIGHT
+from manyvec.retrieval.mixing import LEXICAL_WEIGHT
 
 _Store = TypeVar("_Store", bound="ManyvecVectorStore")
 

@@ -1,0 +1,1 @@
+"""Which documents a query finds, and in which order."""

@@ -1,0 +1,202 @@
+"""Token vectors held in memory for one version of the table, as many as a budget allows, and the rest from disk.
+
+A `Resident` never changes. When the table does, `refreshed` makes a new one that shares the vectors of all documents
+that stayed as they were, so that one added document costs one document's reading, and a search that runs meanwhile
+goes on with the version it started with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.storage.table import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
+from manyvec.timing import stage
+from manyvec.vectors.batch import TokenBatch, offsets_of
+from manyvec.vectors.maxsim import Best, Scorer, Scores, top_k
+
+# Segments are merged up to this size: larger copies would cost more than scoring a few segments more.
+_MERGE_BYTES = 256 * 2**20
+_ON_DISK = -1
+# Its id as Python has it and the numbers of `RowStates` and `Resident`, 120 together; and what LanceDB's index of the
+# words and the room that arrays leave behind were measured to take (`examples/benchmarks/growth.py`).
+_BYTES_A_DOCUMENT = 120 + 400
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """The documents of one table version. Document i is row `states.row_ids[i]`.
+
+    Attributes:
+        segments: token vectors in memory.
+        segment_of: (n_documents,) which segment holds a document, -1 for none.
+        place_of: (n_documents,) where in its segment; rising within each segment.
+    """
+
+    snapshot: Snapshot
+    states: RowStates
+    segments: tuple[TokenBatch, ...]
+    segment_of: NDArray[np.int64]
+    place_of: NDArray[np.int64]
+
+    @classmethod
+    def load(cls, snapshot: Snapshot, budget: int) -> Resident:
+        """Read a version's token vectors, in row order, until with what is held of each document the budget is full."""
+        nothing = np.empty(0, np.int64)
+        states = RowStates(nothing, nothing, nothing, np.empty(0, object), np.empty(0, bool))
+        return cls(snapshot, states, (), nothing, nothing).refreshed(snapshot, budget)
+
+    def __len__(self) -> int:
+        return len(self.states.row_ids)
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(segment.vectors.nbytes for segment in self.segments)
+
+    def refreshed(self, snapshot: Snapshot, budget: int) -> Resident:
+        """The same for another version: unchanged documents keep their vectors, new and changed ones are read.
+
+        Args:
+            budget: bytes, as for `load`; what is held already stays if they have become fewer.
+        """
+        states = snapshot.states()
+        segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
+        place_of = np.zeros(len(states.row_ids), np.int64)
+        if len(self):
+            before = np.searchsorted(self.states.row_ids, states.row_ids).clip(max=len(self) - 1)
+            same = (self.states.row_ids[before] == states.row_ids) & (self.states.updated[before] == states.updated)
+            segment_of[same], place_of[same] = self.segment_of[before[same]], self.place_of[before[same]]
+        segments = _without_dead(self.segments, segment_of, place_of)
+
+        free = budget - _BYTES_A_DOCUMENT * len(states.row_ids) - sum(segment.vectors.nbytes for segment in segments)
+        missing = np.flatnonzero(segment_of == _ON_DISK)
+        fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= free]
+        for is_coded in (True, False):
+            if len(group := fitting[states.is_coded[fitting] == is_coded]):
+                segment_of[group], place_of[group] = len(segments), np.arange(len(group))
+                segments.append(_read(snapshot, states, group))
+                _merge_newest(segments, segment_of, place_of)
+        return Resident(snapshot, states, tuple(segments), segment_of, place_of)
+
+    def places(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) which documents these rows are; they must be rows of this version."""
+        return np.searchsorted(self.states.row_ids, row_ids)
+
+    def passing(self, where: str) -> NDArray[np.int64]:
+        """(n,) the documents for which the condition holds, in rising order."""
+        return self.places(self.snapshot.row_ids(where))
+
+    def match(self, text: str, limit: int, where: str | None = None) -> Best:
+        """At most `limit` documents that have the text's words best, and their BM25, best first, then by id."""
+        row_ids, scores = self.snapshot.match(text, limit, where)
+        places = self.places(row_ids)
+        order = top_k(scores, self.states.ids[places], limit)
+        return Best(places[order], scores[order])
+
+    def tokens(self, documents: NDArray[np.int64]) -> TokenBatch:
+        """float16 token vectors of a few documents, in this order, read only as far as they are not in memory."""
+        row_ids, segment_of = self.states.row_ids[documents], self.segment_of[documents]
+        on_disk = np.flatnonzero(segment_of == _ON_DISK)
+        read = dict(zip(on_disk.tolist(), self.snapshot.tokens(row_ids[on_disk]), strict=True)) if len(on_disk) else {}
+        vectors = [
+            read[i] if i in read else self.segments[segment_of[i]].select([place]).decoded().vectors
+            for i, place in enumerate(self.place_of[documents].tolist())
+        ]
+        return TokenBatch.unchecked(np.concatenate(vectors), offsets_of([len(own) for own in vectors]))
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no token vectors are left on disk alone."""
+        return bool((self.segment_of != _ON_DISK).all())
+
+    @stage("score")
+    def score(self, scorer: Scorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
+        """(n_queries, n_documents) scores of these documents, given in rising order, or of all."""
+        chosen = np.arange(len(self)) if documents is None else documents
+        scores = np.full((len(queries), len(chosen)), -np.inf, np.float32)
+        for here, tokens, subset in self._parts(chosen):
+            scores[:, here] = scorer.score_many(queries, tokens, subset)
+        return scores
+
+    @stage("score")
+    def best(
+        self, scorer: Scorer, queries: TokenBatch, k: int, documents: NDArray[np.int64] | None = None
+    ) -> list[Best]:
+        """For each query documents that the k best of these, given in rising order, or of all, are among."""
+        chosen = np.arange(len(self)) if documents is None else documents
+        found: list[list[Best]] = [[Best(np.empty(0, np.int64), np.empty(0, np.float32))] for _ in range(len(queries))]
+        for here, tokens, subset in self._parts(chosen):
+            for parts, best in zip(found, scorer.top_k(queries, tokens, k, subset), strict=True):
+                parts.append(Best(chosen[here[best.places]], best.scores))
+        return [Best(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
+
+    def _parts(
+        self, chosen: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], TokenBatch, NDArray[np.int64] | None]]:
+        """Places in `chosen`, a batch that has these documents' token vectors, and where in it: None for all of it."""
+        segment_of = self.segment_of[chosen]
+        for number, segment in enumerate(self.segments):
+            if len(here := np.flatnonzero(segment_of == number)):
+                yield here, segment, None if len(here) == len(segment) else self.place_of[chosen[here]]
+        on_disk = np.flatnonzero(segment_of == _ON_DISK)
+        for is_coded in (True, False):
+            group = on_disk[self.states.is_coded[chosen[on_disk]] == is_coded]
+            for window in windows(self.snapshot.token_bytes(self.states, chosen[group])):
+                here = group[window]
+                yield here, self.snapshot.stored_tokens(self.states.row_ids[chosen[here]], is_coded=is_coded), None
+
+
+def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> TokenBatch:
+    """One segment of these documents, all kept one way, filled window by window: memory never holds it twice."""
+    is_coded = bool(states.is_coded[documents[0]])
+    offsets = offsets_of(states.n_tokens[documents])
+    held: TokenBatch | None = None
+    for window in windows(snapshot.token_bytes(states, documents), LOAD_WINDOW_BYTES):
+        rows = snapshot.stored_tokens(states.row_ids[documents[window]], is_coded=is_coded)
+        if held is None:
+            empty = np.empty((offsets[-1], rows.vectors.shape[1]), rows.vectors.dtype)
+            held = TokenBatch.unchecked(empty, offsets, None, rows.codec)
+        held.vectors[offsets[window.start] : offsets[window.stop]] = rows.vectors
+    assert held is not None
+    return held
+
+
+def _without_dead(
+    segments: tuple[TokenBatch, ...], segment_of: NDArray[np.int64], place_of: NDArray[np.int64]
+) -> list[TokenBatch]:
+    """The segments, those of which less than half is still alive cut down to that; places are mended in place."""
+    kept: list[TokenBatch] = []
+    for number, segment in enumerate(segments):
+        alive = np.flatnonzero(segment_of == number)
+        if not len(alive):
+            continue
+        if 2 * segment.lengths[place_of[alive]].sum() < segment.n_tokens:
+            segment = segment.select(place_of[alive])
+            place_of[alive] = np.arange(len(alive))
+        segment_of[alive] = len(kept)
+        kept.append(segment)
+    return kept
+
+
+def _merge_newest(segments: list[TokenBatch], segment_of: NDArray[np.int64], place_of: NDArray[np.int64]) -> None:
+    """Join the last two segments while the newer is at least half the older: n additions leave log n segments."""
+    while len(segments) > 1:
+        older, newer = segments[-2:]
+        if _kind(older) != _kind(newer):
+            return
+        size = older.vectors.nbytes + newer.vectors.nbytes
+        if 2 * newer.vectors.nbytes < older.vectors.nbytes or size > _MERGE_BYTES:
+            return
+        last = len(segments) - 1
+        # In row order, and without the dead.
+        merged = np.flatnonzero(segment_of >= last - 1)
+        places = place_of[merged] + np.where(segment_of[merged] == last, len(older), 0)
+        segments[-2:] = [TokenBatch.concatenate([older, newer]).select(places)]
+        segment_of[merged], place_of[merged] = last - 1, np.arange(len(merged))
+
+
+def _kind(segment: TokenBatch) -> str:
+    return "float16" if segment.codec is None else segment.codec.name

@@ -1,0 +1,190 @@
+"""What a row of an index holds: the manifest that says it, the table's schema, and values as Arrow has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.errors import InputError, ManifestError
+from manyvec.filters import ColumnType
+from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.codebook import Assignments, Codebook
+from manyvec.vectors.codec import STORAGES, bytes_per_token
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+# Declared filter columns stand beside our own in the table; the prefix lets users call one "id" or "text".
+FILTER_PREFIX = "meta_"
+MANIFEST_KEY = "manyvec"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an index says of itself; kept with the table and checked when it is opened."""
+
+    model: str
+    fingerprint: str
+    dim: int
+    filters: dict[str, str] = field(default_factory=dict)
+    storage: str = "float16"
+    pool_factor: float = 1
+    images: bool = False
+    format: int = FORMAT
+    library: str = ""
+
+    def __post_init__(self) -> None:
+        if self.storage not in STORAGES:
+            raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {self.storage!r}")
+        if not self.pool_factor >= 1:
+            raise InputError(f"pool_factor must be 1 or more, got {self.pool_factor!r}")
+        for name in self.filters:
+            # LanceDB reads a dot as a path into a struct, and a backtick breaks every update.
+            if not name or any(c in name for c in ".`") or not name.isprintable():
+                raise InputError(
+                    f"a filter column cannot be called {name!r}: leave out dots, backticks and line breaks"
+                )
+
+    @property
+    def columns(self) -> dict[str, ColumnType]:
+        return {name: ColumnType.parse(written) for name, written in self.filters.items()}
+
+    @classmethod
+    def parse(cls, written: bytes | None, uri: str) -> Manifest:
+        if written is None:
+            raise ManifestError(f"the table 'documents' in {uri} has no manyvec manifest: another program wrote it")
+        try:
+            values = json.loads(written)
+            version = values["format"]
+            if version != FORMAT:
+                raise ManifestError(
+                    f"the index {uri} has format {version}, this manyvec reads format {FORMAT}: "
+                    "install the manyvec that wrote it, or build the index again"
+                )
+            manifest = cls(**values)
+            assert isinstance(manifest.dim, int) and isinstance(manifest.model, str) and manifest.columns is not None
+        except ManifestError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise ManifestError(f"the manifest of the index {uri} is damaged: {error!r}. Build it again") from error
+        return manifest
+
+
+@dataclass(frozen=True)
+class Row:
+    """One document as it is stored, apart from its token vectors."""
+
+    id: str
+    text: str
+    metadata: str
+    content_hash: str
+    filters: dict[str, Any]
+    image: bytes | None = None
+
+
+def schema_of(manifest: Manifest) -> pa.Schema:
+    import pyarrow as pa
+
+    scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    scalars[datetime] = pa.timestamp("us", "UTC")
+    # Compression would save 8 % of the disk and cost 2.4x at read.
+    token_metadata = {MANIFEST_KEY: json.dumps(asdict(manifest)), "lance-encoding:compression": "none"}
+    fields = [
+        pa.field("id", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"}),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("metadata", pa.string(), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+        pa.field("tokens", pa.list_(pa.list_(pa.float16(), manifest.dim)), metadata=token_metadata),
+        # Flat, because LanceDB compresses no list of fixed-size lists: 1 byte a token instead of 8.
+        pa.field("spans", pa.list_(pa.uint32())),
+    ]
+    if manifest.storage != "float16":
+        codes = pa.list_(pa.list_(pa.uint8(), bytes_per_token(manifest.storage, manifest.dim)))
+        fields.append(pa.field("codes", codes, metadata={"lance-encoding:compression": "none"}))
+    if manifest.storage == "residual":
+        # False where the vectors are float16 still, because there are no centroids yet.
+        fields.append(pa.field("is_coded", pa.bool_(), nullable=False))
+    if manifest.images:
+        # The file as it came: it is compressed already.
+        fields.append(pa.field("image", pa.large_binary(), metadata={"lance-encoding:compression": "none"}))
+    for name, kind in manifest.columns.items():
+        scalar = scalars[kind.scalar]
+        fields.append(pa.field(FILTER_PREFIX + name, pa.list_(scalar) if kind.is_list else scalar))
+    return pa.schema(fields)
+
+
+def row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
+    names = ["id", "text", "metadata", "content_hash", *(["image"] if manifest.images else [])]
+    columns = {name: [getattr(row, name) for row in rows] for name in names}
+    return columns | {FILTER_PREFIX + name: [row.filters[name] for row in rows] for name in manifest.filters}
+
+
+def ragged(rows: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:
+    """A list of fixed-size lists for each document, without a copy."""
+    import pyarrow as pa
+
+    lists = pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(rows).ravel(), rows.shape[1])
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), lists)
+
+
+def span_steps(spans: NDArray[np.int32], offsets: NDArray[np.int64]) -> pa.ListArray:
+    """For each document two numbers a token: how far it starts from where the one before it does, and its length.
+
+    A step back is an odd number, a step forward an even one (zigzag), so that both are small. Of a patch of an image,
+    (row, column), the second number may be below 0: it wraps around here, and back in `spans_of`.
+    """
+    import pyarrow as pa
+
+    before = np.concatenate([[0], spans[:-1, 0]])[: len(spans)]
+    before[offsets[:-1][np.diff(offsets) > 0]] = 0
+    steps = (spans[:, 0] - before).astype(np.int64)
+    numbers = np.stack([(steps << 1) ^ (steps >> 63), spans[:, 1] - spans[:, 0]], axis=1).astype(np.uint32)
+    return pa.ListArray.from_arrays(pa.array((2 * offsets).astype(np.int32)), pa.array(numbers.ravel()))
+
+
+def spans_of(steps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The (n, 2) spans that `span_steps` was made of."""
+    numbers = steps.astype(np.int64)
+    forward = (numbers[:, 0] >> 1) ^ -(numbers[:, 0] & 1)
+    sums = np.concatenate([[0], np.cumsum(forward)])
+    starts = sums[1:] - np.repeat(sums[offsets[:-1]], np.diff(offsets))
+    return np.stack([starts, starts + numbers[:, 1]], axis=1).astype(np.int32)
+
+
+def codebook_table(codebook: Codebook) -> pa.Table:
+    import pyarrow as pa
+
+    vectors = pa.FixedSizeListArray.from_arrays(codebook.centroids.ravel(), codebook.dim)
+    return pa.table({"vector": vectors})
+
+
+def values_of(chunk: pa.ListArray, dtype: type) -> NDArray[Any]:
+    """(n_tokens, width) of a list array of fixed-size lists, without a copy."""
+    width = chunk.type.value_type.list_size
+    return np.asarray(chunk.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, width), dtype)
+
+
+def vectors_of(array: Any, dim: int) -> NDArray[np.float32]:
+    """(n, dim) of a fixed-size-list array."""
+    return np.ascontiguousarray(array.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim), np.float32)
+
+
+def assignments_of(codebook: Codebook, rows: pa.Table) -> Assignments:
+    """Rows as they were appended; of a row assigned several times the last counts."""
+    row_ids, updated = rows["row_id"].to_numpy(), rows["updated"].to_numpy()
+    order = np.lexsort((updated, row_ids))
+    is_last = np.append(row_ids[order][1:] != row_ids[order][:-1], len(order) > 0)
+    if not is_last.all() or (np.diff(order) < 0).any():
+        rows = rows.take(order[is_last]).combine_chunks()
+    lists = rows["centroids"].chunk(0) if len(rows) else None
+    centroids = np.empty(0, np.uint16) if lists is None else lists.flatten().to_numpy()
+    lengths = [] if lists is None else np.diff(lists.offsets.to_numpy())
+    return Assignments(codebook, row_ids[order[is_last]], updated[order[is_last]], offsets_of(lengths), centroids)

@@ -1,0 +1,1 @@
+"""The tools that fit a request, out of many: `ToolIndex`."""
