@@ -17,7 +17,7 @@ def pytest_generate_tests(metafunc):
     """`processor`: this one, one with AVX2 alone where this has more, and one that no machine code is made for."""
     if "processor" in metafunc.fixturenames:
         own = machine.processor()
-        lesser = [machine.Processor("haswell", "", 8, has_int8=False)] if own and own.lanes == 16 else []
+        lesser = [machine.Cpu("haswell", "", 8, has_int8=False)] if own and own.lanes == 16 else []
         kinds = [*([own] if own else []), *lesser, None]
         metafunc.parametrize("processor", kinds, ids=[f"{kind.lanes} lanes" if kind else "no code" for kind in kinds])
 

@@ -182,7 +182,7 @@ def test_each_document_keeps_each_of_its_centroids_once():
     assigned = Assignments.of(codebook, np.array([10, 20, 30]), np.array([1, 1, 2]), tokens)
     assert assigned.offsets.tolist() == [0, 2, 3, 4]
     assert assigned.centroids.tolist() == [0, 2, 3, 1]
-    assert assigned.places_in(np.array([5, 10, 30]), np.array([1, 1, 9])).tolist() == [1, -1, -1]
+    assert assigned.positions_in(np.array([5, 10, 30]), np.array([1, 1, 9])).tolist() == [1, -1, -1]
 
 
 def test_lists_find_what_scoring_everything_finds(built):
@@ -373,6 +373,6 @@ def test_more_candidates_are_taken_where_many_are_much_alike(tmp_path):
 )
 def test_the_largest_values_are_those_of_a_full_sort_also_where_only_a_sample_was_sorted(values, repeats, n):
     values = np.array(values * repeats, np.float32)
-    places = _largest(values, n)
-    assert len(set(places)) == min(n, len(values))
-    np.testing.assert_array_equal(values[places], np.sort(values)[::-1][:n])
+    positions = _largest(values, n)
+    assert len(set(positions)) == min(n, len(values))
+    np.testing.assert_array_equal(values[positions], np.sort(values)[::-1][:n])

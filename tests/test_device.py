@@ -81,7 +81,7 @@ def test_nothing_to_score_gives_nothing():
     nothing = DeviceDocuments.upload(TokenBatch.from_list([], dim=2), "cpu")
     assert nothing.score_many(TokenBatch.from_list([QUERY])).shape == (1, 0)
     assert nothing.score_many(TokenBatch.from_list([], dim=2)).shape == (0, 0)
-    assert [len(best.places) for best in nothing.top_k(TokenBatch.from_list([QUERY]), 3)] == [0]
+    assert [len(best.positions) for best in nothing.top_k(TokenBatch.from_list([QUERY]), 3)] == [0]
     some = DeviceDocuments.upload(TokenBatch.from_list([[[1, 0]], [[0, 1]]]), "cpu")
     assert some.score_many(TokenBatch.from_list([QUERY]), np.empty(0, np.int64)).shape == (1, 0)
 
@@ -162,15 +162,15 @@ def test_a_document_larger_than_the_scratch_memory_is_scored_whole(device):
 def test_equal_documents_tie_and_results_repeat(device, storage, scratch_bytes):
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, 30, size=500)
-    places = [0, 3, 77, 201, 499]
-    lengths[places] = 7
+    positions = [0, 3, 77, 201, 499]
+    lengths[positions] = 7
     documents = random_documents(rng, lengths.tolist(), 128, storage)
-    for place in places[1:]:
-        documents.vectors[documents.offsets[place] :][:7] = documents[places[0]]
+    for position in positions[1:]:
+        documents.vectors[documents.offsets[position] :][:7] = documents[positions[0]]
     there = DeviceDocuments.upload(documents, device, scratch_bytes=scratch_bytes)
     queries = random_queries(rng, [5, 9], 128)
     scores = there.score_many(queries)
-    assert [len(set(row[places].tolist())) for row in scores] == [1, 1]
+    assert [len(set(row[positions].tolist())) for row in scores] == [1, 1]
     assert_array_equal(there.score_many(queries), scores)
 
 
@@ -189,9 +189,9 @@ def test_the_k_best_come_with_all_that_tie_so_that_ids_decide_as_in_a_full_sort(
     for subset in (None, np.array([i for i in range(len(words)) if chosen >> i & 1], np.int64)):
         own_ids = ids if subset is None else ids[subset]
         for best, scores in zip(there.top_k(queries, k, subset), there.score_many(queries, subset), strict=True):
-            assert_array_equal(best.scores, scores[best.places])
+            assert_array_equal(best.scores, scores[best.positions])
             assert k == 0 or set(best.scores) <= set(np.sort(scores)[::-1][:k])
-            ranked = best.places[top_k(best.scores, own_ids[best.places], k)]
+            ranked = best.positions[top_k(best.scores, own_ids[best.positions], k)]
             assert ranked.tolist() == top_k(scores, own_ids, k)
 
 
@@ -231,7 +231,7 @@ def test_blocks_are_halved_until_memory_suffices():
 def test_blocks_hold_every_document_with_tokens_once_and_no_more_tokens_than_allowed(lengths, max_tokens):
     lengths = np.array(lengths, np.int64)
     blocks = document_blocks(lengths, max_tokens)
-    covered = [place for block in blocks for place in range(block.start, block.stop)]
+    covered = [position for block in blocks for position in range(block.start, block.stop)]
     assert covered == sorted(set(covered))
     assert set(np.flatnonzero(lengths)) <= set(covered)
     assert all(lengths[block].sum() <= max_tokens or np.count_nonzero(lengths[block]) == 1 for block in blocks)

@@ -344,11 +344,11 @@ def without_normalisation(model):
     """Left out where the family has it, put in where it has not."""
     from sentence_transformers.base.modules import Normalize
 
-    place = next((key for key, module in model._modules.items() if isinstance(module, Normalize)), None)
-    if place is None:
+    position = next((key for key, module in model._modules.items() if isinstance(module, Normalize)), None)
+    if position is None:
         model.append(Normalize("token_embeddings"))
     else:
-        del model._modules[place]
+        del model._modules[position]
 
 
 BREAKS = {

@@ -169,11 +169,11 @@ def test_an_index_whose_encoder_cannot_be_found_says_how_to_pass_it(index, monke
 
 
 @pytest.mark.parametrize("place", ["nowhere", "", "file"])
-def test_opening_where_no_index_is_makes_nothing(tmp_path, place):
+def test_opening_where_no_index_is_makes_nothing(tmp_path, position):
     (tmp_path / "file").write_text("not a folder")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(IndexNotFoundError, match="there is no index at"):
-        Index.open(tmp_path / place)
+        Index.open(tmp_path / position)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -282,7 +282,7 @@ def pages(tmp_path):
     return index
 
 
-def pixel(page, place, x, y):
+def pixel(page, position, x, y):
     """[red, green, blue] that the canvas of the hit at this place, from 0, shows; None while it shows nothing."""
     script = """
         const canvas = document.querySelectorAll('.hit')[arguments[0]].querySelector('.page canvas');
@@ -292,7 +292,7 @@ def pixel(page, place, x, y):
         context.drawImage(canvas, 0, 0);
         return [...context.getImageData(arguments[1], arguments[2], 1, 1).data];
     """
-    *color, opacity = page.driver.execute_script(script, place, x, y)
+    *color, opacity = page.driver.execute_script(script, position, x, y)
     return color if opacity else None
 
 

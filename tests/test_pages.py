@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from manyvec import Document, Index, InputError, PageEvidence, Reranker, TokenBatch
 from manyvec.evidence.pages import explain_pages, for_browser
-from manyvec.retrieval.search import Wanted
+from manyvec.retrieval.search import SearchOptions
 from manyvec.storage.ingest import content_hash
 from manyvec.storage.schema import Manifest
 from manyvec.storage.table import Snapshot, Store
@@ -388,7 +388,9 @@ def test_the_evidence_is_of_the_page_that_was_searched(index):
     other = Index.open(index.uri, ENCODER)
     other.add([{"id": "red", "image": page({(0, 0): "green"}, rows=1, columns=1)}])
     other.delete("flag")
-    (hits,) = index._search_version(before, None, ["red"], ENCODER.encode_queries(["red"]), Wanted(3, evidence=True))
+    (hits,) = index._search_version(
+        before, None, ["red"], ENCODER.encode_queries(["red"]), SearchOptions(3, evidence=True)
+    )
     found = {hit.id: hit.evidence for hit in hits}
     assert (found["red"].image, found["flag"].image) == (RED, FLAG)
     assert (found["red"].words[0].patch, found["flag"].words[0].patch) == ((1, 3), (2, 4))

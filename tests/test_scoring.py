@@ -125,10 +125,10 @@ def test_equal_documents_score_equally_wherever_they_stand(processor, monkeypatc
     rng = np.random.default_rng(2)
     one = random_batch(rng, [7], 128)
     others = random_batch(rng, rng.integers(1, 30, size=500), 128)
-    places = [0, 3, 77, 201, 499]
-    texts = [one[0] if i in places else others[i] for i in range(500)]
+    positions = [0, 3, 77, 201, 499]
+    texts = [one[0] if i in positions else others[i] for i in range(500)]
     scores = MaxSimScorer().score(random_batch(rng, [5], 128)[0], TokenBatch.from_list(texts))
-    assert len(set(scores[places].tolist())) == 1
+    assert len(set(scores[positions].tolist())) == 1
 
 
 def test_top_k_orders_by_score_then_id():

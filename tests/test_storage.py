@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from manyvec import F, Index, InputError, ManifestError, TokenBatch
-from manyvec.candidates import CentroidTerms, Exhaustive, Fuse, Lexical, NativeMultivector, Query, Scope
+from manyvec.candidates import CentroidLists, Exhaustive, Fuse, Lexical, NativeMultivector, Query, Scope
 from manyvec.storage.ingest import MIN_RESIDUAL_TOKENS, pool
 from manyvec.storage.table import Snapshot
 from manyvec.testing import HashEncoder
@@ -249,7 +249,7 @@ def test_first_stages_can_be_fused_and_compared_with_lancedbs_own(tmp_path):
     assert fused[0] == "0007" and len(fused) == len({*fused}) == 10
     (all_of_them,) = index.rank([QUERY], Fuse((Lexical(), Exhaustive())), 10)
     assert len(all_of_them) == 60
-    (without_lists,) = index.rank([QUERY], CentroidTerms(), 10)
+    (without_lists,) = index.rank([QUERY], CentroidLists(), 10)
     assert len(without_lists) == 60
     index.candidates = Fuse((Lexical(), NativeMultivector()))
     assert index.search(QUERY, k=1)[0].id == "0007"
@@ -257,11 +257,11 @@ def test_first_stages_can_be_fused_and_compared_with_lancedbs_own(tmp_path):
 
 def test_reciprocal_ranks_by_hand():
     class Ranked:
-        def __init__(self, *places):
-            self.places = np.array(places, np.int64)
+        def __init__(self, *positions):
+            self.positions = np.array(positions, np.int64)
 
         def find(self, query, scope, depth):
-            return self.places
+            return self.positions
 
     # 5: 1/61 + 1/63, 3: 1/62 + 1/61, 9: 1/63, 1: 1/62.
     found = Fuse((Ranked(5, 3, 9), Ranked(3, 1, 5))).find(Query("", np.empty((0, 4))), Scope(None, None), 10)

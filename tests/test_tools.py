@@ -118,8 +118,8 @@ def test_the_score_is_the_similarity_plus_the_weighted_bm25():
         hits = ToolIndex(HashEncoder(), ALL, lexical_weight=weight).select("mail people", 9)
         assert hits[0].name == "sendMail" and hits[0].similarity == pytest.approx(1, abs=2**-10)
         for hit in hits:
-            place = [_read(tool)[0] for tool in ALL].index(hit.name)
-            assert hit.score == pytest.approx(hit.similarity + weight * bm25[place], abs=1e-6)
+            position = [_read(tool)[0] for tool in ALL].index(hit.name)
+            assert hit.score == pytest.approx(hit.similarity + weight * bm25[position], abs=1e-6)
 
 
 def test_candidates_of_a_large_catalog_hold_what_looking_at_all_finds():

@@ -104,12 +104,14 @@ def passages(encoded: Encoded, folder: Path) -> None:
 
 def _judged(name: str, span: tuple[int, int], document: str, answer: str) -> Counter[str]:
     start, end = span
-    places = [(m.start(), m.end()) for m in re.finditer(re.escape(answer), document)]
-    marked = [(a, b) for a, b in sentences(document).tolist() if any(a < last and b > first for first, last in places)]
+    positions = [(m.start(), m.end()) for m in re.finditer(re.escape(answer), document)]
+    marked = [
+        (a, b) for a, b in sentences(document).tolist() if any(a < last and b > first for first, last in positions)
+    ]
     return Counter(
         {
             f"{name} overlaps the answer's sentence": int(any(start < b and end > a for a, b in marked)),
-            f"{name} holds the answer": int(any(start <= a and b <= end for a, b in places)),
+            f"{name} holds the answer": int(any(start <= a and b <= end for a, b in positions)),
             f"{name} characters": end - start,
         }
     )

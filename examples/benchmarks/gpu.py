@@ -57,9 +57,9 @@ def flash_maxsim(query: torch.Tensor, documents: DeviceDocuments) -> list[int]:
     return flash_maxsim_packed(query, documents.rows, documents.offsets_there).topk(K).indices.tolist()
 
 
-def places(documents: DeviceDocuments, query: TokenBatch) -> list[int]:
+def positions(documents: DeviceDocuments, query: TokenBatch) -> list[int]:
     best = documents.top_k(query, K)[0]
-    return best.places[np.argsort(-best.scores, kind="stable")][:K].tolist()
+    return best.positions[np.argsort(-best.scores, kind="stable")][:K].tolist()
 
 
 def measure(vectors: np.ndarray, times: int, device: str) -> dict[str, dict[str, float]]:
@@ -74,10 +74,10 @@ def measure(vectors: np.ndarray, times: int, device: str) -> dict[str, dict[str,
         documents = TokenBatch.unchecked(rows, offsets_of([N_TOKENS] * n_documents), codec=codec)
         there = DeviceDocuments.upload(documents, device)
         held[storage] = there.bytes_held
-        contenders[f"manyvec, {storage}"] = partial(places, there, query)
+        contenders[f"manyvec, {storage}"] = partial(positions, there, query)
         if storage == "float16":
             bare = WithoutKernel(**vars(there))
-            contenders["manyvec, float16 without flash-maxsim"] = partial(places, bare, query)
+            contenders["manyvec, float16 without flash-maxsim"] = partial(positions, bare, query)
             by_document = there.rows[: documents.n_tokens].view(n_documents, N_TOKENS, DIM)
             contenders["torch, padded"] = partial(padded_torch, query_there, by_document)
             if find_spec("flash_maxsim") and device == "cuda":

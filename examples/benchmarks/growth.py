@@ -64,7 +64,7 @@ class Corpus:
         length, start, _ = self._place(number)
         kept = np.sort(random.choice(length, length // 3, replace=False))
         words = self.document(number).text.split()[1:]
-        return " ".join(words[place] for place in kept), noisy(self.vectors[start + kept], random)
+        return " ".join(words[position] for position in kept), noisy(self.vectors[start + kept], random)
 
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
         parts = []

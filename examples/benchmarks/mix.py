@@ -82,14 +82,14 @@ def bm25_scores(dataset: Dataset, chosen: np.ndarray) -> tuple[np.ndarray, float
         store.optimize(timedelta(days=1))
         snapshot = store.snapshot()
         states = snapshot.states()
-        place = {document.id: i for i, document in enumerate(dataset.documents)}
-        places = {row_id: place[id] for row_id, id in zip(states.row_ids.tolist(), states.ids, strict=True)}
+        position = {document.id: i for i, document in enumerate(dataset.documents)}
+        positions = {row_id: position[id] for row_id, id in zip(states.row_ids.tolist(), states.ids, strict=True)}
         for row, query in enumerate(chosen):
             started = time.perf_counter()
             matches = snapshot.match(texts[query], DEPTH)
             seconds.append(time.perf_counter() - started)
             for row_id, score in zip(*matches, strict=True):
-                scores[row, places[int(row_id)]] = score
+                scores[row, positions[int(row_id)]] = score
     return scores, 1000 * statistics.median(seconds)
 
 

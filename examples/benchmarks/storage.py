@@ -3,9 +3,9 @@
     python examples/benchmarks/storage.py DATA_FOLDER VECTORS [SET ...] [--dim 128] [--queries 150]
 
 Every storage of `manyvec.vectors.codec`, and token pooling by 2 and 3 kept as float16. Bytes are those of the vectors,
-for each token before pooling. Sets are those that `encoded.py` has encoded. Of the last one an index is made in every storage,
-of 1,000 documents at most, and the bytes that its table's data take on disk are counted: vectors and their characters,
-and the texts, whose own bytes stand beside them.
+for each token before pooling. Sets are those that `encoded.py` has encoded. Of the last one an index is made in every
+storage, of 1,000 documents at most, and the bytes that its table's data take on disk are counted: vectors and their
+characters, and the texts, whose own bytes stand beside them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def best(encoded: Encoded, documents: TokenBatch) -> dict[str, list[str]]:
     for start in range(0, len(queries), 10):
         part = np.arange(start, min(start + 10, len(queries)))
         for query, scores in zip(part, scorer.score_many(encoded.queries.select(part), documents), strict=True):
-            found[queries[query]] = [ids[place] for place in top_k(scores, ids, 10)]
+            found[queries[query]] = [ids[position] for position in top_k(scores, ids, 10)]
     return found
 
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from manyvec.filters import F as F
     from manyvec.filters import Filter as Filter
     from manyvec.filters import HasId as HasId
+    from manyvec.index import FilterLike as FilterLike
     from manyvec.index import Index as Index
     from manyvec.index import IndexInfo as IndexInfo
-    from manyvec.index import Where as Where
     from manyvec.mmr import diversify as diversify
     from manyvec.models.loading import Encoder as Encoder
     from manyvec.models.loading import SentenceTransformerEncoder as SentenceTransformerEncoder
@@ -56,7 +56,7 @@ _MODULES = {
     "evidence.pages": "PageEvidence",
     "evidence.text": "Evidence Passage WordMatch",
     "filters": "AllOf AnyOf F Filter HasId",
-    "index": "Index IndexInfo Where",
+    "index": "FilterLike Index IndexInfo",
     "mmr": "diversify",
     "models.loading": "Encoder SentenceTransformerEncoder TruncationWarning load_encoder",
     "reranker": "Reranker",

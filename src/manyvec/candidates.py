@@ -3,7 +3,7 @@
 from manyvec.retrieval.candidates import (
     Auto,
     Candidates,
-    CentroidTerms,
+    CentroidLists,
     Exhaustive,
     Fuse,
     Lexical,
@@ -16,7 +16,7 @@ from manyvec.retrieval.candidates import (
 __all__ = [
     "Auto",
     "Candidates",
-    "CentroidTerms",
+    "CentroidLists",
     "Exhaustive",
     "Fuse",
     "Lexical",

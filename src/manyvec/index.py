@@ -18,9 +18,9 @@ from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
 from manyvec.filters import ColumnType, Filter, from_dict, to_sql
 from manyvec.models.loading import Encoder, load_encoder
 from manyvec.retrieval.candidates import Auto, Candidates, Query, Scope
-from manyvec.retrieval.centroid_lists import ListKeeper
-from manyvec.retrieval.search import Wanted, search
-from manyvec.storage.cache import Resident
+from manyvec.retrieval.centroid_lists import PostingListLoader
+from manyvec.retrieval.search import SearchOptions, search
+from manyvec.storage.cache import CachedVersion
 from manyvec.storage.ingest import AddReport, batches, check_page, content_hash, encode, is_same, recode, to_row
 from manyvec.storage.schema import FILTER_PREFIX, Manifest
 from manyvec.storage.table import Store, disk_bytes, where_ids
@@ -34,7 +34,7 @@ DEFAULT_CACHE_BYTES = 2 * 2**30
 # Scores of so many query-document pairs are held at a time.
 _MAX_SCORES = 16 * 2**20
 
-Where = Filter | Mapping[str, Any]
+FilterLike = Filter | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Index:
         self._store = store
         self._encoder = encoder
         self._scorer = scorer
-        self._resident: Resident | None = None
-        self._lists = ListKeeper(store)
+        self._resident: CachedVersion | None = None
+        self._lists = PostingListLoader(store)
         self._writing = threading.RLock()
         self._loading = threading.Lock()
 
@@ -241,7 +241,7 @@ class Index:
         rows = zip(snapshot.texts(wanted), snapshot.images(wanted), strict=True)
         return [Document(row["id"], row["text"], json.loads(row["metadata"]), image=image) for row, image in rows]
 
-    def ids(self, filter: Where | None = None) -> list[str]:
+    def ids(self, filter: FilterLike | None = None) -> list[str]:
         """The ids of all documents, or of those that pass a filter, in order."""
         snapshot = self._store.snapshot()
         states = snapshot.states()
@@ -260,10 +260,10 @@ class Index:
         rows = {id: stored.row_id for id, stored in snapshot.find(_ids(wanted)).items()}
         nothing = TokenBatch.unchecked(np.empty((0, self._store.manifest.dim), np.float16), np.zeros(2, np.int64))
         stored = TokenBatch.concatenate([snapshot.tokens(list(rows.values())), nothing]) if rows else nothing
-        places = {id: place for place, id in enumerate(rows)}
-        return stored.select([places.get(id, len(rows)) for id in wanted])
+        positions = {id: position for position, id in enumerate(rows)}
+        return stored.select([positions.get(id, len(rows)) for id in wanted])
 
-    def delete(self, ids: str | Sequence[str] | None = None, *, filter: Where | None = None) -> int:
+    def delete(self, ids: str | Sequence[str] | None = None, *, filter: FilterLike | None = None) -> int:
         """Delete documents by id, or all that pass a filter; answers how many there were. Unknown ids do no harm.
 
         Raises:
@@ -276,7 +276,7 @@ class Index:
                 return self._store.delete(self._where(filter) or "true")
             return sum(self._store.delete(where) for where in where_ids(_ids(ids)))
 
-    def count(self, filter: Where | None = None) -> int:
+    def count(self, filter: FilterLike | None = None) -> int:
         """How many documents there are, or pass a filter."""
         return self._store.snapshot().count(self._where(filter))
 
@@ -285,7 +285,7 @@ class Index:
         query: str,
         k: int = 10,
         *,
-        filter: Where | None = None,
+        filter: FilterLike | None = None,
         depth: int | None = None,
         lexical_weight: float = 0,
         evidence: bool = False,
@@ -323,7 +323,7 @@ class Index:
         queries: Sequence[str],
         k: int = 10,
         *,
-        filter: Where | None = None,
+        filter: FilterLike | None = None,
         depth: int | None = None,
         lexical_weight: float = 0,
         evidence: bool = False,
@@ -341,7 +341,7 @@ class Index:
         if not queries or k == 0:
             return [[] for _ in queries]
         tokens = self._encode_queries(queries)
-        wanted = Wanted(k, depth, lexical_weight, evidence, getattr(self.encoder, "crops_images", False))
+        wanted = SearchOptions(k, depth, lexical_weight, evidence, getattr(self.encoder, "crops_images", False))
         documents = self._documents()
         try:
             return self._search_version(documents, where, queries, tokens, wanted)
@@ -373,9 +373,9 @@ class Index:
                 for i, (id, text_hash) in enumerate(zip(ids, hashes, strict=True))
                 if id in known and text_hash in (None, known[id].text_hash)
             }
-            places, again = np.unique(resident.places(np.array([*rows.values()], np.int64)), return_inverse=True)
+            positions, again = np.unique(resident.positions(np.array([*rows.values()], np.int64)), return_inverse=True)
             scores = np.full(len(ids), np.nan, np.float32)
-            scores[[*rows]] = resident.score(self._scorer, tokens, places)[0][again] if rows else []
+            scores[[*rows]] = resident.score(self._scorer, tokens, positions)[0][again] if rows else []
         except StoreError:
             # Another process may have removed this version from under us; see `search_many`.
             if self._store.version == resident.snapshot.version:
@@ -384,7 +384,7 @@ class Index:
         return scores
 
     def rank(
-        self, queries: Sequence[str], candidates: Candidates, depth: int = 100, *, filter: Where | None = None
+        self, queries: Sequence[str], candidates: Candidates, depth: int = 100, *, filter: FilterLike | None = None
     ) -> list[list[str]]:
         """Ids that a candidate generator finds by itself, best first: for comparing first stages with `search`."""
         where = self._where(filter)
@@ -392,7 +392,7 @@ class Index:
         scope = self._scope(self._documents(), where)
         found = [candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
         ids = scope.documents.states.ids
-        return [ids[slice(None) if places is None else places].tolist() for places in found]
+        return [ids[slice(None) if positions is None else positions].tolist() for positions in found]
 
     def optimize(self, *, keep: timedelta = timedelta(days=7), show_progress: bool = False) -> None:
         """Merge small files, bring all indexes up to date, and free disk space.
@@ -443,7 +443,7 @@ class Index:
         return encoder
 
     @stage("fetch")
-    def _documents(self) -> Resident:
+    def _documents(self) -> CachedVersion:
         """The newest version of the table, its token vectors in memory as far as the budget goes."""
         resident = self._resident
         if resident is not None and resident.snapshot.version == self._store.version:
@@ -452,11 +452,11 @@ class Index:
             snapshot = self._store.snapshot()
             if self._resident is None or self._resident.snapshot.version != snapshot.version:
                 budget = self.cache_bytes - self._lists.bytes_held(snapshot)
-                load = Resident.load if self._resident is None else self._resident.refreshed
+                load = CachedVersion.load if self._resident is None else self._resident.refreshed
                 self._resident = load(snapshot, budget)
             return self._resident
 
-    def _where(self, condition: Where | None) -> str | None:
+    def _where(self, condition: FilterLike | None) -> str | None:
         if condition is None:
             return None
         return to_sql(from_dict(condition), self._store.manifest.columns, FILTER_PREFIX)
@@ -471,12 +471,17 @@ class Index:
         return tokens
 
     @stage("candidates")
-    def _scope(self, documents: Resident, where: str | None, k: int = 0) -> Scope:
+    def _scope(self, documents: CachedVersion, where: str | None, k: int = 0) -> Scope:
         passing = None if where is None else documents.passing(where)
         return Scope(documents, self._lists, where, passing, k, self._scorer)
 
     def _search_version(
-        self, documents: Resident, where: str | None, queries: Sequence[str], tokens: TokenBatch, wanted: Wanted
+        self,
+        documents: CachedVersion,
+        where: str | None,
+        queries: Sequence[str],
+        tokens: TokenBatch,
+        wanted: SearchOptions,
     ) -> list[list[Hit]]:
         scope = self._scope(documents, where, wanted.k)
         hits: list[list[Hit]] = []

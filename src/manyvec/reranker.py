@@ -72,9 +72,9 @@ class Reranker:
             InputError: the query or a document is no text, or `top_n` is negative.
         """
         given = list(documents)
-        for place, document in enumerate(given):
+        for position, document in enumerate(given):
             if not isinstance(document, (str, Document)):
-                raise InputError(f"document {place}: a text or a Document is needed, got {type(document).__name__}")
+                raise InputError(f"document {position}: a text or a Document is needed, got {type(document).__name__}")
         texts = [document if isinstance(document, str) else document.text for document in given]
         ids = [None if isinstance(document, str) else document.id for document in given]
         metadata = [{} if isinstance(d, str) else json.loads(d.metadata_json()) for d in given]
@@ -98,8 +98,8 @@ class Reranker:
             raise InputError(f"a query is a text, got {type(query).__name__}")
         if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 0):
             raise InputError(f"top_n must be a whole number, 0 or more, or None for all, got {top_n!r}")
-        for place, text in enumerate(texts):
-            check_unicode(text, f"document {place}")
+        for position, text in enumerate(texts):
+            check_unicode(text, f"document {position}")
         if not texts or top_n == 0:
             return []
         query_tokens = self.encoder.encode_queries([query])

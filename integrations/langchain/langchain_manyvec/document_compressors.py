@@ -91,7 +91,7 @@ class ManyvecReranker(BaseDocumentCompressor):
     def _rerank(self, documents: Sequence[Document], query: str) -> list[Document]:
         texts = [document.page_content for document in documents]
         best = self._reranker.order(query, texts, self.top_n, ids=[document.id for document in documents])
-        return [with_scores(documents[place], score, similarity) for place, score, similarity in best]
+        return [with_scores(documents[position], score, similarity) for position, score, similarity in best]
 
     def _inputs(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
         ids = [document.id for document in documents]

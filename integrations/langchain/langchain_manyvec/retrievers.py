@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig, run_in_executor
 from pydantic import ConfigDict
 
 from langchain_manyvec._convert import to_langchain, to_manyvec, trace_params
-from manyvec import Encoder, Index, InputError, Where
+from manyvec import Encoder, FilterLike, Index, InputError
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -50,7 +50,7 @@ class ManyvecRetriever(BaseRetriever):
     index: Index
     k: int = 4
     depth: int | None = None
-    filter: Where | None = None
+    filter: FilterLike | None = None
     lexical_weight: float = 0
     score_threshold: float | None = None
     evidence: bool = False
@@ -182,7 +182,7 @@ class ManyvecRetriever(BaseRetriever):
         *,
         k: int | None = None,
         depth: int | None = None,
-        filter: Where | None = None,
+        filter: FilterLike | None = None,
         lexical_weight: float | None = None,
         score_threshold: float | None = None,
         evidence: bool | None = None,

@@ -14,7 +14,7 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_manyvec._convert import as_stored, clipped, to_manyvec, trace_params
 from langchain_manyvec.calibration import Calibration
-from manyvec import Encoder, Index, InputError, Where, diversify
+from manyvec import Encoder, FilterLike, Index, InputError, diversify
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -140,7 +140,7 @@ class ManyvecVectorStore(VectorStore):
         """The documents with these ids, in this order; unknown ids are left out."""
         return [as_stored(document) for document in self.index.get(ids)]
 
-    def delete(self, ids: list[str] | None = None, *, filter: Where | None = None, **kwargs: Any) -> bool:
+    def delete(self, ids: list[str] | None = None, *, filter: FilterLike | None = None, **kwargs: Any) -> bool:
         """Delete documents by id, or all that pass a filter; `filter={}` empties the store. Unknown ids do no harm.
 
         Raises:
@@ -149,19 +149,21 @@ class ManyvecVectorStore(VectorStore):
         self.index.delete(ids, filter=filter)
         return True
 
-    def similarity_search(self, query: str, k: int = 4, filter: Where | None = None, **kwargs: Any) -> list[Document]:
+    def similarity_search(
+        self, query: str, k: int = 4, filter: FilterLike | None = None, **kwargs: Any
+    ) -> list[Document]:
         """The documents that match best, at most `k`; on an empty store none."""
         return [document for document, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: Where | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: FilterLike | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """The same with ColBERT's MaxSim, summed over the query's tokens: higher is better."""
         _refuse(kwargs)
         return [(as_stored(hit), hit.score) for hit in self.index.search(query, k, filter=filter)]
 
     def _similarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, filter: Where | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: FilterLike | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         _refuse(kwargs)
         hits = self.index.search(query, k, filter=filter)
@@ -188,7 +190,7 @@ class ManyvecVectorStore(VectorStore):
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: Where | None = None,
+        filter: FilterLike | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """Documents that match the query and are unlike each other, chosen one by one.

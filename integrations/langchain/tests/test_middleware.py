@@ -27,7 +27,7 @@ TOPICS = ["weather", "mail", "calendar", "music", "currency", "flights", "recipe
 
 def make(topic: str) -> StructuredTool:
     return StructuredTool.from_function(
-        lambda place: f"{topic} of {place}", name=f"get_{topic}", description=f"Tells the {topic} of a place."
+        lambda position: f"{topic} of {position}", name=f"get_{topic}", description=f"Tells the {topic} of a place."
     )
 
 
@@ -77,8 +77,8 @@ class Recorder(BaseCallbackHandler):
             self.runs.append((self.inputs[run_id], outputs))
 
 
-def call(name: str, place: str = "Rome") -> AIMessage:
-    return AIMessage("", tool_calls=[{"name": name, "args": {"place": place}, "id": f"call-{name}"}])
+def call(name: str, position: str = "Rome") -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": name, "args": {"place": position}, "id": f"call-{name}"}])
 
 
 def agent(selector: ManyvecToolSelector, *said: AIMessage, tools: Sequence[Any] = TOOLS) -> tuple[Any, Model]:
@@ -179,9 +179,9 @@ async def test_a_tool_of_a_larger_catalog_is_found_and_runs(is_async):
 
 
 def test_a_function_can_be_in_the_catalog_and_the_agents_own_tool_wins_over_its_namesake():
-    def get_weather(place: str) -> str:
+    def get_weather(position: str) -> str:
         """Another weather."""
-        return f"{place} from the catalog"
+        return f"{position} from the catalog"
 
     selector = ManyvecToolSelector(max_tools=1, catalog=[get_weather], encoder=HashEncoder())
     runner, model = agent(selector, call("get_weather"))

@@ -52,8 +52,8 @@ def test_a_router_takes_the_retriever_its_selector_names(tmp_path: Path, retriev
             pass
 
         def _select(self, choices, query):
-            (place,) = [i for i, choice in enumerate(choices) if choice.description in query.query_str]
-            return SelectorResult(selections=[SingleSelection(index=place, reason="the word is there")])
+            (position,) = [i for i, choice in enumerate(choices) if choice.description in query.query_str]
+            return SelectorResult(selections=[SingleSelection(index=position, reason="the word is there")])
 
         async def _aselect(self, choices, query):
             return self._select(choices, query)

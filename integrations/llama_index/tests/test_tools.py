@@ -24,9 +24,9 @@ import manyvec
 from manyvec.testing import CountingEncoder, HashEncoder
 
 
-def get_weather(place: str) -> str:
+def get_weather(position: str) -> str:
     """Tell the weather at a place."""
-    return f"sunny in {place}"
+    return f"sunny in {position}"
 
 
 def add(a: int, b: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from manyvec.evidence.render import printable
-from manyvec.index import Index, Where
+from manyvec.index import FilterLike, Index
 from manyvec.retrieval.candidates import Lexical, Pooled
 
 METHODS = ("bm25", "pooled", "late")
@@ -62,7 +62,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def compare(index: Index, query: str, k: int = 10, *, filter: Where | None = None) -> Comparison:
+def compare(index: Index, query: str, k: int = 10, *, filter: FilterLike | None = None) -> Comparison:
     """Rank an index's documents in the three ways, with the index's own model for the latter two.
 
     The pooled vectors are made from all stored token vectors, which takes a while where these are many.
@@ -76,14 +76,14 @@ def compare(index: Index, query: str, k: int = 10, *, filter: Where | None = Non
         return Comparison(k, ())
     others = [index.rank([query], method, max(k, _DEPTH), filter=filter)[0] for method in (Lexical(), Pooled())]
     rankings = dict(zip(METHODS, [*others, late], strict=True))
-    places = {method: {id: rank for rank, id in enumerate(ids, start=1)} for method, ids in rankings.items()}
+    positions = {method: {id: rank for rank, id in enumerate(ids, start=1)} for method, ids in rankings.items()}
     found = list(dict.fromkeys(id for method in reversed(METHODS) for id in rankings[method][:k]))
     texts = {document.id: document.text for document in index.get(found)}
     # A document deleted meanwhile is left out.
     return Comparison(
         k,
         tuple(
-            Standing(id, texts[id], {method: places[method].get(id) for method in METHODS})
+            Standing(id, texts[id], {method: positions[method].get(id) for method in METHODS})
             for id in found
             if id in texts
         ),

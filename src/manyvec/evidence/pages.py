@@ -202,7 +202,7 @@ def _explain(
     placed = np.flatnonzero(spans[:, 0] >= 0)
     patches, of_patches = spans[placed], similarities[:, placed]
 
-    def place(own: list[int]) -> dict[str, Any]:
+    def position(own: list[int]) -> dict[str, Any]:
         return {"patch": tuple(patches[of_patches[own].mean(axis=0).argmax()].tolist())} if len(patches) else {}
 
     return PageEvidence(
@@ -213,7 +213,7 @@ def _explain(
         tokens_of_words=tuple(own for _, _, own in query_words.words),
         is_cropped=is_cropped,
         problem=problem,
-        **query_words.matches(similarities.max(axis=1).tolist(), place),
+        **query_words.matches(similarities.max(axis=1).tolist(), position),
     )
 
 

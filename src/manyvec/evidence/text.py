@@ -113,11 +113,11 @@ class Explanation(ABC):
     def _repr_html_(self) -> str:
         return self.to_html()
 
-    def _found(self, places: Sequence[str]) -> str:
+    def _found(self, positions: Sequence[str]) -> str:
         """One line: each word of the query with the place that it found."""
         found = [
-            f"{_shortened(match.word)} → {place} {match.similarity:.2f}"
-            for match, place in zip(self.words, places, strict=True)
+            f"{_shortened(match.word)} → {position} {match.similarity:.2f}"
+            for match, position in zip(self.words, positions, strict=True)
         ]
         if self.problem:
             found.append(self.problem)
@@ -240,7 +240,7 @@ class QueryWords:
             found.append((self.query[start:end], (start, end), own.tolist()))
         return found
 
-    def matches(self, shares: list[float], place: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
+    def matches(self, shares: list[float], position: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
         """`words`, `unshown` and `score` of an `Explanation`.
 
         Args:
@@ -250,7 +250,7 @@ class QueryWords:
         found = []
         for word, span, own in self.words:
             share = sum(shares[token] for token in own)
-            where = {"text": "", "span": None} | place(own)
+            where = {"text": "", "span": None} | position(own)
             found.append(WordMatch(word, span, similarity=share / len(own), share=share, **where))
         unshown = sum(shares[token] for token in np.flatnonzero(self.word_of < 0).tolist())
         return {"words": tuple(found), "unshown": float(unshown), "score": sum(shares)}
@@ -305,7 +305,7 @@ def _explain(
     shares: list[float] = similarities[np.arange(len(best)), best].tolist()
     matched: list[list[int]] = widened(spans[best], words(text))[0].tolist()
 
-    def place(own: list[int]) -> dict[str, Any]:
+    def position(own: list[int]) -> dict[str, Any]:
         totals: dict[Span, float] = {}
         for token in own:
             start, end = matched[token]
@@ -323,7 +323,7 @@ def _explain(
         similarities=similarities[:, placed],
         starts=spans[placed, 0].astype(np.int64),
         problem=problem,
-        **query_words.matches(shares, place),
+        **query_words.matches(shares, position),
     )
 
 

@@ -206,19 +206,19 @@ class PageEncoder(ImageEncoder):
     def _grid_spans(self, ids: NDArray[np.int64], grid: Sequence[int] | None) -> Spans:
         """(row, column) of each token's patch. `grid` is (rows, columns) where the processor says it."""
         spans = np.full((len(ids), 2), -1, np.int32)
-        places = np.flatnonzero(ids == self.processor.image_token_id)
+        positions = np.flatnonzero(ids == self.processor.image_token_id)
         if grid is None and hasattr(self.processor, "image_seq_len"):
-            return self._tile_spans(ids, places, spans)
-        rows, columns = grid or [math.isqrt(len(places))] * 2
-        if rows * columns == len(places):
-            spans[places] = np.indices((rows, columns), np.int32).reshape(2, -1).T
+            return self._tile_spans(ids, positions, spans)
+        rows, columns = grid or [math.isqrt(len(positions))] * 2
+        if rows * columns == len(positions):
+            spans[positions] = np.indices((rows, columns), np.int32).reshape(2, -1).T
         return spans
 
-    def _tile_spans(self, ids: NDArray[np.int64], places: NDArray[np.int64], spans: Spans) -> Spans:
+    def _tile_spans(self, ids: NDArray[np.int64], positions: NDArray[np.int64], spans: Spans) -> Spans:
         """ColModernVBert cuts a large page into tiles, `<row_2_col_1>` and so on, and adds the whole page, small."""
         n_patches = self.processor.image_seq_len
         side = math.isqrt(n_patches)
-        tiles = places.reshape(-1, n_patches)
+        tiles = positions.reshape(-1, n_patches)
         inside = np.indices((side, side), np.int32).reshape(2, -1).T
         for tile in tiles:
             # The tile's name stands before it; it may be one token or several.

@@ -106,12 +106,12 @@ def merge_adapters(
     """
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
         raise checkpoint.error(f"its adapters are {settings.get('peft_type')!r}; only plain LORA can be merged")
-    places = {_canonical(name): name for name in weights}
+    positions = {_canonical(name): name for name in weights}
     for name, tensor in adapters.items():
         module, _, kind = name.removesuffix(".weight").partition(".lora_")
         if kind == "B":
             continue
-        target = places.get(_canonical(f"{module}.weight" if kind else name))
+        target = positions.get(_canonical(f"{module}.weight" if kind else name))
         if kind not in ("A", ""):
             raise checkpoint.error(f"its adapter {name!r} is of a kind that cannot be merged")
         if not kind:

@@ -50,12 +50,12 @@ class Backbone(Transformer):
         is_peft_model: bool,
         **model_kwargs: Any,
     ) -> Any:
-        places = (model_name_or_path, transformer_task, config, backend, is_peft_model)
+        positions = (model_name_or_path, transformer_task, config, backend, is_peft_model)
         if backend != "torch":
-            return super()._load_model(*places, **model_kwargs)
+            return super()._load_model(*positions, **model_kwargs)
         model_kwargs["output_loading_info"] = True
         if self._given is None:
-            loaded: Any = super()._load_model(*places, **model_kwargs)
+            loaded: Any = super()._load_model(*positions, **model_kwargs)
         else:
             loaded = from_weights(config, self._given, **model_kwargs)
         model, info = loaded
@@ -78,8 +78,8 @@ class Backbone(Transformer):
         ids, attention = features["input_ids"], features["attention_mask"]
         lengths = attention.sum(dim=1, keepdim=True)
         ids, attention = (torch.nn.functional.pad(tensor, (0, self.n_masks)) for tensor in (ids, attention))
-        places = torch.arange(ids.shape[1])
-        is_mask = (places >= lengths) & (places < lengths + self.n_masks)
+        positions = torch.arange(ids.shape[1])
+        is_mask = (positions >= lengths) & (positions < lengths + self.n_masks)
         features["input_ids"] = ids.masked_fill(is_mask, tokenizer.mask_token_id)
         features["attention_mask"] = attention.masked_fill(is_mask, 1)
         # DistilBERT has none; BERT makes zeros of what is not given.

@@ -14,14 +14,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.retrieval.centroid_lists import CentroidLists, ListKeeper
-from manyvec.storage.cache import Resident
+from manyvec.retrieval.centroid_lists import PostingListLoader, PostingLists
+from manyvec.storage.cache import CachedVersion
 from manyvec.vectors.cuda import DeviceScorer
-from manyvec.vectors.maxsim import Best, MaxSimScorer, Scorer
+from manyvec.vectors.maxsim import MaxSimScorer, ScoredPositions, Scorer
 
 logger = logging.getLogger(__name__)
 
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 # So many documents are asked of BM25 where it takes part in the score.
 LEXICAL_DEPTH = 300
 
@@ -37,7 +37,7 @@ class Query:
 
     text: str
     tokens: NDArray[np.floating]
-    matches: Best | None = None
+    matches: ScoredPositions | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Scope:
         scorer: what will score them.
     """
 
-    documents: Resident
-    keeper: ListKeeper
+    documents: CachedVersion
+    list_loader: PostingListLoader
     where: str | None = None
-    passing: Places | None = None
+    passing: Positions | None = None
     k: int = 0
     scorer: Scorer = field(default_factory=MaxSimScorer)
 
@@ -63,9 +63,9 @@ class Scope:
         return max(depth or 300, self.k)
 
     @property
-    def lists(self) -> CentroidLists | None:
+    def lists(self) -> PostingLists | None:
         """The centroid lists over this version, read when they are first wanted; None if there are none."""
-        return self.keeper.over(self.documents)
+        return self.list_loader.over(self.documents)
 
     @property
     def is_on_device(self) -> bool:
@@ -77,7 +77,7 @@ class Scope:
 class Candidates(Protocol):
     """A first stage."""
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         """Documents worth scoring, best first, about `depth` of them; None for every one in scope."""
         ...
 
@@ -86,7 +86,7 @@ class Candidates(Protocol):
 class Exhaustive:
     """Every document: the exact answer, and the reference for every other generator."""
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         return None
 
 
@@ -94,14 +94,14 @@ class Exhaustive:
 class Lexical:
     """BM25 over the words of the text, from LanceDB's full-text index; rows not indexed yet are scanned."""
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         return _matched(query, scope, scope.n_wanted(depth))
 
 
-def _matched(query: Query, scope: Scope, limit: int) -> Places:
+def _matched(query: Query, scope: Scope, limit: int) -> Positions:
     if query.matches is not None and limit <= LEXICAL_DEPTH:
-        return query.matches.places[:limit]
-    return scope.documents.match(query.text, limit, scope.where).places
+        return query.matches.positions[:limit]
+    return scope.documents.match(query.text, limit, scope.where).positions
 
 
 class Pooled:
@@ -114,19 +114,19 @@ class Pooled:
         self._version = -1
         self._vectors = np.empty((0, 0), np.float32)
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         snapshot, row_ids = scope.documents.snapshot, scope.documents.states.row_ids
         if self._version != snapshot.version:
             parts = [row_ids[start : start + 256] for start in range(0, len(row_ids), 256)]
             self._vectors = np.concatenate([snapshot.tokens(part).pooled() for part in parts] or [self._vectors])
             self._version = snapshot.version
-        places = np.arange(len(row_ids)) if scope.passing is None else scope.passing
-        similarities = self._vectors[places] @ query.tokens.mean(axis=0)
-        return places[np.argsort(-similarities, kind="stable")[: scope.n_wanted(depth)]]
+        positions = np.arange(len(row_ids)) if scope.passing is None else scope.passing
+        similarities = self._vectors[positions] @ query.tokens.mean(axis=0)
+        return positions[np.argsort(-similarities, kind="stable")[: scope.n_wanted(depth)]]
 
 
 @dataclass(frozen=True)
-class CentroidTerms:
+class CentroidLists:
     """The centroid lists that `Index.optimize` makes: documents with token vectors near those of the query.
 
     Every document is a candidate where there are no lists. Kept in memory, they find more in less time than the same
@@ -134,7 +134,7 @@ class CentroidTerms:
     query token.
     """
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         lists = scope.lists
         return None if lists is None else lists.find(query.tokens, scope.passing, scope.n_wanted(depth))
 
@@ -151,15 +151,15 @@ class Fuse:
     parts: tuple[Candidates, ...]
     constant: float = 60
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         found = [part.find(query, scope, depth) for part in self.parts]
         scores: dict[int, float] = {}
-        for places in found:
-            if places is None:
+        for positions in found:
+            if positions is None:
                 return None
-            for rank, place in enumerate(places.tolist(), start=1):
-                scores[place] = scores.get(place, 0.0) + 1 / (self.constant + rank)
-        order = sorted(scores, key=lambda place: (-scores[place], place))
+            for rank, position in enumerate(positions.tolist(), start=1):
+                scores[position] = scores.get(position, 0.0) + 1 / (self.constant + rank)
+        order = sorted(scores, key=lambda position: (-scores[position], position))
         return np.array(order[: scope.n_wanted(depth)], np.int64)
 
 
@@ -170,9 +170,9 @@ class NativeMultivector:
     Only for `float16` storage.
     """
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         row_ids = scope.documents.snapshot.nearest(query.tokens, scope.n_wanted(depth), scope.where)
-        return scope.documents.places(np.array(row_ids, np.int64))
+        return scope.documents.positions(np.array(row_ids, np.int64))
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Auto:
     lexical_depth: int = 16
     device_tokens: int = 50_000_000
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         n_tokens = scope.documents.states.n_tokens
         in_scope = n_tokens if scope.passing is None else n_tokens[scope.passing]
         max_depth = depth or max(self.max_depth, 3 * scope.k)
@@ -221,9 +221,9 @@ class Auto:
             reason = "the centroid lists cover less than three quarters of the index; Index.optimize extends them"
         else:
             k = max(10, scope.k)
-            places = lists.find(query.tokens, scope.passing, depth, max_depth, k=k, margin=self.margin)
-            places = np.concatenate([places, np.setdiff1d(_matched(query, scope, self.lexical_depth), places)])
-            logger.debug("centroid lists and BM25 choose %d of %d documents in scope", len(places), len(in_scope))
-            return places
+            positions = lists.find(query.tokens, scope.passing, depth, max_depth, k=k, margin=self.margin)
+            positions = np.concatenate([positions, np.setdiff1d(_matched(query, scope, self.lexical_depth), positions)])
+            logger.debug("centroid lists and BM25 choose %d of %d documents in scope", len(positions), len(in_scope))
+            return positions
         logger.debug("all %d documents in scope are scored: %s", len(in_scope), reason)
         return None

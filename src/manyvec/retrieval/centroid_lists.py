@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.storage.cache import Resident
+from manyvec.storage.cache import CachedVersion
 from manyvec.storage.ingest import train_codebook
 from manyvec.storage.table import BUILD_WINDOW_BYTES, Snapshot, Store, windows
 from manyvec.vectors.batch import offsets_of, ragged_rows
@@ -18,7 +18,7 @@ from manyvec.vectors.codebook import Assignments, Codebook, n_centroids_for
 from manyvec.vectors.kernels import QueryKernel
 from manyvec.vectors.llvm import processor
 
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 # So many members are ranked a second time, by all their centroids, as hold so many centroids in the mean.
 _N_WHOLE = 32_768
 _MEMBERS_AT_A_TIME = 8_192
@@ -26,7 +26,7 @@ _SAMPLED = 64
 
 
 @dataclass(frozen=True, eq=False)
-class CentroidLists:
+class PostingLists:
     """For each centroid the documents with a token vector near it: what a query token's centroids lead to.
 
     A document scores, for every query token, the similarity of the best of its centroids among the few that the token
@@ -49,11 +49,11 @@ class CentroidLists:
     offsets: NDArray[np.int64]
     members: NDArray[np.int32]
     assignments: Assignments
-    place_of: Places
-    uncovered: Places
+    position_of: Positions
+    uncovered: Positions
 
     @classmethod
-    def build(cls, assignments: Assignments, documents: Resident) -> CentroidLists:
+    def build(cls, assignments: Assignments, documents: CachedVersion) -> PostingLists:
         """Turn what each document's centroids are into what each centroid's documents are."""
         offsets = offsets_of(np.bincount(assignments.centroids, minlength=len(assignments.codebook)))
         members = np.empty(len(assignments.centroids), np.int32)
@@ -70,12 +70,12 @@ class CentroidLists:
         nothing = np.empty(0, np.int64)
         return cls(offsets, members, assignments, nothing, nothing).moved(documents)
 
-    def moved(self, documents: Resident) -> CentroidLists:
+    def moved(self, documents: CachedVersion) -> PostingLists:
         """The same lists for another version of the table."""
-        place_of = self.assignments.places_in(documents.states.row_ids, documents.states.updated)
+        position_of = self.assignments.positions_in(documents.states.row_ids, documents.states.updated)
         is_covered = np.zeros(len(documents), bool)
-        is_covered[place_of[place_of >= 0]] = True
-        return replace(self, place_of=place_of, uncovered=np.flatnonzero(~is_covered))
+        is_covered[position_of[position_of >= 0]] = True
+        return replace(self, position_of=position_of, uncovered=np.flatnonzero(~is_covered))
 
     @property
     def codebook(self) -> Codebook:
@@ -99,7 +99,7 @@ class CentroidLists:
         rising = probed.numpy()[:, ::-1]
         weights = highest.numpy()[:, ::-1] - highest.numpy()[:, -1:]
         starts, ends = self.offsets[rising], self.offsets[rising + 1]
-        scores = np.zeros(len(self.place_of), np.float32)
+        scores = np.zeros(len(self.position_of), np.float32)
         for token in range(len(rising)):
             lists = [self.members[start:end] for start, end in zip(starts[token, 1:], ends[token, 1:], strict=True)]
             members = np.concatenate(lists)
@@ -120,13 +120,13 @@ class CentroidLists:
     def find(
         self,
         tokens: NDArray[np.floating],
-        passing: Places | None,
+        passing: Positions | None,
         depth: int,
         max_depth: int = 0,
         *,
         k: int = 10,
         margin: float = 0,
-    ) -> Places:
+    ) -> Positions:
         """The best members of those that pass, best first, and behind them all that pass and are not covered.
 
         Args:
@@ -138,44 +138,44 @@ class CentroidLists:
         """
         similarities = self.codebook.similarities(np.asarray(tokens, np.float32))
         scores = self.scores(similarities)
-        is_wanted = self.place_of >= 0
+        is_wanted = self.position_of >= 0
         uncovered = self.uncovered
         if passing is not None:
-            is_wanted &= np.isin(self.place_of, passing)
+            is_wanted &= np.isin(self.position_of, passing)
             uncovered = np.intersect1d(uncovered, passing)
         scores[~is_wanted] = -1
         max_depth = max(depth, max_depth)
-        best = _largest(scores, max(max_depth, _N_WHOLE * len(self.place_of) // max(1, len(self.members))))
+        best = _largest(scores, max(max_depth, _N_WHOLE * len(self.position_of) // max(1, len(self.members))))
         best = best[scores[best] >= 0]
         if len(best) > depth:
             whole = self.whole_scores(similarities, best)
             order = _largest(whole, max_depth)
             lowest = whole[order[min(k, len(order)) - 1]] - margin * len(tokens)
             best = best[order[: max(depth, np.count_nonzero(whole[order] >= lowest))]]
-        return np.concatenate([self.place_of[best], uncovered])
+        return np.concatenate([self.position_of[best], uncovered])
 
 
-def _largest(values: NDArray[np.float32], n: int) -> Places:
+def _largest(values: NDArray[np.float32], n: int) -> Positions:
     """Places of the n largest values, the largest first."""
-    places = np.arange(len(values))
+    positions = np.arange(len(values))
     if n < len(values):
-        places = _not_small(values, n)
-        places = places[np.argpartition(-values[places], n - 1)[:n]]
-    return places[np.argsort(-values[places], kind="stable")]
+        positions = _not_small(values, n)
+        positions = positions[np.argpartition(-values[positions], n - 1)[:n]]
+    return positions[np.argsort(-values[positions], kind="stable")]
 
 
-def _not_small(values: NDArray[np.float32], n: int) -> Places:
+def _not_small(values: NDArray[np.float32], n: int) -> Positions:
     """Places, in rising order, that the n largest values are among: few of them, mostly, so that few are sorted."""
     sample = values[::_SAMPLED]
     rank = 2 * n // _SAMPLED + 1
     if rank < len(sample):
-        places = np.flatnonzero(values >= np.partition(sample, -rank)[-rank])
-        if len(places) >= n:
-            return places
+        positions = np.flatnonzero(values >= np.partition(sample, -rank)[-rank])
+        if len(positions) >= n:
+            return positions
     return np.arange(len(values))
 
 
-class ListKeeper:
+class PostingListLoader:
     """The centroid lists of one index: extends what is stored, and hands out the lists over a version of the table."""
 
     def __init__(self, store: Store) -> None:
@@ -183,7 +183,7 @@ class ListKeeper:
         self._loading = threading.Lock()
         # What the lists were made of, by its name, and the lists, by the version they were last moved to.
         self._assignments: tuple[str, Assignments | None] | None = None
-        self._lists: tuple[int, CentroidLists | None] = (-1, None)
+        self._lists: tuple[int, PostingLists | None] = (-1, None)
 
     def bytes_held(self, snapshot: Snapshot) -> int:
         """Bytes in memory of the lists over a version, about."""
@@ -193,7 +193,7 @@ class ListKeeper:
             return 0
         return 6 * len(assignments.centroids) + 24 * len(assignments) + 5 * assignments.codebook.centroids.size
 
-    def over(self, documents: Resident) -> CentroidLists | None:
+    def over(self, documents: CachedVersion) -> PostingLists | None:
         """The lists over this version; None if there are none."""
         with self._loading:
             version, lists = self._lists
@@ -202,7 +202,7 @@ class ListKeeper:
                 if assignments is None:
                     lists = None
                 elif lists is None or lists.assignments is not assignments:
-                    lists = CentroidLists.build(assignments, documents)
+                    lists = PostingLists.build(assignments, documents)
                 else:
                     lists = lists.moved(documents)
                 self._lists = documents.snapshot.version, lists
@@ -235,8 +235,8 @@ class ListKeeper:
             missing = np.arange(len(states.row_ids))
             self._store.start_codebook(codebook)
         else:
-            codebook, places = assigned.codebook, assigned.places_in(states.row_ids, states.updated)
-            missing = np.setdiff1d(np.arange(len(states.row_ids)), places)
+            codebook, positions = assigned.codebook, assigned.positions_in(states.row_ids, states.updated)
+            missing = np.setdiff1d(np.arange(len(states.row_ids)), positions)
         with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
             for window in windows(snapshot.token_bytes(states, missing), BUILD_WINDOW_BYTES):
                 rows = missing[window]

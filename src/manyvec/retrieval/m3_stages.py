@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.models.m3 import M3Encoder, lexical_score
-from manyvec.retrieval.candidates import Places, Query, Scope
+from manyvec.retrieval.candidates import Positions, Query, Scope
 
 _BATCH = 64
 
@@ -53,7 +53,7 @@ class M3Dense:
 
     vectors: M3Vectors
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         wanted, _ = self.vectors.of_query(query)
         dense = np.array([dense for dense, _ in self.vectors.of_documents(scope)]).reshape(-1, len(wanted))
         return _best(dense @ wanted, scope, depth)
@@ -65,13 +65,13 @@ class M3Lexical:
 
     vectors: M3Vectors
 
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Places | None:
+    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         _, wanted = self.vectors.of_query(query)
         scores = [lexical_score(wanted, weights) for _, weights in self.vectors.of_documents(scope)]
         return _best(np.array(scores), scope, depth)
 
 
-def _best(scores: NDArray[np.floating], scope: Scope, depth: int | None) -> Places:
-    places = np.arange(len(scores)) if scope.passing is None else scope.passing
-    order = np.argsort(-scores[places], kind="stable")
-    return places[order[: scope.n_wanted(depth)]]
+def _best(scores: NDArray[np.floating], scope: Scope, depth: int | None) -> Positions:
+    positions = np.arange(len(scores)) if scope.passing is None else scope.passing
+    order = np.argsort(-scores[positions], kind="stable")
+    return positions[order[: scope.n_wanted(depth)]]

@@ -1,7 +1,7 @@
 """Token vectors held in memory for one version of the table, as many as a budget allows, and the rest from disk.
 
-A `Resident` never changes. When the table does, `refreshed` makes a new one that shares the vectors of all documents
-that stayed as they were, so that one added document costs one document's reading, and a search that runs meanwhile
+A `CachedVersion` never changes. When the table does, `refreshed` makes a new one that shares the vectors of all
+documents that stayed as they were, so that one added document costs one document's reading, and a search that runs meanwhile
 goes on with the version it started with.
 """
 
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from manyvec.storage.table import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.timing import stage
 from manyvec.vectors.batch import TokenBatch, offsets_of
-from manyvec.vectors.maxsim import Best, Scorer, Scores, top_k
+from manyvec.vectors.maxsim import ScoredPositions, Scorer, Scores, top_k
 
 # Segments are merged up to this size: larger copies would cost more than scoring a few segments more.
 _MERGE_BYTES = 256 * 2**20
 _ON_DISK = -1
-# Its id as Python has it and the numbers of `RowStates` and `Resident`, 120 together; and what LanceDB's index of the
-# words and the room that arrays leave behind were measured to take (`examples/benchmarks/growth.py`).
+# Its id as Python has it and the numbers of `RowStates` and `CachedVersion`, 120 together; and what LanceDB's index of
+# the words and the room that arrays leave behind were measured to take (`examples/benchmarks/growth.py`).
 _BYTES_A_DOCUMENT = 120 + 400
 
 
 @dataclass(frozen=True, eq=False)
-class Resident:
+class CachedVersion:
     """The documents of one table version. Document i is row `states.row_ids[i]`.
 
     Attributes:
@@ -40,10 +40,10 @@ class Resident:
     states: RowStates
     segments: tuple[TokenBatch, ...]
     segment_of: NDArray[np.int64]
-    place_of: NDArray[np.int64]
+    position_of: NDArray[np.int64]
 
     @classmethod
-    def load(cls, snapshot: Snapshot, budget: int) -> Resident:
+    def load(cls, snapshot: Snapshot, budget: int) -> CachedVersion:
         """Read a version's token vectors, in row order, until with what is held of each document the budget is full."""
         nothing = np.empty(0, np.int64)
         states = RowStates(nothing, nothing, nothing, np.empty(0, object), np.empty(0, bool))
@@ -56,7 +56,7 @@ class Resident:
     def bytes_held(self) -> int:
         return sum(segment.vectors.nbytes for segment in self.segments)
 
-    def refreshed(self, snapshot: Snapshot, budget: int) -> Resident:
+    def refreshed(self, snapshot: Snapshot, budget: int) -> CachedVersion:
         """The same for another version: unchanged documents keep their vectors, new and changed ones are read.
 
         Args:
@@ -64,37 +64,37 @@ class Resident:
         """
         states = snapshot.states()
         segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
-        place_of = np.zeros(len(states.row_ids), np.int64)
+        position_of = np.zeros(len(states.row_ids), np.int64)
         if len(self):
             before = np.searchsorted(self.states.row_ids, states.row_ids).clip(max=len(self) - 1)
             same = (self.states.row_ids[before] == states.row_ids) & (self.states.updated[before] == states.updated)
-            segment_of[same], place_of[same] = self.segment_of[before[same]], self.place_of[before[same]]
-        segments = _without_dead(self.segments, segment_of, place_of)
+            segment_of[same], position_of[same] = self.segment_of[before[same]], self.position_of[before[same]]
+        segments = _without_dead(self.segments, segment_of, position_of)
 
         free = budget - _BYTES_A_DOCUMENT * len(states.row_ids) - sum(segment.vectors.nbytes for segment in segments)
         missing = np.flatnonzero(segment_of == _ON_DISK)
         fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= free]
         for is_coded in (True, False):
             if len(group := fitting[states.is_coded[fitting] == is_coded]):
-                segment_of[group], place_of[group] = len(segments), np.arange(len(group))
+                segment_of[group], position_of[group] = len(segments), np.arange(len(group))
                 segments.append(_read(snapshot, states, group))
-                _merge_newest(segments, segment_of, place_of)
-        return Resident(snapshot, states, tuple(segments), segment_of, place_of)
+                _merge_newest(segments, segment_of, position_of)
+        return CachedVersion(snapshot, states, tuple(segments), segment_of, position_of)
 
-    def places(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def positions(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) which documents these rows are; they must be rows of this version."""
         return np.searchsorted(self.states.row_ids, row_ids)
 
     def passing(self, where: str) -> NDArray[np.int64]:
         """(n,) the documents for which the condition holds, in rising order."""
-        return self.places(self.snapshot.row_ids(where))
+        return self.positions(self.snapshot.row_ids(where))
 
-    def match(self, text: str, limit: int, where: str | None = None) -> Best:
+    def match(self, text: str, limit: int, where: str | None = None) -> ScoredPositions:
         """At most `limit` documents that have the text's words best, and their BM25, best first, then by id."""
         row_ids, scores = self.snapshot.match(text, limit, where)
-        places = self.places(row_ids)
-        order = top_k(scores, self.states.ids[places], limit)
-        return Best(places[order], scores[order])
+        positions = self.positions(row_ids)
+        order = top_k(scores, self.states.ids[positions], limit)
+        return ScoredPositions(positions[order], scores[order])
 
     def tokens(self, documents: NDArray[np.int64]) -> TokenBatch:
         """float16 token vectors of a few documents, in this order, read only as far as they are not in memory."""
@@ -102,8 +102,8 @@ class Resident:
         on_disk = np.flatnonzero(segment_of == _ON_DISK)
         read = dict(zip(on_disk.tolist(), self.snapshot.tokens(row_ids[on_disk]), strict=True)) if len(on_disk) else {}
         vectors = [
-            read[i] if i in read else self.segments[segment_of[i]].select([place]).decoded().vectors
-            for i, place in enumerate(self.place_of[documents].tolist())
+            read[i] if i in read else self.segments[segment_of[i]].select([position]).decoded().vectors
+            for i, position in enumerate(self.position_of[documents].tolist())
         ]
         return TokenBatch.unchecked(np.concatenate(vectors), offsets_of([len(own) for own in vectors]))
 
@@ -124,14 +124,16 @@ class Resident:
     @stage("score")
     def best(
         self, scorer: Scorer, queries: TokenBatch, k: int, documents: NDArray[np.int64] | None = None
-    ) -> list[Best]:
+    ) -> list[ScoredPositions]:
         """For each query documents that the k best of these, given in rising order, or of all, are among."""
         chosen = np.arange(len(self)) if documents is None else documents
-        found: list[list[Best]] = [[Best(np.empty(0, np.int64), np.empty(0, np.float32))] for _ in range(len(queries))]
+        found: list[list[ScoredPositions]] = [
+            [ScoredPositions(np.empty(0, np.int64), np.empty(0, np.float32))] for _ in range(len(queries))
+        ]
         for here, tokens, subset in self._parts(chosen):
             for parts, best in zip(found, scorer.top_k(queries, tokens, k, subset), strict=True):
-                parts.append(Best(chosen[here[best.places]], best.scores))
-        return [Best(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
+                parts.append(ScoredPositions(chosen[here[best.positions]], best.scores))
+        return [ScoredPositions(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
 
     def _parts(
         self, chosen: NDArray[np.int64]
@@ -140,7 +142,7 @@ class Resident:
         segment_of = self.segment_of[chosen]
         for number, segment in enumerate(self.segments):
             if len(here := np.flatnonzero(segment_of == number)):
-                yield here, segment, None if len(here) == len(segment) else self.place_of[chosen[here]]
+                yield here, segment, None if len(here) == len(segment) else self.position_of[chosen[here]]
         on_disk = np.flatnonzero(segment_of == _ON_DISK)
         for is_coded in (True, False):
             group = on_disk[self.states.is_coded[chosen[on_disk]] == is_coded]
@@ -165,7 +167,7 @@ def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -
 
 
 def _without_dead(
-    segments: tuple[TokenBatch, ...], segment_of: NDArray[np.int64], place_of: NDArray[np.int64]
+    segments: tuple[TokenBatch, ...], segment_of: NDArray[np.int64], position_of: NDArray[np.int64]
 ) -> list[TokenBatch]:
     """The segments, those of which less than half is still alive cut down to that; places are mended in place."""
     kept: list[TokenBatch] = []
@@ -173,15 +175,15 @@ def _without_dead(
         alive = np.flatnonzero(segment_of == number)
         if not len(alive):
             continue
-        if 2 * segment.lengths[place_of[alive]].sum() < segment.n_tokens:
-            segment = segment.select(place_of[alive])
-            place_of[alive] = np.arange(len(alive))
+        if 2 * segment.lengths[position_of[alive]].sum() < segment.n_tokens:
+            segment = segment.select(position_of[alive])
+            position_of[alive] = np.arange(len(alive))
         segment_of[alive] = len(kept)
         kept.append(segment)
     return kept
 
 
-def _merge_newest(segments: list[TokenBatch], segment_of: NDArray[np.int64], place_of: NDArray[np.int64]) -> None:
+def _merge_newest(segments: list[TokenBatch], segment_of: NDArray[np.int64], position_of: NDArray[np.int64]) -> None:
     """Join the last two segments while the newer is at least half the older: n additions leave log n segments."""
     while len(segments) > 1:
         older, newer = segments[-2:]
@@ -193,9 +195,9 @@ def _merge_newest(segments: list[TokenBatch], segment_of: NDArray[np.int64], pla
         last = len(segments) - 1
         # In row order, and without the dead.
         merged = np.flatnonzero(segment_of >= last - 1)
-        places = place_of[merged] + np.where(segment_of[merged] == last, len(older), 0)
-        segments[-2:] = [TokenBatch.concatenate([older, newer]).select(places)]
-        segment_of[merged], place_of[merged] = last - 1, np.arange(len(merged))
+        positions = position_of[merged] + np.where(segment_of[merged] == last, len(older), 0)
+        segments[-2:] = [TokenBatch.concatenate([older, newer]).select(positions)]
+        segment_of[merged], position_of[merged] = last - 1, np.arange(len(merged))
 
 
 def _kind(segment: TokenBatch) -> str:

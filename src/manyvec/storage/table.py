@@ -217,12 +217,12 @@ class Store:
         """Write some columns of rows and leave the others as they are; answers how many rows still had this text."""
         snapshot = self.snapshot()
         known = snapshot.find(columns["id"])
-        there = [place for place, id in enumerate(columns["id"]) if id in known]
+        there = [position for position, id in enumerate(columns["id"]) if id in known]
         if not there:
             return 0
         # Whole rows, because to write some of their columns LanceDB reads the whole table into memory, images included.
         kept = [name for name in self._table.schema.names if name not in columns]
-        stored = snapshot.take([known[columns["id"][place]].row_id for place in there], kept)
+        stored = snapshot.take([known[columns["id"][position]].row_id for position in there], kept)
         given = self._to_arrow(columns).take(there)
         rows = {name: (given if name in columns else stored)[name] for name in self._table.schema.names}
         # A row that someone has given another text or metadata since must not get the old one's.
@@ -423,9 +423,9 @@ class Snapshot:
         wanted = np.asarray(row_ids, np.int64)
         groups = [np.flatnonzero(is_coded), np.flatnonzero(~is_coded)]
         parts = [
-            self.stored_tokens(wanted[places], is_coded=coded).decoded()
-            for places, coded in zip(groups, (True, False), strict=True)
-            if len(places)
+            self.stored_tokens(wanted[positions], is_coded=coded).decoded()
+            for positions, coded in zip(groups, (True, False), strict=True)
+            if len(positions)
         ]
         return TokenBatch.concatenate(parts).select(np.argsort(np.concatenate(groups)))
 
@@ -482,14 +482,14 @@ class Snapshot:
     def take(self, row_ids: Sequence[int] | NDArray[np.int64], columns: list[str]) -> pa.Table:
         """Columns of these rows, in this order; a row may come twice."""
         wanted = np.asarray(row_ids, np.int64)
-        rising, places = np.unique(wanted, return_inverse=True)
+        rising, positions = np.unique(wanted, return_inverse=True)
         with _translated(f"read the index {self.uri}"):
             # take_row_ids answers in the order of storage, drops repeated ids, and leaves out unknown ones silently.
             table = self._table.take_row_ids(rising.tolist()).select(columns).with_row_id().to_arrow()
         found = table["_rowid"].to_numpy().astype(np.int64)
         if len(found) != len(rising):
             raise StoreError(f"{len(rising) - len(found)} of {len(rising)} rows are not in version {self.version}")
-        order = np.argsort(found)[places]
+        order = np.argsort(found)[positions]
         return table if np.array_equal(order, np.arange(len(order))) else table.take(order)
 
 

@@ -28,22 +28,22 @@ class BM25:
         lengths = np.array([len(words) for words in documents], np.float32)
         norms = 1.2 * (0.25 + 0.75 * lengths / max(float(lengths.mean()) if len(lengths) else 0.0, 1e-9))
         found: dict[str, list[tuple[int, int]]] = {}
-        for place, words in enumerate(documents):
+        for position, words in enumerate(documents):
             for word, count in Counter(words).items():
-                found.setdefault(word, []).append((place, count))
+                found.setdefault(word, []).append((position, count))
         self._postings: dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
         for word, pairs in found.items():
-            places, counts = np.array(pairs, np.int64).T
-            weights = self._rarity(len(pairs)) * counts * 2.2 / (counts + norms[places])
-            self._postings[word] = places, weights.astype(np.float32)
+            positions, counts = np.array(pairs, np.int64).T
+            weights = self._rarity(len(pairs)) * counts * 2.2 / (counts + norms[positions])
+            self._postings[word] = positions, weights.astype(np.float32)
 
     def scores(self, query: Iterable[str]) -> NDArray[np.float32]:
         """(n_documents,) float32, 0 for a document that has no word of the query."""
         scores = np.zeros(self._n_documents, np.float32)
         for word in dict.fromkeys(query):
             if (found := self._postings.get(word)) is not None:
-                places, weights = found
-                scores[places] += weights
+                positions, weights = found
+                scores[positions] += weights
         return scores
 
     def _rarity(self, n_found: int) -> float:

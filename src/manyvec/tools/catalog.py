@@ -160,11 +160,11 @@ class ToolIndex:
         gone = {names} if isinstance(names, str) else set(names)
         with self._changing:
             before = self._catalog
-            kept = [place for place, name in enumerate(before.tools) if name not in gone]
+            kept = [position for position, name in enumerate(before.tools) if name not in gone]
             if before.tokens is not None and len(kept) < len(before.tools):
                 self._catalog = _Catalog(
                     {name: tool for name, tool in before.tools.items() if name not in gone},
-                    [before.texts[place] for place in kept],
+                    [before.texts[position] for position in kept],
                     before.tokens.select(kept),
                 )
             return len(before.tools) - len(kept)
@@ -269,10 +269,10 @@ class ToolIndex:
         scores = similarities + lexical[chosen]
         names = catalog.names[chosen]
         ordering = scores.copy()
-        for place in named:
+        for position in named:
             # The name decides; among names that differ in case only, the very one.
-            is_exact = catalog.names[place] == query.strip()
-            ordering[np.searchsorted(chosen, place)] = np.inf if is_exact else np.finfo(np.float32).max
+            is_exact = catalog.names[position] == query.strip()
+            ordering[np.searchsorted(chosen, position)] = np.inf if is_exact else np.finfo(np.float32).max
         return [
             ToolHit(names[i], float(scores[i]), float(similarities[i]), rank, catalog.tools[names[i]])
             for rank, i in enumerate(top_k(ordering, names, k), start=1)
@@ -290,8 +290,8 @@ class _Catalog:
         self.bm25 = BM25([words_of(text) for text in texts])
         self.pooled = tokens.pooled() if tokens is not None and len(tokens) else None
         self._folded: dict[str, list[int]] = {}
-        for place, name in enumerate(tools):
-            self._folded.setdefault(name.casefold(), []).append(place)
+        for position, name in enumerate(tools):
+            self._folded.setdefault(name.casefold(), []).append(position)
 
     def named(self, query: str) -> list[int]:
         """Places of the tools whose name the whole query is, whatever its case."""

@@ -81,13 +81,13 @@ class Codebook:
         groups, members = self._groups
         group_of = groups._nearest(vectors)
         order = np.argsort(group_of, kind="stable")
-        places_of = np.split(order, np.searchsorted(group_of[order], np.arange(1, len(groups))))
+        positions_of = np.split(order, np.searchsorted(group_of[order], np.arange(1, len(groups))))
         nearest = np.empty(len(vectors), np.int32)
 
         def assign_group(group: int) -> None:
-            if len(places := places_of[group]):
+            if len(positions := positions_of[group]):
                 among = self._kernel_of(members[group])
-                nearest[places] = members[group][among.nearest(vectors[places])]
+                nearest[positions] = members[group][among.nearest(vectors[positions])]
 
         in_parallel(assign_group, range(len(groups)))
         return nearest
@@ -209,10 +209,10 @@ class Assignments:
     def __len__(self) -> int:
         return len(self.row_ids)
 
-    def places_in(self, row_ids: NDArray[np.int64], updated: NDArray[np.int64]) -> NDArray[np.int64]:
+    def positions_in(self, row_ids: NDArray[np.int64], updated: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) where each row stands among these rising row ids, -1 if it is gone or was written since."""
         if not len(row_ids):
             return np.full(len(self), -1, np.int64)
-        places = np.searchsorted(row_ids, self.row_ids).clip(max=len(row_ids) - 1)
-        is_same = (row_ids[places] == self.row_ids) & (updated[places] == self.updated)
-        return np.where(is_same, places, -1)
+        positions = np.searchsorted(row_ids, self.row_ids).clip(max=len(row_ids) - 1)
+        is_same = (row_ids[positions] == self.row_ids) & (updated[positions] == self.updated)
+        return np.where(is_same, positions, -1)

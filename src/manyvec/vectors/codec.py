@@ -142,8 +142,8 @@ def bytes_per_token(storage: str, dim: int) -> int:
 def rotation(dim: int) -> NDArray[np.float32]:
     """(dim, dim) an orthogonal matrix, the same on every machine: signs drawn by a hash, then a cosine transform."""
     signs = np.unpackbits(np.frombuffer(hashlib.shake_128(b"manyvec").digest(-(-dim // 8)), np.uint8))[:dim]
-    frequency, place = np.mgrid[:dim, :dim]
-    transform = np.cos(np.pi * (2 * place + 1) * frequency / (2 * dim)) * np.sqrt(2 / dim)
+    frequency, position = np.mgrid[:dim, :dim]
+    transform = np.cos(np.pi * (2 * position + 1) * frequency / (2 * dim)) * np.sqrt(2 / dim)
     transform[0] *= np.sqrt(0.5)
     return ((2.0 * signs - 1)[:, None] * transform.T).astype(np.float32)
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from manyvec.errors import DeviceMemoryError, InputError, ShapeError
 from manyvec.vectors.batch import TokenBatch, offsets_of
 from manyvec.vectors.codec import Codec, rotation
-from manyvec.vectors.maxsim import Best, MaxSimScorer, Reduction, Scorer, Scores, document_blocks
+from manyvec.vectors.maxsim import MaxSimScorer, Reduction, ScoredPositions, Scorer, Scores, document_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ class DeviceDocuments:
         subset: NDArray[np.int64] | None = None,
         *,
         reduction: Reduction = "sum",
-    ) -> list[Best]:
+    ) -> list[ScoredPositions]:
         """For each query the k best, and all that tie with the last of them, so that ids can decide on the host.
 
         Documents at -inf are never among them. Args and errors as `score_many`.
@@ -136,11 +136,14 @@ class DeviceDocuments:
         scores = self._score(queries, subset, reduction)
         k = min(k, scores.shape[1])
         if k <= 0:
-            return [Best(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))]
+            return [ScoredPositions(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))]
         thresholds = scores.topk(k, dim=1).values[:, -1:]
         chosen = (scores >= thresholds) & (scores > -np.inf)
-        places = [row.nonzero()[:, 0] for row in chosen]
-        return [Best(found.cpu().numpy(), row[found].cpu().numpy()) for found, row in zip(places, scores, strict=True)]
+        positions = [row.nonzero()[:, 0] for row in chosen]
+        return [
+            ScoredPositions(found.cpu().numpy(), row[found].cpu().numpy())
+            for found, row in zip(positions, scores, strict=True)
+        ]
 
     def _score(self, queries: TokenBatch, subset: NDArray[np.int64] | None, reduction: Reduction) -> torch.Tensor:
         """(n_queries, n_documents) on the device."""
@@ -313,7 +316,7 @@ class DeviceScorer:
 
     def top_k(
         self, queries: TokenBatch, documents: TokenBatch, k: int, subset: NDArray[np.int64] | None = None
-    ) -> list[Best]:
+    ) -> list[ScoredPositions]:
         """See `Scorer`; all other scores stay on the device."""
         there = self._uploaded(documents)
         if there is not None:

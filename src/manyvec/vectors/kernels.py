@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.vectors.codec import Codec, rotation
-from manyvec.vectors.llvm import TILE, Loop, Processor, addresses, chunks, in_threads, packed
+from manyvec.vectors.llvm import TILE, Cpu, KernelBuilder, addresses, chunks, in_threads, packed
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -104,7 +104,7 @@ class QueryKernel:
 
     def __init__(
         self,
-        own: Processor,
+        own: Cpu,
         layout: Layout,
         vectors: NDArray[Any],
         factors: NDArray[np.float32],
@@ -124,7 +124,7 @@ class QueryKernel:
 
     @classmethod
     def for_vectors(
-        cls, own: Processor, queries: NDArray[np.float32], vectors: NDArray[Any], codec: Codec | None
+        cls, own: Cpu, queries: NDArray[np.float32], vectors: NDArray[Any], codec: Codec | None
     ) -> QueryKernel:
         """For documents' vectors.
 
@@ -149,9 +149,7 @@ class QueryKernel:
         return cls(own, layout, vectors, factors, ordered, to_centroids, unit)
 
     @classmethod
-    def for_centroids(
-        cls, own: Processor, similarities: NDArray[np.float32], centroids: NDArray[np.uint16]
-    ) -> QueryKernel:
+    def for_centroids(cls, own: Cpu, similarities: NDArray[np.float32], centroids: NDArray[np.uint16]) -> QueryKernel:
         """For documents of which only the tokens' centroids are looked at.
 
         Args:
@@ -196,7 +194,7 @@ class CentroidKernel:
         centroids: (n, dim) float32, or where the processor has int8 whole numbers in any unit.
     """
 
-    def __init__(self, own: Processor, centroids: NDArray[np.float32] | NDArray[np.int8]) -> None:
+    def __init__(self, own: Cpu, centroids: NDArray[np.float32] | NDArray[np.int8]) -> None:
         self._own, n = own, len(centroids)
         self._centroids = packed(centroids, own.lanes, is_integer=own.has_int8)
         dtype = np.int32 if own.has_int8 else np.float32
@@ -219,7 +217,7 @@ class CentroidKernel:
 
 
 @lru_cache(maxsize=32)
-def _maxsim(own: Processor, layout: Layout) -> Callable[..., None]:
+def _maxsim(own: Cpu, layout: Layout) -> Callable[..., None]:
     """The loop of `QueryKernel`:
 
     for each document:
@@ -227,7 +225,7 @@ def _maxsim(own: Processor, layout: Layout) -> Callable[..., None]:
             for each group of query tokens:
                 best = max(best, similarities of the tile's tokens)
     """
-    loop = Loop(own, layout.n_read, is_integer=own.has_int8 and layout.is_coded, arguments="********nnf")
+    loop = KernelBuilder(own, layout.n_read, is_integer=own.has_int8 and layout.is_coded, arguments="********nnf")
     rows, starts, lengths, queries, less, to_centroids, best, counter, n_documents, n_groups, unit = loop.arguments
     b, group_bytes = loop.b, loop.whole(loop.group_bytes)
     with loop.each_shared(n_documents, counter) as document:
@@ -256,7 +254,7 @@ def _maxsim(own: Processor, layout: Layout) -> Callable[..., None]:
 
 
 @lru_cache(maxsize=8)
-def _nearest(own: Processor, layout: Layout) -> Callable[..., None]:
+def _nearest(own: Cpu, layout: Layout) -> Callable[..., None]:
     """The loop of `CentroidKernel`:
 
     for each tile of vectors (the last vector fills up the last tile):
@@ -264,7 +262,7 @@ def _nearest(own: Processor, layout: Layout) -> Callable[..., None]:
             in each lane: keep the highest product, and its group
         of the lanes with the highest product the first centroid
     """
-    loop = Loop(own, layout.n_read, is_integer=own.has_int8, arguments="****nn")
+    loop = KernelBuilder(own, layout.n_read, is_integer=own.has_int8, arguments="****nn")
     rows, centroids, starts, nearest, n_vectors, n_groups = loop.arguments
     b, ir = loop.b, loop.ir
     highest, groups = ([b.alloca(kind) for _ in range(TILE)] for kind in (loop.sums, loop.integers))
@@ -274,9 +272,9 @@ def _nearest(own: Processor, layout: Layout) -> Callable[..., None]:
     kind, scalar, compare = ("smax", loop.i32, b.icmp_signed) if own.has_int8 else ("fmax", loop.f32, b.fcmp_ordered)
     reduced = f"llvm.vector.reduce.{kind}.v{own.lanes}{'i' if own.has_int8 else 'f'}32"
     with loop.each(n_vectors, TILE) as first:
-        places = [loop.smaller(b.add(first, loop.whole(i)), last) for i in range(TILE)]
-        for i, place in enumerate(places):
-            token = loop.at(rows, b.mul(place, loop.whole(layout.row_bytes)))
+        positions = [loop.smaller(b.add(first, loop.whole(i)), last) for i in range(TILE)]
+        for i, position in enumerate(positions):
+            token = loop.at(rows, b.mul(position, loop.whole(layout.row_bytes)))
             if own.has_int8:
                 _read_rounded(loop, layout, token, loop.row(i))
             else:
@@ -292,31 +290,33 @@ def _nearest(own: Processor, layout: Layout) -> Callable[..., None]:
                 is_higher = compare(">", product, before)
                 b.store(b.select(is_higher, product, before), highest[i])
                 b.store(b.select(is_higher, number, b.load(groups[i], typ=loop.integers)), groups[i])
-        for i, place in enumerate(places):
+        for i, position in enumerate(positions):
             of_lanes = b.load(highest[i], typ=loop.sums)
             top = loop.splat(loop.call(reduced, scalar, of_lanes))
             first_of_group = b.mul(b.load(groups[i], typ=loop.integers), loop.splat(ir.Constant(loop.i32, own.lanes)))
             none = ir.Constant(loop.integers, [2**31 - 1] * own.lanes)
             candidates = b.select(compare("==", of_lanes, top), b.add(first_of_group, numbers_of_lanes), none)
             centroid = loop.call(f"llvm.vector.reduce.smin.v{own.lanes}i32", loop.i32, candidates)
-            loop.store(centroid, nearest, b.mul(place, loop.whole(4)))
+            loop.store(centroid, nearest, b.mul(position, loop.whole(4)))
     return loop.compiled()
 
 
-def _token(loop: Loop, layout: Layout, rows: ir.Value, start: ir.Value, place: ir.Value, last: ir.Value) -> ir.Value:
+def _token(
+    loop: KernelBuilder, layout: Layout, rows: ir.Value, start: ir.Value, position: ir.Value, last: ir.Value
+) -> ir.Value:
     """Where a token of a document lies; for a place behind its last token, that one."""
-    row = loop.b.add(start, loop.smaller(place, last))
+    row = loop.b.add(start, loop.smaller(position, last))
     return loop.at(rows, loop.b.mul(row, loop.whole(layout.row_bytes)))
 
 
-def _floats(loop: Loop, layout: Layout, token: ir.Value, at: int, n: int) -> ir.Value:
+def _floats(loop: KernelBuilder, layout: Layout, token: ir.Value, at: int, n: int) -> ir.Value:
     """n float32 numbers of a token of floats, from the one `at` on."""
     kind, n_bytes = (loop.f32, 4) if layout.bits == 32 else (loop.f16, 2)
     numbers = loop.load(loop.lanes(kind, n), token, loop.whole(n_bytes * at), n_bytes)
     return numbers if layout.bits == 32 else loop.b.fpext(numbers, loop.lanes(loop.f32, n))
 
 
-def _read(loop: Loop, layout: Layout, token: ir.Value, into: ir.Value) -> None:
+def _read(loop: KernelBuilder, layout: Layout, token: ir.Value, into: ir.Value) -> None:
     """A token's numbers: as float32, or those of a codec as bytes if integers are multiplied."""
     b, ir = loop.b, loop.ir
     if layout.bits > 8:
@@ -333,14 +333,14 @@ def _read(loop: Loop, layout: Layout, token: ir.Value, into: ir.Value) -> None:
             else:
                 numbers = b.lshr(codes, ir.Constant(kind, [plane * layout.bits] * n))
                 numbers = b.and_(numbers, ir.Constant(kind, [2**layout.bits - 1] * n))
-            place = plane * width + at
+            position = plane * width + at
             if loop.is_integer:
-                loop.store(numbers, into, loop.whole(place), 1)
+                loop.store(numbers, into, loop.whole(position), 1)
             else:
-                loop.store(b.uitofp(numbers, loop.lanes(loop.f32, n)), into, loop.whole(4 * place))
+                loop.store(b.uitofp(numbers, loop.lanes(loop.f32, n)), into, loop.whole(4 * position))
 
 
-def _read_rounded(loop: Loop, layout: Layout, token: ir.Value, into: ir.Value) -> None:
+def _read_rounded(loop: KernelBuilder, layout: Layout, token: ir.Value, into: ir.Value) -> None:
     """A token's floats as bytes: scaled so that the largest is 127, rounded, and 128 added."""
     b, ir = loop.b, loop.ir
     parts = [(at, n, _floats(loop, layout, token, at, n)) for at, n in chunks(layout.n_read, loop.own.lanes)]
@@ -355,7 +355,9 @@ def _read_rounded(loop: Loop, layout: Layout, token: ir.Value, into: ir.Value) -
         loop.store(b.xor(integers, ir.Constant(integers.type, [128] * n)), into, loop.whole(at), 1)
 
 
-def _worth(loop: Loop, layout: Layout, product: ir.Value, less: ir.Value, token: ir.Value, unit: ir.Value) -> ir.Value:
+def _worth(
+    loop: KernelBuilder, layout: Layout, product: ir.Value, less: ir.Value, token: ir.Value, unit: ir.Value
+) -> ir.Value:
     """What products of codes mean."""
     b = loop.b
     if loop.is_integer:

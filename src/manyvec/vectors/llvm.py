@@ -30,7 +30,7 @@ TILE = 8
 
 
 @dataclass(frozen=True)
-class Processor:
+class Cpu:
     """What of a processor's instructions the loop is made of.
 
     Attributes:
@@ -47,7 +47,7 @@ class Processor:
 
 
 @lru_cache(maxsize=1)
-def processor() -> Processor | None:
+def processor() -> Cpu | None:
     """This machine's processor; None if llvmlite is not there or has no use of it."""
     try:
         from llvmlite import binding
@@ -64,7 +64,7 @@ def processor() -> Processor | None:
         lanes, has_int8 = 4, False
     else:
         return None
-    return Processor(binding.get_host_cpu_name(), features.flatten(), lanes, has_int8)
+    return Cpu(binding.get_host_cpu_name(), features.flatten(), lanes, has_int8)
 
 
 def in_threads(work: Callable[[], None], most: int) -> None:
@@ -100,7 +100,7 @@ def _pool(_process: int, n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, "manyvec")
 
 
-class Loop:
+class KernelBuilder:
     """What every loop is written with: numbers of a tile of tokens, multiplied with vectors in lanes.
 
     Args:
@@ -111,7 +111,7 @@ class Loop:
         arguments: of the function: `*` for a pointer, `n` for a count, `f` for a float32.
     """
 
-    def __init__(self, own: Processor, n_numbers: int, *, is_integer: bool, arguments: str) -> None:
+    def __init__(self, own: Cpu, n_numbers: int, *, is_integer: bool, arguments: str) -> None:
         from llvmlite import ir
 
         self.own, self.ir, self.is_integer = own, ir, is_integer
@@ -260,7 +260,7 @@ class Loop:
 
 
 def packed(vectors: NDArray[np.float32] | NDArray[np.int8], lanes: int, *, is_integer: bool) -> NDArray[np.generic]:
-    """Vectors as `Loop.products` takes them: groups of `lanes`, in each of them number by number.
+    """Vectors as `KernelBuilder.products` takes them: groups of `lanes`, in each of them number by number.
 
     Args:
         vectors: (n, n_numbers); whole numbers between -128 and 127 if `is_integer`.

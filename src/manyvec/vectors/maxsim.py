@@ -27,13 +27,13 @@ _MATCHES_AT_A_TIME = 4 * 2**20
 _TOKENS_AT_A_TIME = 32_768
 
 
-class Best(NamedTuple):
+class ScoredPositions(NamedTuple):
     """The best documents for one query: (n,) places among those scored, and their (n,) scores, in no order.
 
     All that tie with the last of them are there, so that ids can decide.
     """
 
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     scores: Scores
 
 
@@ -46,7 +46,7 @@ class Scorer(Protocol):
 
     def top_k(
         self, queries: TokenBatch, documents: TokenBatch, k: int, subset: NDArray[np.int64] | None = None
-    ) -> list[Best]:
+    ) -> list[ScoredPositions]:
         """For each query the k best of them; none at -inf. Places count within the subset."""
         ...
 
@@ -129,12 +129,12 @@ class MaxSimScorer:
 
     def top_k(
         self, queries: TokenBatch, documents: TokenBatch, k: int, subset: NDArray[np.int64] | None = None
-    ) -> list[Best]:
+    ) -> list[ScoredPositions]:
         """See `Scorer`."""
         best = []
         for scores in self.score_many(queries, documents, subset):
-            places = np.flatnonzero(scores >= _threshold(scores, k))
-            best.append(Best(places, scores[places]))
+            positions = np.flatnonzero(scores >= _threshold(scores, k))
+            best.append(ScoredPositions(positions, scores[positions]))
         return best
 
 

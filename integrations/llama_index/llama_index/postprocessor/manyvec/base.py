@@ -104,7 +104,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         mode = MetadataMode.EMBED if self._index is None else MetadataMode.NONE
         texts = [found.node.get_content(mode) for found in nodes]
         best = self._loaded().order(query, texts, self.top_n, ids=[found.node.node_id for found in nodes])
-        return [self._scored(nodes[place], score) for place, score, _ in best]
+        return [self._scored(nodes[position], score) for position, score, _ in best]
 
     def _loaded(self) -> Reranker:
         # Two threads may make two, over the same encoder: models are loaded once per process.
