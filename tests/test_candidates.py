@@ -70,7 +70,7 @@ def overlap(found, expected):
 
 
 def log_of(index, caplog, **options):
-    with caplog.at_level(logging.DEBUG, logger="manyvec.candidates"):
+    with caplog.at_level(logging.DEBUG, logger="manyvec.retrieval.candidates"):
         caplog.clear()
         hits = index.search(QUERIES[0], k=10, **options)
     return hits, caplog.messages[-1]

@@ -1,8 +1,8 @@
 """Token vectors held in memory for one version of the table, as many as a budget allows, and the rest from disk.
 
 A `CachedVersion` never changes. When the table does, `refreshed` makes a new one that shares the vectors of all
-documents that stayed as they were, so that one added document costs one document's reading, and a search that runs meanwhile
-goes on with the version it started with.
+documents that stayed as they were, so that one added document costs one document's reading, and a search that runs
+meanwhile goes on with the version it started with.
 """
 
 from __future__ import annotations
