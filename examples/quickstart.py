@@ -18,7 +18,7 @@ here = Path(__file__).parent
 index = manyvec.Index.create(
     here.parent / "quickstart-index",
     encoder="minilm",
-    filters={"article": str, "n_words": int, "topics": list[str]},
+    filter_columns={"article": str, "n_words": int, "topics": list[str]},
     exist_ok=True,
 )
 report = index.add(read_documents([here / "data" / "squad_sample.jsonl"]), show_progress=True)

@@ -38,7 +38,7 @@ QUERIES = [" ".join(text.split()[5:12]) for text in TEXTS[:40]]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """An index with centroid lists, not to be changed."""
-    index = Index.create(tmp_path_factory.mktemp("lists") / "index", ENCODER, filters={"n": int})
+    index = Index.create(tmp_path_factory.mktemp("lists") / "index", ENCODER, filter_columns={"n": int})
     index.candidates = SMALL
     index.add({"id": f"{i:05d}", "text": text, "metadata": {"n": i}} for i, text in enumerate(TEXTS))
     index.optimize()

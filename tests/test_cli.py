@@ -116,7 +116,7 @@ def test_compare_shows_where_each_method_has_each_document(db, capsys):
 def test_info_prints_what_an_index_holds(db, capsys):
     _, out, _ = run(capsys, "info", db, "--json")
     info = json.loads(out)
-    assert (info["documents"], info["model"], info["filters"]) == (3, "minilm", {"year": "int", "lang": "str"})
+    assert (info["documents"], info["model"], info["filter_columns"]) == (3, "minilm", {"year": "int", "lang": "str"})
     _, out, _ = run(capsys, "info", db)
     assert "documents          3\n" in out
 

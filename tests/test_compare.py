@@ -6,7 +6,7 @@ from manyvec.testing import HashEncoder
 
 
 def made(tmp_path):
-    index = Index.create(tmp_path / "index", HashEncoder(64), filters={"n": int})
+    index = Index.create(tmp_path / "index", HashEncoder(64), filter_columns={"n": int})
     filler = " ".join(f"w{i}" for i in range(40))
     index.add(
         [

@@ -271,7 +271,7 @@ TEXTS = random_texts(150)
 
 
 def filled(uri, storage="float16"):
-    index = Index.create(uri, ENCODER, storage=storage, filters={"n": int})
+    index = Index.create(uri, ENCODER, storage=storage, filter_columns={"n": int})
     index.add({"id": str(i), "text": text, "metadata": {"n": i}} for i, text in enumerate(TEXTS))
     return index
 

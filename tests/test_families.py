@@ -494,7 +494,7 @@ def test_dense_and_lexical_outputs_of_bge_m3_are_candidate_stages_of_an_index(wr
     from manyvec.retrieval.m3_stages import M3Dense, M3Lexical, M3Vectors
 
     encoder = fresh(written["bge-m3"][0])
-    index = Index.create(tmp_path / "index", encoder, filters={"n": int})
+    index = Index.create(tmp_path / "index", encoder, filter_columns={"n": int})
     texts = [f"{a} {b}" for a in WORDS for b in WORDS[:3]]
     index.add([{"id": f"{i:02}", "text": text, "metadata": {"n": i}} for i, text in enumerate(texts)])
     vectors = M3Vectors(encoder)

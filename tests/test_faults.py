@@ -31,7 +31,7 @@ ENCODER = HashEncoder(16)
 
 @pytest.fixture
 def index(tmp_path):
-    index = Index.create(tmp_path / "index", ENCODER, filters={"year": int})
+    index = Index.create(tmp_path / "index", ENCODER, filter_columns={"year": int})
     index.add([{"id": "a", "text": "one two"}, {"id": "b", "text": "three"}])
     return index
 
@@ -169,11 +169,11 @@ def test_an_index_whose_encoder_cannot_be_found_says_how_to_pass_it(index, monke
 
 
 @pytest.mark.parametrize("place", ["nowhere", "", "file"])
-def test_opening_where_no_index_is_makes_nothing(tmp_path, position):
+def test_opening_where_no_index_is_makes_nothing(tmp_path, place):
     (tmp_path / "file").write_text("not a folder")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(IndexNotFoundError, match="there is no index at"):
-        Index.open(tmp_path / position)
+        Index.open(tmp_path / place)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -198,7 +198,7 @@ def test_a_damaged_manifest_is_refused(index, written):
 
 
 def test_a_manifest_of_another_format_says_so(index):
-    with pytest.raises(ManifestError, match="has format 99, this manyvec reads format 1"):
+    with pytest.raises(ManifestError, match="has format 99, this manyvec reads formats 1 and 2"):
         Index.open(with_manifest(index, json.dumps({"format": 99})), ENCODER)
 
 

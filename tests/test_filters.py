@@ -101,7 +101,7 @@ conditions = st.recursive(
 @given(rows=st.lists(rows, min_size=1, max_size=12), conditions=st.lists(conditions, min_size=12, max_size=12))
 def test_every_filter_agrees_with_python(tmp_path_factory, rows, conditions):
     filters = {"n": int, "x": float, "s": str, "b": bool, "tags": list[str]}
-    index = Index.create(tmp_path_factory.mktemp("filters") / "index", HashEncoder(8), filters=filters)
+    index = Index.create(tmp_path_factory.mktemp("filters") / "index", HashEncoder(8), filter_columns=filters)
     index.add({"id": str(i), "text": "word", "metadata": row} for i, row in enumerate(rows))
     for condition in conditions:
         expected = {str(i) for i, row in enumerate(rows) if holds(condition, {**row, "id": str(i)})}
@@ -138,7 +138,7 @@ def test_in_nothing_is_false_and_not_in_nothing_true():
 
 
 def test_documents_are_named_by_id_whatever_the_id_holds(tmp_path):
-    index = Index.create(tmp_path / "index", HashEncoder(8), filters={"id": int})
+    index = Index.create(tmp_path / "index", HashEncoder(8), filter_columns={"id": int})
     ids = ["a", "it's", "' OR true --", "日本"]
     index.add({"id": id, "text": "word", "metadata": {"id": n}} for n, id in enumerate(ids))
     assert index.ids(HasId(["it's", "日本", "unknown"])) == ["it's", "日本"]
@@ -170,7 +170,7 @@ def test_times_are_compared_in_utc():
 
 
 def test_times_are_stored_and_filtered(tmp_path):
-    index = Index.create(tmp_path / "index", HashEncoder(8), filters={"when": datetime})
+    index = Index.create(tmp_path / "index", HashEncoder(8), filter_columns={"when": datetime})
     index.add([{"id": y, "text": "word", "metadata": {"when": f"{y}-05-01T12:00:00"}} for y in ("2023", "2024")])
     assert [hit.id for hit in index.search("word", filter=F("when") >= datetime(2024, 1, 1))] == ["2024"]
     assert index.get("2023")[0].metadata == {"when": "2023-05-01T12:00:00"}
@@ -231,19 +231,19 @@ def test_python_connectives_are_refused_instead_of_dropping_half():
 @pytest.mark.parametrize("declared", [dict, list, "json", list[dict], 3])
 def test_an_unknown_filter_type_is_refused(tmp_path, declared):
     with pytest.raises(InputError, match="filter"):
-        Index.create(tmp_path / "index", HashEncoder(8), filters={"a": declared})
+        Index.create(tmp_path / "index", HashEncoder(8), filter_columns={"a": declared})
     assert not (tmp_path / "index").exists()
 
 
 @pytest.mark.parametrize("name", ["a.b", "a`b", "", "a\nb"])
 def test_a_filter_name_that_sql_cannot_hold_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="cannot be called"):
-        Index.create(tmp_path / "index", HashEncoder(8), filters={name: int})
+        Index.create(tmp_path / "index", HashEncoder(8), filter_columns={name: int})
 
 
 def test_filter_columns_may_be_called_like_our_own(tmp_path):
     names = ["id", "text", "tokens", "année", "file path", "x-1"]
-    index = Index.create(tmp_path / "index", HashEncoder(8), filters=dict.fromkeys(names, int))
+    index = Index.create(tmp_path / "index", HashEncoder(8), filter_columns=dict.fromkeys(names, int))
     index.add([{"id": str(i), "text": "word", "metadata": dict.fromkeys(names, i)} for i in range(3)])
     for name in names:
         assert [hit.id for hit in index.search("word", filter=F(name) == 2)] == ["2"]

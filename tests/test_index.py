@@ -25,7 +25,7 @@ TEXTS = {
 
 @pytest.fixture
 def index(tmp_path):
-    index = Index.create(tmp_path / "index", ENCODER, filters={"year": int, "tags": list[str]})
+    index = Index.create(tmp_path / "index", ENCODER, filter_columns={"year": int, "tags": list[str]})
     index.add([{"id": id, "text": text} for id, text in TEXTS.items()])
     return index
 
@@ -126,7 +126,7 @@ def test_a_query_that_is_no_text_is_refused(index):
 
 
 def test_an_empty_index_finds_nothing(tmp_path):
-    index = Index.create(tmp_path / "index", ENCODER, filters={"year": int})
+    index = Index.create(tmp_path / "index", ENCODER, filter_columns={"year": int})
     assert index.search("capital") == []
     assert index.search("capital", filter=F("year") == 1) == []
     assert index.count() == 0
@@ -170,7 +170,7 @@ class CountingEncoder(HashEncoder):
 
 def test_unchanged_documents_are_not_encoded_again(tmp_path):
     encoder = CountingEncoder(16)
-    index = Index.create(tmp_path / "index", encoder, filters={"year": int})
+    index = Index.create(tmp_path / "index", encoder, filter_columns={"year": int})
     documents = [{"id": str(i), "text": f"text {i}", "metadata": {"year": i}} for i in range(5)]
     assert index.add(documents) == AddReport(added=5)
     encoder.encoded.clear()
@@ -211,7 +211,7 @@ def test_documents_are_deleted_by_id_and_by_filter(index):
 
 
 def test_a_filter_leaves_the_exact_order_of_what_passes(tmp_path):
-    index = Index.create(tmp_path / "index", ENCODER, filters={"n": int})
+    index = Index.create(tmp_path / "index", ENCODER, filter_columns={"n": int})
     index.add({"id": f"{i:03d}", "text": text, "metadata": {"n": i}} for i, text in enumerate(random_texts(90)))
     everything = index.search("w5 w6 w7", k=90)
     for condition, passes in [
@@ -248,7 +248,7 @@ NASTY = [
 
 @pytest.mark.parametrize("nasty", NASTY)
 def test_any_text_survives_in_ids_texts_metadata_and_filters(tmp_path, nasty):
-    index = Index.create(tmp_path / "index", ENCODER, filters={"s": str, "tags": list[str]})
+    index = Index.create(tmp_path / "index", ENCODER, filter_columns={"s": str, "tags": list[str]})
     index.add(
         [
             {"id": nasty, "text": f"word {nasty}", "metadata": {"s": nasty, "tags": [nasty], nasty: nasty}},
@@ -270,7 +270,7 @@ def test_any_text_survives_in_ids_texts_metadata_and_filters(tmp_path, nasty):
 
 def test_an_index_remembers_everything_when_opened_again(index):
     again = reopened(index)
-    assert again.filters == {"year": "int", "tags": "list[str]"}
+    assert again.filter_columns == {"year": "int", "tags": "list[str]"}
     assert again.model == "hash-32"
     assert again.search("capital of france", k=3) == index.search("capital of france", k=3)
 
@@ -278,11 +278,11 @@ def test_an_index_remembers_everything_when_opened_again(index):
 def test_create_refuses_an_index_that_is_there_unless_it_may_be(index):
     with pytest.raises(InputError, match=r"there is an index in .* already"):
         Index.create(index.uri, ENCODER)
-    same = Index.create(index.uri, ENCODER, filters={"year": int, "tags": list[str]}, exist_ok=True)
+    same = Index.create(index.uri, ENCODER, filter_columns={"year": int, "tags": list[str]}, exist_ok=True)
     assert same.count() == 3
-    assert Index.create(index.uri, ENCODER, exist_ok=True).filters == same.filters
-    with pytest.raises(ManifestError, match="has the filters"):
-        Index.create(index.uri, ENCODER, filters={"year": str}, exist_ok=True)
+    assert Index.create(index.uri, ENCODER, exist_ok=True).filter_columns == same.filter_columns
+    with pytest.raises(ManifestError, match="has the filter columns"):
+        Index.create(index.uri, ENCODER, filter_columns={"year": str}, exist_ok=True)
 
 
 def test_what_another_process_writes_is_seen_by_the_next_search(index):

@@ -35,7 +35,7 @@ LONG = "A village lies there. " * 60 + "Paris is the capital of France. " + "Rai
 
 @pytest.fixture
 def index(tmp_path):
-    index = Index.create(tmp_path / "places", HashEncoder(64), filters={"lang": str, "year": int, "open": bool})
+    index = Index.create(tmp_path / "places", HashEncoder(64), filter_columns={"lang": str, "year": int, "open": bool})
     index.add(
         [
             {

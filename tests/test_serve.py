@@ -41,7 +41,7 @@ FILTERS = {"year": int, "lang": str, "tags": list[str], "seen": datetime, "open"
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    index = Index.create(tmp_path_factory.mktemp("serve") / "places", HashEncoder(64), filters=FILTERS)
+    index = Index.create(tmp_path_factory.mktemp("serve") / "places", HashEncoder(64), filter_columns=FILTERS)
     index.add(DOCUMENTS)
     return index
 

@@ -1,5 +1,9 @@
 """Indexes that keep token vectors in fewer bytes: what they find, and what happens to them meanwhile."""
 
+import json
+import shutil
+from pathlib import Path
+
 import lancedb
 import numpy as np
 import pytest
@@ -27,7 +31,7 @@ QUERY = " ".join(DOCUMENTS[7]["text"].split()[:6])
 
 
 def filled(uri, storage, **options):
-    index = Index.create(uri, ENCODER, storage=storage, filters={"n": int}, **options)
+    index = Index.create(uri, ENCODER, storage=storage, filter_columns={"n": int}, **options)
     index.add(DOCUMENTS)
     return index
 
@@ -39,15 +43,15 @@ def ids(hits):
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """A `residual` index with as many token vectors as its centroids need, not optimized yet."""
-    index = Index.create(tmp_path_factory.mktemp("large") / "index", ENCODER, storage="residual", filters={"n": int})
+    index = Index.create(
+        tmp_path_factory.mktemp("large") / "index", ENCODER, storage="residual", filter_columns={"n": int}
+    )
     index.add(documents(MIN_RESIDUAL_TOKENS // 256 + 1, n_words=256))
     return index
 
 
 @pytest.fixture
 def residual(large, tmp_path):
-    import shutil
-
     shutil.copytree(large.uri, tmp_path / "residual")
     return Index.open(tmp_path / "residual", ENCODER)
 
@@ -271,3 +275,49 @@ def test_reciprocal_ranks_by_hand():
 def test_lancedbs_own_search_needs_float16(tmp_path):
     with pytest.raises(InputError, match="LanceDB searches float16 token vectors"):
         filled(tmp_path / "index", "int8").rank([QUERY], NativeMultivector())
+
+
+FORMAT_1 = Path(__file__).parent / "data" / "format-1"
+
+
+@pytest.fixture
+def format_1(tmp_path):
+    """A copy of an index that was written before filter columns were called so."""
+    shutil.copytree(FORMAT_1, tmp_path / "format-1")
+    return Index.open(tmp_path / "format-1", HashEncoder(16))
+
+
+def test_an_index_of_format_1_is_opened_and_searched_with_its_filter_columns(format_1):
+    assert format_1.filter_columns == format_1.info().filter_columns == {"year": "int", "tags": "list[str]"}
+    assert ids(format_1.search("red apples")) == ["a", "b"]
+    assert ids(format_1.search("red apples", filter=F("year") > 2020)) == ["b"]
+    assert ids(format_1.search("sea", filter=F("tags").contains("fruit"))) == ["a"]
+
+
+def test_an_index_of_format_1_is_written_to(format_1):
+    report = format_1.add(
+        [
+            {"id": "a", "text": "red apples", "metadata": {"year": 2025}},
+            {"id": "c", "text": "green apples", "metadata": {"year": 2025, "tags": ["fruit"]}},
+        ]
+    )
+    assert (report.added, report.updated) == (1, 1)
+    format_1.delete("b")
+    format_1.optimize()
+    again = Index.open(format_1.uri, HashEncoder(16))
+    assert ids(again.search("green apples", filter=F("year") == 2025)) == ["c", "a"]
+    assert again.filter_columns == {"year": "int", "tags": "list[str]"}
+
+
+def test_a_new_index_is_of_format_2_and_names_its_filter_columns(tmp_path):
+    Index.create(tmp_path / "index", ENCODER, filter_columns={"n": int})
+    schema = lancedb.connect(tmp_path / "index").open_table("documents").schema
+    manifest = json.loads(schema.field("tokens").metadata[b"manyvec"])
+    assert manifest["format"] == 2
+    assert manifest["filter_columns"] == {"n": "int"} and "filters" not in manifest
+
+
+def test_the_former_name_of_filter_columns_is_refused_with_the_new_one(tmp_path):
+    with pytest.raises(InputError, match="no argument 'filters': it is called filter_columns"):
+        Index.create(tmp_path / "index", ENCODER, filters={"n": int})
+    assert not (tmp_path / "index").exists()

@@ -1,6 +1,6 @@
 """manyvec: late-interaction retrieval for RAG. One vector per token, one exact score.
 
-    index = manyvec.Index.create("./papers", encoder="minilm", filters={"year": int})
+    index = manyvec.Index.create("./papers", encoder="minilm", filter_columns={"year": int})
     index.add([{"id": "a1", "text": "…", "metadata": {"year": 2024}}])
     hits = index.search("what is late interaction", k=5, filter=manyvec.F("year") >= 2023)
 

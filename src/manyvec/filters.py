@@ -240,7 +240,7 @@ def _compile_comparison(node: Comparison, columns: Mapping[str, ColumnType], pre
         declared = ", ".join(f"{name}: {kind}" for name, kind in columns.items()) or "none"
         raise FilterError(
             f"there is no filter column {node.column!r}; declared are: {declared}. "
-            'Filter columns are declared when the index is created: Index.create(..., filters={"year": int}).'
+            'Filter columns are declared when the index is created: Index.create(..., filter_columns={"year": int}).'
         )
     kind = columns[node.column]
     name = f"`{prefix}{node.column}`"

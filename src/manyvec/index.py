@@ -48,7 +48,7 @@ class IndexInfo:
     dim: int
     storage: str
     pool_factor: float
-    filters: dict[str, str]
+    filter_columns: dict[str, str]
     version: int
     bytes_on_disk: int | None
     bytes_in_memory: int
@@ -78,27 +78,28 @@ class Index:
         uri: str | PathLike[str],
         encoder: str | Encoder = "minilm",
         *,
-        filters: Mapping[str, Any] | None = None,
+        filter_columns: Mapping[str, Any] | None = None,
         storage: str = "float16",
         pool_factor: float = 1,
         exist_ok: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         device: str = "cpu",
+        filters: None = None,
     ) -> Index:
         """Make an empty index.
 
         Args:
             uri: a folder, or `s3://`, `gs://`, `az://`.
             encoder: a name for `load_encoder`, or an encoder.
-            filters: metadata keys that searches can filter on, with their types: `str`, `int`, `float`, `bool`,
+            filter_columns: Metadata keys that searches can filter on, with their types: `str`, `int`, `float`, `bool`,
                 `datetime`, or `list[...]` of one. Other metadata is stored and returned all the same.
             storage: how token vectors are kept, for 128 dims in 256, 130, 66, 36 or 16 bytes: `float16`, `int8`,
                 `int4`, `residual` (2 bits a dim around centroids, once there are 65,536 token vectors for `optimize` to
                 draw these from) or `binary` (signs). What each loses is in
                 `examples/benchmarks/results/storage-128.json`.
             pool_factor: keep 1 in so many token vectors of a document, means of similar ones.
-            exist_ok: open the index if there is one already; it must have this encoder and, if given, these filters;
-                its storage and pooling stay what they are.
+            exist_ok: Open the index if there is one already. It must have this encoder and, if given, these filter
+                columns; its storage and pooling stay what they are.
             cache_bytes: memory for what searches need: ids, words, centroid lists, and as many token vectors as still
                 fit; the others are read from disk whenever they are scored. Besides, a process that searches takes up
                 to 500 MB, most of it for Python, torch, LLVM and LanceDB, and what the model takes
@@ -106,19 +107,23 @@ class Index:
                 about 700 bytes for a document of 30 tokens.
             device: where documents are scored. On `cuda` those in the cache lie in the GPU's memory as well, and up to
                 50,000,000 token vectors are all scored; what does not fit there is scored on the CPU.
+            filters: Former name of `filter_columns`; passing it is an error.
 
         Raises:
-            InputError: there is an index already, a filter has an unknown type, or there is no such storage or device.
-            ManifestError: with `exist_ok`, the index there has another encoder or other filters.
+            InputError: there is an index already, a filter column has an unknown type, or there is no such storage or
+                device.
+            ManifestError: with `exist_ok`, the index there has another encoder or other filter columns.
             StoreError: the place cannot be written.
         """
+        if filters is not None:
+            raise InputError("Index.create has no argument 'filters': it is called filter_columns")
         scorer = scorer_on(device)
         encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         manifest = Manifest(
             model=encoder.name,
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
-            filters={name: str(ColumnType.of(name, kind)) for name, kind in (filters or {}).items()},
+            filter_columns={name: str(ColumnType.of(name, kind)) for name, kind in (filter_columns or {}).items()},
             storage=storage,
             pool_factor=pool_factor,
             images=hasattr(encoder, "encode_images"),
@@ -130,9 +135,10 @@ class Index:
             if not exist_ok:
                 raise
             index = cls.open(uri, encoder, cache_bytes=cache_bytes, device=device)
-            if filters is not None and index.filters != manifest.filters:
+            if filter_columns is not None and index.filter_columns != manifest.filter_columns:
                 raise ManifestError(
-                    f"the index {index.uri} has the filters {index.filters}, not {manifest.filters}: "
+                    f"the index {index.uri} has the filter columns {index.filter_columns}, not "
+                    f"{manifest.filter_columns}: "
                     "open it with its own, or build a new index"
                 ) from None
             return index
@@ -176,9 +182,9 @@ class Index:
         return self._store.manifest.model
 
     @property
-    def filters(self) -> dict[str, str]:
+    def filter_columns(self) -> dict[str, str]:
         """The declared filter columns and their types."""
-        return dict(self._store.manifest.filters)
+        return dict(self._store.manifest.filter_columns)
 
     @property
     def reads_images(self) -> bool:
@@ -424,7 +430,7 @@ class Index:
             dim=manifest.dim,
             storage=manifest.storage,
             pool_factor=manifest.pool_factor,
-            filters=dict(manifest.filters),
+            filter_columns=dict(manifest.filter_columns),
             version=self._store.version,
             bytes_on_disk=disk_bytes(self.uri),
             bytes_in_memory=self._resident.bytes_held if self._resident else 0,

@@ -96,7 +96,7 @@ class ManyvecRetriever(BaseRetriever):
             InputError: a document cannot be stored.
             ManifestError: the index there has another encoder or other filters.
         """
-        index = Index.create(uri, encoder, filters=filters, exist_ok=True)
+        index = Index.create(uri, encoder, filter_columns=filters, exist_ok=True)
         retriever = cls(index=index, **fields)
         retriever.add_documents(documents, show_progress=show_progress)
         return retriever

@@ -78,7 +78,7 @@ class ManyvecVectorStore(VectorStore):
         """
         if uri is None:
             raise TypeError("uri is missing: say where the index is to be kept, for example uri='./papers'")
-        store = cls(Index.create(uri, _encoder(embedding), filters=filters, exist_ok=True))
+        store = cls(Index.create(uri, _encoder(embedding), filter_columns=filters, exist_ok=True))
         store.add_texts(texts, metadatas, ids=ids, **kwargs)
         return store
 

@@ -46,7 +46,7 @@ class TestReranker(testing.RerankerContract):
 
 class TestStore(testing.StoreContract):
     def make(self, folder, encoder):
-        return ManyvecVectorStore(Index.create(folder, encoder, filters={"year": int}, exist_ok=True))
+        return ManyvecVectorStore(Index.create(folder, encoder, filter_columns={"year": int}, exist_ok=True))
 
     def add(self, store, documents):
         return store.add_documents([to_document(document) for document in documents])

@@ -129,7 +129,7 @@ def test_nodes_are_deleted_by_id_by_filter_or_by_both(store: ManyvecVectorStore)
         store.delete_nodes()
     store.clear()
     assert store.client.ids() == []
-    assert store.client.filters["year"] == "int"
+    assert store.client.filter_columns["year"] == "int"
 
 
 def test_nodes_are_got_by_id_by_filter_or_by_both(store: ManyvecVectorStore) -> None:
@@ -229,7 +229,7 @@ def test_an_index_that_is_there_is_opened_and_keeps_its_columns(tmp_path: Path) 
     assert len(ManyvecVectorStore.from_uri(tmp_path / "index", HashEncoder()).get_nodes()) == 4
     again = ManyvecRetriever.from_nodes(MENU, tmp_path / "index", HashEncoder(), filter_columns={"year": int})
     assert again.index.count() == 4
-    with pytest.raises(manyvec.ManifestError, match="has the filters"):
+    with pytest.raises(manyvec.ManifestError, match="has the filter columns"):
         ManyvecVectorStore.create(tmp_path / "index", HashEncoder(), filter_columns={"lang": str})
     with pytest.raises(manyvec.ManifestError):
         ManyvecVectorStore.create(tmp_path / "index", HashEncoder(8))
@@ -238,7 +238,9 @@ def test_an_index_that_is_there_is_opened_and_keeps_its_columns(tmp_path: Path) 
 
 
 def test_an_index_that_something_else_made_is_opened_with_its_own_columns(tmp_path: Path) -> None:
-    manyvec.Index.create(tmp_path, HashEncoder(), filters={"year": int}).add([{"id": "a", "text": "green apple"}])
+    manyvec.Index.create(tmp_path, HashEncoder(), filter_columns={"year": int}).add(
+        [{"id": "a", "text": "green apple"}]
+    )
     store = ManyvecVectorStore.create(tmp_path, HashEncoder(), filter_columns={"year": int})
     assert store.get_nodes() == [TextNode(id_="a", text="green apple")]
 

@@ -157,16 +157,16 @@ def _index(options: argparse.Namespace) -> int:
     try:
         index = Index.open(options.db, encoder)
     except FileNotFoundError:
-        index = Index.create(options.db, encoder, filters=filters, storage=storage, pool_factor=pool_factor)
+        index = Index.create(options.db, encoder, filter_columns=filters, storage=storage, pool_factor=pool_factor)
     else:
-        if filters and index.filters != filters:
-            raise InputError(f"the index {options.db} has the filters {index.filters or 'none'} already")
+        if filters and index.filter_columns != filters:
+            raise InputError(f"the index {options.db} has the filter columns {index.filter_columns or 'none'} already")
         info = index.info()
         if options.storage not in (None, info.storage) or options.pool_factor not in (None, info.pool_factor):
             raise InputError(
                 f"the index {options.db} has the storage {info.storage} and the pool factor {info.pool_factor:g}"
             )
-    columns = {name: ColumnType.parse(kind) for name, kind in index.filters.items()}
+    columns = {name: ColumnType.parse(kind) for name, kind in index.filter_columns.items()}
     started = time.monotonic()
     documents = _Sized((_typed(d, columns) for file in files for d in read_file(file)), estimate["documents"])
     report = index.add(documents, show_progress=True)
@@ -185,7 +185,7 @@ def _index(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace) -> int:
     """Print the documents that match a query best, with their scores."""
     index = _opened(options)
-    where = _conditions(options.conditions, index.filters)
+    where = _conditions(options.conditions, index.filter_columns)
     if options.compare:
         if options.lexical_weight:
             raise InputError("--compare shows BM25 and late interaction apart: leave out --lexical-weight")

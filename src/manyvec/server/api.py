@@ -199,7 +199,7 @@ class Api:
             tokens=info.tokens,
             model=info.model,
             dim=info.dim,
-            filters=info.filters,
+            filters=info.filter_columns,
             version=info.version,
         )
 

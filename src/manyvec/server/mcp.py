@@ -51,7 +51,7 @@ class Found(BaseModel):
 def mcp_server(api: Api) -> MCPServer[Any]:
     """An MCP server over one index; it only reads."""
     server = MCPServer[Any]("manyvec", version=package_version("manyvec"), log_level="WARNING")
-    columns = json.dumps(api.index.filters, ensure_ascii=False) if api.index.filters else "none"
+    columns = json.dumps(api.index.filter_columns, ensure_ascii=False) if api.index.filter_columns else "none"
 
     def search(
         query: Annotated[str, Field(max_length=MAX_QUERY_CHARS, description="a question, or words to look for")],

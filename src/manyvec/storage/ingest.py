@@ -89,13 +89,13 @@ def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:
     Raises:
         InputError: a value under a declared filter column has another type.
     """
-    filters = {
+    filter_values = {
         name: kind.convert(document.metadata.get(name), f"document {document.id!r}: metadata[{name!r}]")
         for name, kind in columns.items()
     }
     image = document.image if isinstance(document.image, bytes) else None
     hashed = content_hash(document.text, image)
-    return Row(document.id, document.text, document.metadata_json(), hashed, filters, image)
+    return Row(document.id, document.text, document.metadata_json(), hashed, filter_values, image)
 
 
 def is_same(stored: Stored | None, row: Row, *, with_metadata: bool) -> bool:

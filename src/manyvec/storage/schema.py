@@ -20,7 +20,9 @@ from manyvec.vectors.codec import STORAGES, bytes_per_token
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
+# Format 1 called the filter columns `filters`.
+_READ_FORMATS = (1, 2)
 # Declared filter columns stand beside our own in the table; the prefix lets users call one "id" or "text".
 FILTER_PREFIX = "meta_"
 MANIFEST_KEY = "manyvec"
@@ -33,7 +35,7 @@ class Manifest:
     model: str
     fingerprint: str
     dim: int
-    filters: dict[str, str] = field(default_factory=dict)
+    filter_columns: dict[str, str] = field(default_factory=dict)
     storage: str = "float16"
     pool_factor: float = 1
     images: bool = False
@@ -45,7 +47,7 @@ class Manifest:
             raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {self.storage!r}")
         if not self.pool_factor >= 1:
             raise InputError(f"pool_factor must be 1 or more, got {self.pool_factor!r}")
-        for name in self.filters:
+        for name in self.filter_columns:
             # LanceDB reads a dot as a path into a struct, and a backtick breaks every update.
             if not name or any(c in name for c in ".`") or not name.isprintable():
                 raise InputError(
@@ -54,7 +56,7 @@ class Manifest:
 
     @property
     def columns(self) -> dict[str, ColumnType]:
-        return {name: ColumnType.parse(written) for name, written in self.filters.items()}
+        return {name: ColumnType.parse(written) for name, written in self.filter_columns.items()}
 
     @classmethod
     def parse(cls, written: bytes | None, uri: str) -> Manifest:
@@ -63,11 +65,13 @@ class Manifest:
         try:
             values = json.loads(written)
             version = values["format"]
-            if version != FORMAT:
+            if version not in _READ_FORMATS:
                 raise ManifestError(
-                    f"the index {uri} has format {version}, this manyvec reads format {FORMAT}: "
+                    f"the index {uri} has format {version}, this manyvec reads formats 1 and 2: "
                     "install the manyvec that wrote it, or build the index again"
                 )
+            if version == 1:
+                values["filter_columns"] = values.pop("filters", {})
             manifest = cls(**values)
             assert isinstance(manifest.dim, int) and isinstance(manifest.model, str) and manifest.columns is not None
         except ManifestError:
@@ -85,7 +89,7 @@ class Row:
     text: str
     metadata: str
     content_hash: str
-    filters: dict[str, Any]
+    filter_values: dict[str, Any]
     image: bytes | None = None
 
 
@@ -124,7 +128,9 @@ def schema_of(manifest: Manifest) -> pa.Schema:
 def row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
     names = ["id", "text", "metadata", "content_hash", *(["image"] if manifest.images else [])]
     columns = {name: [getattr(row, name) for row in rows] for name in names}
-    return columns | {FILTER_PREFIX + name: [row.filters[name] for row in rows] for name in manifest.filters}
+    return columns | {
+        FILTER_PREFIX + name: [row.filter_values[name] for row in rows] for name in manifest.filter_columns
+    }
 
 
 def ragged(rows: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:

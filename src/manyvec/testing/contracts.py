@@ -47,7 +47,7 @@ class _Contract:
     def _index(self, folder: Path, encoder: Any = None) -> Index:
         from manyvec.index import Index
 
-        index = Index.create(folder, encoder or HashEncoder(), filters={"year": int})
+        index = Index.create(folder, encoder or HashEncoder(), filter_columns={"year": int})
         index.add({"id": d.id, "text": d.text, "metadata": d.metadata} for d in self.documents)
         return index
 

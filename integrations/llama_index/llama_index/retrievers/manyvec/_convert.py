@@ -58,11 +58,11 @@ def open_or_create(uri: str | PathLike[str], encoder: str | Encoder, filter_colu
     """
     try:
         # Other writers' indexes have no such column.
-        own = {REF_DOC_KEY: str} if REF_DOC_KEY in Index.open(uri).filters else {}
+        own = {REF_DOC_KEY: str} if REF_DOC_KEY in Index.open(uri).filter_columns else {}
         columns = None if filter_columns is None else {**filter_columns, **own}
     except IndexNotFoundError:
         columns = {**(filter_columns or {}), REF_DOC_KEY: str}
-    return Index.create(uri, encoder, filters=columns, exist_ok=True)
+    return Index.create(uri, encoder, filter_columns=columns, exist_ok=True)
 
 
 def to_document(node: BaseNode, index: Index) -> Document:
@@ -86,7 +86,7 @@ def to_document(node: BaseNode, index: Index) -> Document:
         rest.pop("image", None)
     is_plain = rest == {"class_name": TextNode.class_name()}
     metadata = node.metadata if is_plain else {**node.metadata, NODE_KEY: rest}
-    if REF_DOC_KEY in index.filters and node.ref_doc_id is not None:
+    if REF_DOC_KEY in index.filter_columns and node.ref_doc_id is not None:
         metadata = {**metadata, REF_DOC_KEY: node.ref_doc_id}
     return Document(node.node_id, node.get_content(MetadataMode.NONE), metadata, image=image)
 
@@ -153,7 +153,7 @@ def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | N
     value fits `!=`, `nin` and `is_empty` only, and NOT asks that none of the filters fits.
 
     Args:
-        columns: the index's filter columns and their types; `manyvec.Index.filters`.
+        columns: the index's filter columns and their types; `manyvec.Index.filter_columns`.
 
     Raises:
         FilterError: an operator that manyvec lacks, or one that the column or the value does not fit.

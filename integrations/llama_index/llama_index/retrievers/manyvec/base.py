@@ -158,7 +158,7 @@ class ManyvecRetriever(BaseRetriever):
         return retriever
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        where = to_filter(self.filters, self.index.filters)
+        where = to_filter(self.filters, self.index.filter_columns)
         if query_bundle.image_path and not query_bundle.embedding_strs:
             return self._like_image(query_bundle.image_path, where)
         hits = self.index.search(

@@ -217,12 +217,14 @@ class ManyvecVectorStore(BasePydanticVectorStore):
 
     def _where(self, filters: Filters | None, node_ids: Sequence[str] | None) -> Filter:
         named = None if node_ids is None else HasId(node_ids)
-        return AllOf(tuple(part for part in (to_filter(filters, self._index.filters), named) if part is not None))
+        return AllOf(
+            tuple(part for part in (to_filter(filters, self._index.filter_columns), named) if part is not None)
+        )
 
     def _cut_from(self, ref_doc_ids: Sequence[str]) -> Filter:
         """The nodes that were cut from these documents, and these documents themselves."""
         whole = HasId(ref_doc_ids)
-        if REF_DOC_KEY in self._index.filters:
+        if REF_DOC_KEY in self._index.filter_columns:
             return F(REF_DOC_KEY).in_(ref_doc_ids) | (whole & F(REF_DOC_KEY).is_null())
         # An index that something else made: what its nodes were cut from has to be read from each of them.
         wanted = set(ref_doc_ids)
