@@ -1,4 +1,4 @@
-"""`ToolIndex`: tools of every kind go in, the ones that fit a request come out."""
+"""`ToolIndex`: reading, scoring, selecting, saving and loading tools."""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from manyvec import IndexNotFoundError, InputError, ManifestError, TokenBatch, ToolIndex
 from manyvec.testing import HashEncoder
 from manyvec.tools.bm25 import BM25, words_of
-from manyvec.tools.catalog import _read
+from manyvec.tools.schemas import read_tool
 
 WEATHER = {
     "type": "function",
@@ -39,7 +39,7 @@ READ_FILE = mcp_types.Tool(
 
 
 class McpToolOfVersion1:
-    """The SDK's first versions spell it so."""
+    """Version 1 of the SDK spells the attribute like this."""
 
     name = "read_file"
     description = None
@@ -71,7 +71,7 @@ def tools():
     ],
 )
 def test_the_text_of_a_tool_is_its_name_description_and_arguments(tool, name, text):
-    assert _read(tool) == (name, text)
+    assert read_tool(tool) == (name, text)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_text_of_a_tool_is_its_name_description_and_arguments(tool, name, te
         ("what is in the file", "read_file"),
     ],
 )
-def test_the_tool_that_shares_the_words_comes_first_as_it_was_given(tools, query, name):
+def test_the_tool_that_shares_words_with_the_request_comes_first_as_the_object_that_was_added(tools, query, name):
     hit = tools.select(query, 1)[0]
     assert (hit.name, hit.rank) == (name, 1)
     assert hit.tool is tools[name] and hit.tool in ALL
@@ -96,12 +96,12 @@ def test_the_tool_that_shares_the_words_comes_first_as_it_was_given(tools, query
 def test_an_exact_name_always_returns_that_tool_first(query, weight):
     # 300 tools that share every word of the names, more than get an exact score.
     others = [{"name": f"t{i}", "description": "send mail sendMail music play get current weather"} for i in range(300)]
-    tools = ToolIndex(HashEncoder(), [*others, *ALL], lexical_weight=weight, depth=10)
+    tools = ToolIndex(HashEncoder(), [*others, *ALL], bm25_weight=weight, depth=10)
     first = tools.select(query, 2)[0]
     assert first.name.casefold() == query.strip().casefold()
 
 
-def test_of_names_that_differ_in_case_only_the_very_one_comes_first():
+def test_among_names_that_differ_only_in_case_the_exact_one_comes_first():
     tools = ToolIndex(HashEncoder(), [{"name": "run"}, {"name": "Run"}])
     assert [names(tools.select(query))[0] for query in ("run", "Run", "RUN")] == ["run", "Run", "Run"]
 
@@ -112,17 +112,17 @@ def test_equal_scores_are_ordered_by_name():
 
 
 def test_the_score_is_the_similarity_plus_the_weighted_bm25():
-    # One word of "mail people" is rare, one comes twice; HashEncoder finds both in the text of sendMail.
-    bm25 = BM25([words_of(_read(tool)[1]) for tool in ALL]).scores(["mail", "people"])
+    # sendMail contains both words of "mail people": its similarity is 1 with HashEncoder.
+    bm25 = BM25([words_of(read_tool(tool)[1]) for tool in ALL]).scores(["mail", "people"])
     for weight in (0, 0.025, 0.5):
-        hits = ToolIndex(HashEncoder(), ALL, lexical_weight=weight).select("mail people", 9)
+        hits = ToolIndex(HashEncoder(), ALL, bm25_weight=weight).select("mail people", 9)
         assert hits[0].name == "sendMail" and hits[0].similarity == pytest.approx(1, abs=2**-10)
         for hit in hits:
-            position = [_read(tool)[0] for tool in ALL].index(hit.name)
+            position = [read_tool(tool)[0] for tool in ALL].index(hit.name)
             assert hit.score == pytest.approx(hit.similarity + weight * bm25[position], abs=1e-6)
 
 
-def test_candidates_of_a_large_catalog_hold_what_looking_at_all_finds():
+def test_candidates_of_a_large_catalog_contain_the_tool_that_exhaustive_scoring_finds():
     rng = np.random.default_rng(0)
     vocabulary = [f"word{i}" for i in range(400)]
     many = [{"name": f"tool{i}", "description": " ".join(rng.choice(vocabulary, 9))} for i in range(500)]
@@ -143,14 +143,14 @@ def test_tools_can_be_added_and_removed(tools):
     assert tools.add([MAIL]) == ["sendMail"] and names(tools.select("mail")) == ["sendMail"]
 
 
-def test_what_an_mcp_session_lists_is_added_as_it_is():
+def test_the_result_of_list_tools_of_an_mcp_session_can_be_added_unchanged():
     listed = mcp_types.ListToolsResult(tools=[READ_FILE, mcp_types.Tool(name="write_file", input_schema={})])
     tools = ToolIndex(HashEncoder(), listed)
     assert tools.names == ["read_file", "write_file"]
     assert tools.select("read_file", 1)[0].tool is READ_FILE
 
 
-def test_equal_names_are_an_error_that_names_them_and_nothing_is_added(tools):
+def test_duplicate_names_are_an_error_that_lists_them_and_nothing_is_added(tools):
     with pytest.raises(InputError, match="sendMail"):
         tools.add([{"name": "new"}, MAIL])
     with pytest.raises(InputError, match="a, b"):
@@ -168,12 +168,12 @@ def test_equal_names_are_an_error_that_names_them_and_nothing_is_added(tools):
         ({"name": "a\ud800"}, "surrogate"),
     ],
 )
-def test_a_thing_that_is_no_tool_is_an_error(tool, message):
+def test_an_object_that_is_not_a_tool_is_an_error(tool, message):
     with pytest.raises(InputError, match=message):
         ToolIndex(HashEncoder(), [tool])
 
 
-def test_no_tools_no_words_and_k_of_0_give_no_hits(tools):
+def test_an_empty_catalog_a_query_without_words_and_k_0_return_no_hits(tools):
     assert ToolIndex(HashEncoder()).select("mail") == []
     assert tools.select("  ") == tools.select("mail", 0) == []
     assert len(tools.select("mail", 99)) == 5
@@ -186,30 +186,30 @@ def test_bad_queries_are_errors(tools, query, k):
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
-def test_a_weight_that_is_no_weight_is_an_error(weight):
-    with pytest.raises(InputError, match="lexical_weight"):
-        ToolIndex(HashEncoder(), lexical_weight=weight)
+def test_a_negative_or_infinite_weight_is_an_error(weight):
+    with pytest.raises(InputError, match="bm25_weight"):
+        ToolIndex(HashEncoder(), bm25_weight=weight)
 
 
 def test_a_schema_of_ten_thousand_characters_is_read_to_its_end():
     properties = {f"field_{i}": {"description": f"the value of part {i} of the form"} for i in range(200)}
     properties["last"] = {"anyOf": [{"type": "null"}, {"properties": {"needle": {"description": "haystack"}}}]}
     big = {"name": "big", "input_schema": {"properties": properties}}
-    assert len(_read(big)[1]) > 8_000
+    assert len(read_tool(big)[1]) > 8_000
     tools = ToolIndex("minilm", [big, MAIL, WEATHER])
     assert names(tools.select("needle in a haystack", 1)) == ["big"]
 
 
-def test_words_are_cut_at_case_and_lose_their_endings_and_those_that_say_nothing_are_left_out():
+def test_words_are_split_at_case_changes_stemmed_and_filtered_for_stop_words():
     assert words_of("Please getUserEmails, for the cities_walked by HTTPServer") == [
         "user", "email", "city", "walk", "http", "server",
     ]  # fmt: skip
 
 
-def test_bm25_counts_each_word_by_its_rarity():
+def test_bm25_weights_each_word_by_its_rarity():
     bm25 = BM25([["a", "b"], ["b", "c"], ["d", "e"]])
     scores = bm25.scores(["a", "b", "a"])
-    # In a document of mean length, a word that stands there once weighs log(1 + (n - found + 0.5) / (found + 0.5)).
+    # In a document of mean length, a word that occurs once weighs log(1 + (n - df + 0.5) / (df + 0.5)).
     np.testing.assert_allclose(
         scores, [np.log(1 + 2.5 / 1.5) + np.log(1 + 1.5 / 2.5), np.log(1 + 1.5 / 2.5), 0], rtol=1e-6
     )
@@ -228,7 +228,7 @@ class CountingEncoder(HashEncoder):
         return HashEncoder(self.dim).encode_documents(queries)
 
 
-def test_adding_encodes_the_new_tools_only():
+def test_adding_encodes_only_the_new_tools():
     tools = ToolIndex(CountingEncoder(), ALL)
     tools.add([{"name": "one more"}])
     assert CountingEncoder.n_texts == 6
@@ -240,7 +240,7 @@ def test_minilm_finds_tools_that_share_no_word_with_the_request():
     assert names(tools.select("exchange 20 dollars", 1)) == ["convert"]
 
 
-def test_a_selection_among_thousands_takes_less_work_than_an_exact_score_for_each():
+def test_a_selection_among_thousands_takes_less_cpu_time_than_scoring_all_of_them():
     rng = np.random.default_rng(0)
     vocabulary = [f"word{i}" for i in range(3000)]
     many = [{"name": f"tool{i}", "description": " ".join(rng.choice(vocabulary, 40))} for i in range(2479)]
@@ -253,34 +253,34 @@ def test_a_selection_among_thousands_takes_less_work_than_an_exact_score_for_eac
         started = time.process_time()
         tools.select_encoded(query, tokens)
         taken[depth].append(time.process_time() - started)
-    # Seconds of the processor's, which do not depend on what else the machine does; the benchmark has milliseconds.
+    # CPU seconds do not depend on other load of the machine; the benchmark measures milliseconds.
     few, all_ = map(min, taken.values())
     assert few < all_ / 2
 
 
-# Saved and loaded
+# Saving and loading
 
 
-def test_a_loaded_catalog_answers_as_the_saved_one_and_encodes_nothing(tmp_path):
+def test_a_loaded_catalog_selects_like_the_saved_one_and_encodes_nothing(tmp_path):
     file = tmp_path / "new" / "tools.safetensors"
-    saved = ToolIndex(CountingEncoder(), ALL, lexical_weight=0.4, depth=3)
+    saved = ToolIndex(CountingEncoder(), ALL, bm25_weight=0.4, depth=3)
     saved.save(file)
     CountingEncoder.n_texts = 0
     loaded, given = ToolIndex.load(file, CountingEncoder()), ToolIndex.load(file, CountingEncoder(), tools=ALL)
 
     assert CountingEncoder.n_texts == 0
-    assert (loaded.names, loaded.lexical_weight, loaded.depth) == (saved.names, 0.4, 3)
+    assert (loaded.names, loaded.bm25_weight, loaded.depth) == (saved.names, 0.4, 3)
     for query in ("mail to people", "convert", "a song of that singer"):
         assert given.select(query) == saved.select(query)
         assert [(hit.name, hit.score) for hit in loaded.select(query)] == [
             (h.name, h.score) for h in saved.select(query)
         ]
-    # Dicts come back as they were, what is no JSON as a JSON-schema tool.
+    # Dicts are loaded unchanged, other objects as JSON-schema tools.
     assert [loaded["sendMail"], loaded["read_file"]["name"]] == [MAIL, "read_file"]
     assert [path.name for path in file.parent.iterdir()] == ["tools.safetensors"]
 
 
-def test_a_catalog_that_has_changed_since_encodes_what_is_new(tmp_path):
+def test_loading_with_changed_tools_encodes_only_the_changed_ones(tmp_path):
     file = tmp_path / "tools"
     ToolIndex(CountingEncoder(), ALL).save(file)
     CountingEncoder.n_texts = 0
@@ -293,7 +293,7 @@ def test_a_catalog_that_has_changed_since_encodes_what_is_new(tmp_path):
     assert loaded.select("letters about the weather") == fresh.select("letters about the weather")
 
 
-def test_saving_replaces_a_file_and_an_empty_catalog_can_be_saved(tmp_path):
+def test_saving_replaces_an_existing_file_and_an_empty_catalog_can_be_saved(tmp_path):
     file = tmp_path / "tools"
     ToolIndex("minilm", [MAIL]).save(file)
     assert names(ToolIndex.load(file).select("write to people")) == ["sendMail"]
@@ -301,7 +301,7 @@ def test_saving_replaces_a_file_and_an_empty_catalog_can_be_saved(tmp_path):
     assert ToolIndex.load(file).names == []
 
 
-def test_loading_what_is_no_file_of_tools_or_of_another_encoder_is_an_error(tmp_path):
+def test_loading_a_missing_or_foreign_file_or_one_of_another_encoder_is_an_error(tmp_path):
     with pytest.raises(IndexNotFoundError, match="ToolIndex.save"):
         ToolIndex.load(tmp_path / "nothing")
     (tmp_path / "text").write_text("no tools")
@@ -314,7 +314,7 @@ def test_loading_what_is_no_file_of_tools_or_of_another_encoder_is_an_error(tmp_
         ToolIndex.load(tmp_path / "tools", HashEncoder(32))
 
 
-def test_a_tool_that_json_cannot_hold_is_not_saved(tmp_path):
+def test_a_tool_that_json_cannot_hold_is_an_error_and_writes_no_file(tmp_path):
     tools = ToolIndex(HashEncoder(), [MAIL, {"name": "odd", "default": object()}])
     with pytest.raises(InputError, match="'odd'"):
         tools.save(tmp_path / "tools")

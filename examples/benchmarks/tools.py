@@ -1,17 +1,16 @@
-"""How well tools are found, and how fast: BM25, mean token vectors, MaxSim, and what `ToolIndex` mixes of them.
+"""Measure how well and how fast tools are found: BM25, mean token vectors, MaxSim, and the mix that `ToolIndex` uses.
 
 python examples/benchmarks/tools.py DATA_FOLDER VECTORS [--times] [SET ...]
 
-DATA_FOLDER holds metatool, livemcpbench, stabletoolbench and seal-tools in BEIR layout; all test queries are asked.
-What is encoded with `minilm` is kept in the folder VECTORS, for another run.
+DATA_FOLDER holds metatool, livemcpbench, stabletoolbench and seal-tools in BEIR layout; all test queries are used.
+Vectors encoded with `minilm` are kept in the folder VECTORS for the next run.
 
-- `bm25, LanceDB`: its full-text index over the plain text of the data set, as `manyvec eval` measures it.
-- `bm25, own words` and `pooled`: over the text of a tool, with the words and the mean vectors that `ToolIndex` has.
-- `ToolIndex`: as users get it, candidates and all. `weight ...` is another lexical weight for the tools that it gave an
-  exact score; with the weight 0 that is MaxSim alone.
+- `bm25, LanceDB`: LanceDB's full-text index over the plain text of the data set, as `manyvec eval` measures it.
+- `bm25, ToolIndex` and `pooled`: BM25 and mean vectors over the text of a tool, as `ToolIndex` computes them.
+- `ToolIndex`: the default settings, with candidates. `weight ...` reorders the exactly scored tools with another
+  `bm25_weight`; weight 0 is MaxSim alone.
 
-With `--times` it only measures how long a selection takes once the request is encoded; that is worth little on a busy
-machine.
+With `--times`, only the time of a selection for an encoded request is measured; run that on a quiet machine.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from manyvec.candidates import Lexical
 from manyvec.evaluation import Dataset, Run, evaluate, load_beir
 from manyvec.testing import HashEncoder
 from manyvec.tools.bm25 import words_of
-from manyvec.tools.catalog import DEPTH, LEXICAL_WEIGHT
+from manyvec.tools.catalog import BM25_WEIGHT, DEPTH
 from manyvec.vectors.batch import offsets_of
 
 SETS = ("metatool", "livemcpbench", "stabletoolbench", "seal-tools")
@@ -41,7 +40,7 @@ MEASURES = ("nDCG@10", "Recall@5")
 
 
 def as_tool(document: Document) -> dict[str, Any]:
-    """The JSON-schema tool that a document of these sets describes; its id is its name."""
+    """Return the JSON-schema tool that a document of these data sets describes; its id becomes the name."""
     _, _, written = document.text.rpartition(" Parameters: {")
     parameters = json.loads("{" + written) if written.endswith("}") else {}
     if "properties" not in parameters:
@@ -64,8 +63,8 @@ def tool_index(dataset: Dataset, folder: Path) -> ToolIndex:
     file, tools = folder / f"{dataset.name}.safetensors", map(as_tool, dataset.documents)
     index = ToolIndex.load(file, tools=tools) if file.exists() else ToolIndex("minilm", tools)
     index.save(file)
-    # A file has the weight and the depth that it was written with.
-    index.lexical_weight, index.depth = LEXICAL_WEIGHT, DEPTH
+    # The file keeps the settings it was written with; measure today's defaults.
+    index.bm25_weight, index.depth = BM25_WEIGHT, DEPTH
     return index
 
 
@@ -90,11 +89,11 @@ def measure(dataset: Dataset, folder: Path) -> dict[str, Any]:
     index = tool_index(dataset, folder)
     tokens = query_tokens(dataset, index, folder)
     catalog = index._catalog
-    runs: dict[str, Run] = {"bm25, LanceDB": full_text(dataset), "bm25, own words": {}, "pooled": {}, "ToolIndex": {}}
+    runs: dict[str, Run] = {"bm25, LanceDB": full_text(dataset), "bm25, ToolIndex": {}, "pooled": {}, "ToolIndex": {}}
     runs |= {f"weight {weight}": {} for weight in WEIGHTS}
     for i, (query, text) in enumerate(dataset.queries.items()):
         scores = {
-            "bm25, own words": catalog.bm25.scores(words_of(text)),
+            "bm25, ToolIndex": catalog.bm25.scores(words_of(text)),
             "pooled": catalog.pooled @ tokens[i].astype(np.float32).mean(axis=0),
         }
         for method, of_all in scores.items():
@@ -103,7 +102,7 @@ def measure(dataset: Dataset, folder: Path) -> dict[str, Any]:
         runs["ToolIndex"][query] = [hit.name for hit in hits[:10]]
         for weight in WEIGHTS:
             mixed = {
-                hit.name: hit.similarity + weight * (hit.score - hit.similarity) / index.lexical_weight for hit in hits
+                hit.name: hit.similarity + weight * (hit.score - hit.similarity) / index.bm25_weight for hit in hits
             }
             runs[f"weight {weight}"][query] = sorted(mixed, key=mixed.__getitem__, reverse=True)[:10]
     return {
@@ -132,7 +131,7 @@ def measure_times(dataset: Dataset, folder: Path) -> dict[str, Any]:
         "selections": len(wall),
         "p50, milliseconds": round(statistics.median(wall), 1),
         "p95, milliseconds": round(statistics.quantiles(wall, n=20)[-1], 1),
-        "p50, milliseconds of processors": round(statistics.median(processor), 1),
+        "p50, CPU milliseconds": round(statistics.median(processor), 1),
     }
 
 

@@ -1,1 +1,1 @@
-"""The tools that fit a request, out of many: `ToolIndex`."""
+"""Select the few tools that fit a request out of a large catalog: `ToolIndex`."""
