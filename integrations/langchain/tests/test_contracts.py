@@ -8,7 +8,7 @@ from langchain_core.tools import tool
 
 from langchain_manyvec import ManyvecReranker, ManyvecRetriever, ManyvecVectorStore
 from manyvec import Index, testing
-from manyvec.testing import Found
+from manyvec.testing import ScoredDocument
 
 
 def to_document(found):
@@ -34,7 +34,7 @@ class TestReranker(testing.RerankerContract):
     def make(self, *, encoder=None, index=None, top_n=10):
         return ManyvecReranker(encoder=encoder, index=index, top_n=top_n)
 
-    def given(self, documents):
+    def to_inputs(self, documents):
         return [to_document(document) for document in documents]
 
     def rerank(self, reranker, given, query):
@@ -104,4 +104,4 @@ def _names(request):
 
 
 def _found(document, score=None):
-    return Found(document.id, document.page_content, document.metadata, score)
+    return ScoredDocument(document.id, document.page_content, document.metadata, score)

@@ -12,15 +12,15 @@ from llama_index.retrievers.manyvec import ManyvecRetriever, ManyvecToolRetrieve
 from llama_index.vector_stores.manyvec import ManyvecVectorStore
 
 from manyvec import testing
-from manyvec.testing import Found
+from manyvec.testing import ScoredDocument
 
 
-def to_node(found: Found) -> TextNode:
+def to_node(found: ScoredDocument) -> TextNode:
     return TextNode(id_=found.id, text=found.text, metadata=found.metadata)
 
 
-def to_found(nodes: Sequence[NodeWithScore]) -> list[Found]:
-    return [Found(n.node_id, n.text, n.metadata, n.score) for n in nodes]
+def to_found(nodes: Sequence[NodeWithScore]) -> list[ScoredDocument]:
+    return [ScoredDocument(n.node_id, n.text, n.metadata, n.score) for n in nodes]
 
 
 class TestRetriever(testing.RetrieverContract):
@@ -55,7 +55,7 @@ class TestReranker(testing.RerankerContract):
     def make(self, *, encoder=None, index=None, top_n=10):
         return ManyvecRerank(encoder, top_n, index=index)
 
-    def given(self, documents):
+    def to_inputs(self, documents):
         return [NodeWithScore(node=to_node(document), score=0.25) for document in documents]
 
     def rerank(self, reranker, given, query):
@@ -73,7 +73,7 @@ class TestStore(testing.StoreContract):
         return store.add([to_node(document) for document in documents])
 
     def get(self, store, ids):
-        return [Found(node.node_id, node.text, node.metadata) for node in store.get_nodes(ids)]
+        return [ScoredDocument(node.node_id, node.text, node.metadata) for node in store.get_nodes(ids)]
 
     def delete(self, store, ids):
         store.delete_nodes(ids)
@@ -99,5 +99,5 @@ class TestToolRetriever(testing.ToolRetrieverContract):
         return [tool.metadata.name for tool in await retriever.aretrieve(request)]
 
 
-def _of_result(result: Any) -> list[Found]:
+def _of_result(result: Any) -> list[ScoredDocument]:
     return to_found([NodeWithScore(node=n, score=s) for n, s in zip(result.nodes, result.similarities, strict=True)])

@@ -1,10 +1,10 @@
-"""For tests, yours and ours: encoders that need no model, and contracts that adapters must fulfil."""
+"""Helpers for tests: encoders that need no model, and test suites that adapters must pass."""
 
 from manyvec.testing.contracts import (
-    Found,
     LoopWatch,
     RerankerContract,
     RetrieverContract,
+    ScoredDocument,
     StoreContract,
     ToolRetrieverContract,
 )
@@ -13,11 +13,11 @@ from manyvec.testing.encoders import ColorEncoder, CountingEncoder, HashEncoder,
 __all__ = [
     "ColorEncoder",
     "CountingEncoder",
-    "Found",
     "HashEncoder",
     "LoopWatch",
     "RerankerContract",
     "RetrieverContract",
+    "ScoredDocument",
     "SlowEncoder",
     "StoreContract",
     "ToolRetrieverContract",

@@ -1,4 +1,4 @@
-"""Contracts: what everything that fills a role owes, whatever framework it is for. They need pytest to run."""
+"""Test suites that every adapter of a role must pass, whatever its framework. Running them needs pytest."""
 
 from __future__ import annotations
 
@@ -23,8 +23,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a contract hands to an adapter and gets back, whatever the framework calls it."""
+class ScoredDocument:
+    """A document as contracts exchange it with adapters, independent of any framework's classes.
+
+    Attributes:
+        id: Id of the document; None if the framework assigned none.
+        text: Its text.
+        metadata: Its metadata.
+        score: Score of a result, on ColBERT's scale (the sum over query tokens); None for input.
+    """
 
     id: str | None
     text: str
@@ -33,15 +40,15 @@ class Found:
 
 
 class _Contract:
-    """A suite of tests for one role. Subclass it, say in a few methods how yours is made and called, and run pytest.
+    """Base of the suites. Subclass a suite, implement its abstract methods for your adapter, and run pytest.
 
-    Adapters work in both directions between `Found` and the framework's own objects; a score is ColBERT's sum.
+    The abstract methods convert between `ScoredDocument` and the framework's own classes.
     """
 
     documents = (
-        Found("apple", "red apple", {"year": 2021}),
-        Found("pie", "green apple pie", {"year": 2022, "tags": ["sweet", None], "ünïcode": {"quote'd": 1.5}}),
-        Found("tea", "green tea", {"year": 2023}),
+        ScoredDocument("apple", "red apple", {"year": 2021}),
+        ScoredDocument("pie", "green apple pie", {"year": 2022, "tags": ["sweet", None], "ünïcode": {"quote'd": 1.5}}),
+        ScoredDocument("tea", "green tea", {"year": 2023}),
     )
 
     def _index(self, folder: Path, encoder: Any = None) -> Index:
@@ -53,18 +60,18 @@ class _Contract:
 
 
 class RetrieverContract(_Contract, ABC):
-    """A retriever over an index."""
+    """Tests for a retriever over an index."""
 
     @abstractmethod
     def make(self, index: Index, *, k: int = 3, filter: Filter | None = None) -> Any: ...
 
     @abstractmethod
-    def retrieve(self, retriever: Any, query: str) -> list[Found]: ...
+    def retrieve(self, retriever: Any, query: str) -> list[ScoredDocument]: ...
 
     @abstractmethod
-    async def aretrieve(self, retriever: Any, query: str) -> list[Found]: ...
+    async def aretrieve(self, retriever: Any, query: str) -> list[ScoredDocument]: ...
 
-    def test_hits_come_best_first_with_the_index_s_own_scores(self, tmp_path: Path) -> None:
+    def test_hits_are_ordered_by_score_and_have_the_scores_of_index_search(self, tmp_path: Path) -> None:
         index = self._index(tmp_path / "index")
         found = self.retrieve(self.make(index), "green apple")
         assert [(f.id, f.score) for f in found] == [(h.id, h.score) for h in index.search("green apple", 3)]
@@ -72,50 +79,50 @@ class RetrieverContract(_Contract, ABC):
         assert found[0].id == "pie"
         assert abs((found[0].score or 0) - 2) < 2e-3
 
-    def test_text_and_metadata_come_as_they_were_stored(self, tmp_path: Path) -> None:
+    def test_text_and_metadata_are_returned_as_stored(self, tmp_path: Path) -> None:
         retriever = self.make(self._index(tmp_path / "index"))
         expected = {d.id: d for d in self.documents}
         for found in self.retrieve(retriever, "green apple"):
             assert found.text == expected[found.id].text
             assert expected[found.id].metadata.items() <= found.metadata.items()
 
-    def test_at_most_k_come(self, tmp_path: Path) -> None:
+    def test_at_most_k_documents_are_returned(self, tmp_path: Path) -> None:
         index = self._index(tmp_path / "index")
         assert [len(self.retrieve(self.make(index, k=k), "apple")) for k in (1, 2, 50)] == [1, 2, 3]
 
-    def test_only_what_passes_the_filter_comes(self, tmp_path: Path) -> None:
+    def test_only_documents_that_pass_the_filter_are_returned(self, tmp_path: Path) -> None:
         index = self._index(tmp_path / "index")
         found = self.retrieve(self.make(index, filter=F("year") > 2021), "red apple")
         assert {f.id for f in found} == {"pie", "tea"}
 
-    def test_an_empty_index_and_an_empty_query_give_nothing(self, tmp_path: Path) -> None:
+    def test_an_empty_index_and_an_empty_query_return_nothing(self, tmp_path: Path) -> None:
         from manyvec.index import Index
 
         assert self.retrieve(self.make(Index.create(tmp_path / "empty", HashEncoder())), "apple") == []
         assert self.retrieve(self.make(self._index(tmp_path / "index")), "") == []
 
-    def test_a_result_can_be_changed_without_harm(self, tmp_path: Path) -> None:
+    def test_changing_a_result_does_not_change_later_results(self, tmp_path: Path) -> None:
         retriever = self.make(self._index(tmp_path / "index"))
         before = self.retrieve(retriever, "green tea")
         expected = repr(before)
         cast(Any, before[0].metadata).clear()
         assert repr(self.retrieve(retriever, "green tea")) == expected
 
-    def test_async_answers_the_same_and_leaves_the_loop_free(self, tmp_path: Path) -> None:
+    def test_async_returns_the_same_and_does_not_block_the_event_loop(self, tmp_path: Path) -> None:
         retriever = self.make(self._index(tmp_path / "index", SlowEncoder()))
         expected = self.retrieve(retriever, "green tea")
         assert _with_free_loop(lambda _: self.aretrieve(retriever, "green tea")) == expected
 
-    def test_twenty_calls_at_once_get_the_answers_of_twenty_single_ones(self, tmp_path: Path) -> None:
+    def test_twenty_concurrent_calls_return_the_results_of_twenty_single_calls(self, tmp_path: Path) -> None:
         retriever = self.make(self._index(tmp_path / "index"))
         queries = [f"{a} {b}" for a in ("red", "green", "apple", "tea") for b in ("red", "pie", "tea", "x", "apple")]
 
-        async def together() -> list[list[Found]]:
+        async def together() -> list[list[ScoredDocument]]:
             return await asyncio.gather(*(self.aretrieve(retriever, query) for query in queries))
 
         assert asyncio.run(together()) == [self.retrieve(retriever, query) for query in queries]
 
-    def test_an_index_deleted_from_under_it_is_an_error_of_manyvec(self, tmp_path: Path) -> None:
+    def test_an_index_deleted_while_in_use_raises_a_manyvec_error(self, tmp_path: Path) -> None:
         import pytest
 
         retriever = self.make(self._index(tmp_path / "index"))
@@ -126,118 +133,118 @@ class RetrieverContract(_Contract, ABC):
 
 
 class RerankerContract(_Contract, ABC):
-    """A reranker. `make` gets an encoder, or an index that holds some of the documents."""
+    """Tests for a reranker. `make` gets an encoder, or an index that holds some of the documents."""
 
     @abstractmethod
     def make(self, *, encoder: Any = None, index: Index | None = None, top_n: int = 10) -> Any: ...
 
     @abstractmethod
-    def given(self, documents: Sequence[Found]) -> list[Any]:
-        """The framework's own objects, with the scores of a first stage where that is usual."""
+    def to_inputs(self, documents: Sequence[ScoredDocument]) -> list[Any]:
+        """Convert to the framework's classes, with the scores of a first stage if that is usual there."""
 
     @abstractmethod
-    def rerank(self, reranker: Any, given: list[Any], query: str) -> list[Found]: ...
+    def rerank(self, reranker: Any, inputs: list[Any], query: str) -> list[ScoredDocument]: ...
 
     @abstractmethod
-    async def arerank(self, reranker: Any, given: list[Any], query: str) -> list[Found]: ...
+    async def arerank(self, reranker: Any, inputs: list[Any], query: str) -> list[ScoredDocument]: ...
 
-    def test_the_exact_score_decides_the_order(self) -> None:
-        found = self.rerank(self.make(encoder=HashEncoder()), self.given(self.documents), "green apple")
+    def test_documents_are_ordered_by_exact_score(self) -> None:
+        found = self.rerank(self.make(encoder=HashEncoder()), self.to_inputs(self.documents), "green apple")
         assert found[0].id == "pie"
         assert abs((found[0].score or 0) - 2) < 2e-3
         scores = [f.score or 0 for f in found]
         assert scores == sorted(scores, reverse=True)
         assert {f.id for f in found} == {"apple", "pie", "tea"}
 
-    def test_at_most_top_n_come_and_nothing_gives_nothing(self) -> None:
+    def test_at_most_top_n_documents_are_returned_and_no_input_returns_nothing(self) -> None:
         reranker = self.make(encoder=HashEncoder(), top_n=2)
-        assert len(self.rerank(reranker, self.given(self.documents), "green apple")) == 2
+        assert len(self.rerank(reranker, self.to_inputs(self.documents), "green apple")) == 2
         assert self.rerank(reranker, [], "green apple") == []
 
-    def test_equal_scores_keep_their_order_and_what_has_no_text_comes_last(self) -> None:
-        given = self.given([Found("none", ""), Found("b", "tea"), Found("a", "tea")])
-        assert [f.id for f in self.rerank(self.make(encoder=HashEncoder()), given, "tea")] == ["b", "a", "none"]
+    def test_equal_scores_keep_the_input_order_and_empty_documents_come_last(self) -> None:
+        inputs = self.to_inputs([ScoredDocument("none", ""), ScoredDocument("b", "tea"), ScoredDocument("a", "tea")])
+        assert [f.id for f in self.rerank(self.make(encoder=HashEncoder()), inputs, "tea")] == ["b", "a", "none"]
 
-    def test_what_was_given_stays_as_it_is(self) -> None:
-        given = self.given(self.documents)
-        before = copy.deepcopy(given)
-        found = self.rerank(self.make(encoder=HashEncoder()), given, "green apple")
-        assert given == before
+    def test_the_input_is_not_modified(self) -> None:
+        inputs = self.to_inputs(self.documents)
+        before = copy.deepcopy(inputs)
+        found = self.rerank(self.make(encoder=HashEncoder()), inputs, "green apple")
+        assert inputs == before
         for f in found:
             cast(Any, f.metadata).clear()
-        assert given == before
+        assert inputs == before
 
-    def test_metadata_stays_as_it_is(self) -> None:
+    def test_metadata_is_kept(self) -> None:
         expected = {d.id: d.metadata for d in self.documents}
-        for f in self.rerank(self.make(encoder=HashEncoder()), self.given(self.documents), "green apple"):
+        for f in self.rerank(self.make(encoder=HashEncoder()), self.to_inputs(self.documents), "green apple"):
             assert expected[f.id].items() <= f.metadata.items()
 
-    def test_what_an_index_holds_is_not_encoded_again_and_scores_the_same(self, tmp_path: Path) -> None:
+    def test_documents_in_the_index_are_not_encoded_again_and_score_the_same(self, tmp_path: Path) -> None:
         import pytest
 
         encoder = CountingEncoder()
         index = self._index(tmp_path / "index", encoder)
         encoder.texts.clear()
-        others = [Found("new", "green apple tree"), Found("tea", "another green apple text")]
-        # Without metadata, which a reranker without an index may encode too.
-        given = self.given([*(Found(document.id, document.text) for document in self.documents), *others])
-        found = self.rerank(self.make(index=index), given, "green apple")
+        others = [ScoredDocument("new", "green apple tree"), ScoredDocument("tea", "another green apple text")]
+        # Without metadata, because a reranker without an index may encode it as well.
+        inputs = self.to_inputs([*(ScoredDocument(document.id, document.text) for document in self.documents), *others])
+        found = self.rerank(self.make(index=index), inputs, "green apple")
         assert encoder.texts == [document.text for document in others]
-        alone = self.rerank(self.make(encoder=HashEncoder()), given, "green apple")
+        alone = self.rerank(self.make(encoder=HashEncoder()), inputs, "green apple")
         scores = {(f.id, f.text): f.score for f in found}
-        assert len(scores) == len(given)
+        assert len(scores) == len(inputs)
         assert scores == pytest.approx({(f.id, f.text): f.score for f in alone}, abs=1e-5)
 
-    def test_async_answers_the_same_and_leaves_the_loop_free(self) -> None:
-        reranker, given = self.make(encoder=SlowEncoder()), self.given(self.documents)
-        expected = self.rerank(reranker, given, "green tea")
-        assert _with_free_loop(lambda _: self.arerank(reranker, given, "green tea")) == expected
+    def test_async_returns_the_same_and_does_not_block_the_event_loop(self) -> None:
+        reranker, inputs = self.make(encoder=SlowEncoder()), self.to_inputs(self.documents)
+        expected = self.rerank(reranker, inputs, "green tea")
+        assert _with_free_loop(lambda _: self.arerank(reranker, inputs, "green tea")) == expected
 
 
 class StoreContract(_Contract, ABC):
-    """A store of documents: add, replace, get, delete, search."""
+    """Tests for a document store: add, replace, get, delete, search."""
 
     @abstractmethod
     def make(self, folder: Path, encoder: Any) -> Any:
-        """An empty store with the filter column `year`, an int; or the one that is in the folder."""
+        """Open the store in the folder, or create one with the int filter column `year`."""
 
     @abstractmethod
-    def add(self, store: Any, documents: Sequence[Found]) -> list[str]: ...
+    def add(self, store: Any, documents: Sequence[ScoredDocument]) -> list[str]: ...
 
     @abstractmethod
-    def get(self, store: Any, ids: list[str]) -> list[Found]: ...
+    def get(self, store: Any, ids: list[str]) -> list[ScoredDocument]: ...
 
     @abstractmethod
     def delete(self, store: Any, ids: list[str]) -> None: ...
 
     @abstractmethod
-    def search(self, store: Any, query: str, k: int, filter: Filter | None = None) -> list[Found]: ...
+    def search(self, store: Any, query: str, k: int, filter: Filter | None = None) -> list[ScoredDocument]: ...
 
     @abstractmethod
-    async def aadd(self, store: Any, documents: Sequence[Found]) -> list[str]: ...
+    async def aadd(self, store: Any, documents: Sequence[ScoredDocument]) -> list[str]: ...
 
     @abstractmethod
-    async def asearch(self, store: Any, query: str, k: int) -> list[Found]: ...
+    async def asearch(self, store: Any, query: str, k: int) -> list[ScoredDocument]: ...
 
     def _filled(self, folder: Path) -> Any:
         store = self.make(folder, HashEncoder())
         assert self.add(store, self.documents) == ["apple", "pie", "tea"]
         return store
 
-    def test_what_went_in_comes_out(self, tmp_path: Path) -> None:
+    def test_stored_documents_are_returned_by_get_and_search(self, tmp_path: Path) -> None:
         store = self._filled(tmp_path / "store")
         assert self.get(store, ["tea", "unknown", "pie"]) == [self.documents[2], self.documents[1]]
         found = self.search(store, "green apple", 1)[0]
         assert (found.id, found.text, found.metadata) == ("pie", "green apple pie", self.documents[1].metadata)
 
-    def test_adding_again_stores_once_and_adding_another_text_replaces(self, tmp_path: Path) -> None:
+    def test_adding_an_id_again_replaces_the_document(self, tmp_path: Path) -> None:
         store = self._filled(tmp_path / "store")
-        self.add(store, [*self.documents, Found("tea", "black coffee", {"new key": 1})])
+        self.add(store, [*self.documents, ScoredDocument("tea", "black coffee", {"new key": 1})])
         assert len(self.search(store, "green apple", 99)) == 3
-        assert self.get(store, ["tea"]) == [Found("tea", "black coffee", {"new key": 1})]
+        assert self.get(store, ["tea"]) == [ScoredDocument("tea", "black coffee", {"new key": 1})]
         assert self.search(store, "black coffee", 1)[0].id == "tea"
 
-    def test_what_is_deleted_is_not_found_and_unknown_ids_do_no_harm(self, tmp_path: Path) -> None:
+    def test_deleted_documents_are_not_found_and_unknown_ids_are_ignored(self, tmp_path: Path) -> None:
         store = self._filled(tmp_path / "store")
         self.delete(store, ["pie", "unknown"])
         assert {f.id for f in self.search(store, "green apple", 9)} == {"apple", "tea"}
@@ -245,30 +252,30 @@ class StoreContract(_Contract, ABC):
         self.delete(store, [])
         assert len(self.search(store, "green apple", 9)) == 2
 
-    def test_only_what_passes_the_filter_comes(self, tmp_path: Path) -> None:
+    def test_only_documents_that_pass_the_filter_are_returned(self, tmp_path: Path) -> None:
         store = self._filled(tmp_path / "store")
         found = self.search(store, "red apple", 9, F("year").in_([2022, 2023]))
         assert {f.id for f in found} == {"pie", "tea"}
 
-    def test_a_second_store_on_the_folder_finds_the_same(self, tmp_path: Path) -> None:
+    def test_a_second_store_on_the_same_folder_finds_the_same(self, tmp_path: Path) -> None:
         first = self._filled(tmp_path / "store")
         second = self.make(tmp_path / "store", HashEncoder())
         assert self.search(second, "green apple", 3) == self.search(first, "green apple", 3)
 
-    def test_what_cannot_be_stored_is_named_and_nothing_is_stored(self, tmp_path: Path) -> None:
+    def test_a_document_that_cannot_be_stored_is_named_and_nothing_is_stored(self, tmp_path: Path) -> None:
         import pytest
 
         store = self.make(tmp_path / "store", HashEncoder())
         for bad in (
-            Found("bad", " "),
-            Found("bad", "text", {"an object": object()}),
-            Found("bad", "text", {"year": "x"}),
+            ScoredDocument("bad", " "),
+            ScoredDocument("bad", "text", {"an object": object()}),
+            ScoredDocument("bad", "text", {"year": "x"}),
         ):
             with pytest.raises(InputError, match="'bad'"):
-                self.add(store, [Found("good", "text"), bad])
+                self.add(store, [ScoredDocument("good", "text"), bad])
         assert self.search(store, "text", 9) == []
 
-    def test_async_does_the_same_and_leaves_the_loop_free(self, tmp_path: Path) -> None:
+    def test_async_does_the_same_and_does_not_block_the_event_loop(self, tmp_path: Path) -> None:
         stores = [self.make(tmp_path / str(i), SlowEncoder()) for i in range(3)]
         assert _with_free_loop(lambda i: self.aadd(stores[i], self.documents)) == ["apple", "pie", "tea"]
         expected = self.search(stores[0], "green tea", 2)
@@ -276,51 +283,53 @@ class StoreContract(_Contract, ABC):
 
 
 class ToolRetrieverContract(ABC):
-    """Something that keeps the tools that fit a request."""
+    """Tests for a component that selects the tools that fit a request."""
 
     @abstractmethod
     def make(self, tools: Sequence[Callable[..., Any]], k: int, encoder: Any) -> Any: ...
 
     @abstractmethod
     def select(self, retriever: Any, request: str) -> list[str]:
-        """Names of the tools kept, in any order."""
+        """Return the names of the selected tools, in any order."""
 
     @abstractmethod
     async def aselect(self, retriever: Any, request: str) -> list[str]: ...
 
-    def test_the_tool_that_fits_is_kept(self) -> None:
+    def test_the_tool_that_fits_is_selected(self) -> None:
         retriever = self.make(_tools(), 1, HashEncoder())
         assert self.select(retriever, "what will the weather be in Lima") == ["get_weather"]
         assert self.select(retriever, "please send a letter to my aunt") == ["send_letter"]
 
-    def test_every_tool_is_kept_for_its_exact_name(self) -> None:
+    def test_a_tool_is_selected_by_its_exact_name(self) -> None:
         tools = _tools()
         retriever = self.make(tools, 1, HashEncoder())
         names = [tool.__name__ for tool in tools]
         assert [self.select(retriever, name) for name in names] == [[name] for name in names]
 
-    def test_at_most_k_tools_are_kept(self) -> None:
+    def test_at_most_k_tools_are_selected(self) -> None:
         assert [len(self.select(self.make(_tools(), k, HashEncoder()), "the weather")) for k in (1, 3, 7)] == [1, 3, 7]
 
-    def test_async_keeps_the_same_and_leaves_the_loop_free(self) -> None:
+    def test_async_selects_the_same_and_does_not_block_the_event_loop(self) -> None:
         retriever = self.make(_tools(), 2, SlowEncoder())
         expected = self.select(retriever, "the weather in Lima")
         assert sorted(asyncio.run(self.aselect(retriever, "the weather in Lima"))) == sorted(expected)
-        # Another request each time: a choice may be remembered.
+        # A different request each time, because a selection may be cached.
         found = _with_free_loop(lambda i: self.aselect(retriever, f"the weather in Lima, day {i}"))
         assert "get_weather" in found
 
 
 class LoopWatch:
-    """While it is entered, measures the longest time that the event loop did not get round.
+    """Measure how long the event loop is blocked.
 
-    async with LoopWatch() as watch:
-        await retriever.ainvoke("query")
-    assert watch.longest < 0.05
+        async with LoopWatch() as watch:
+            await retriever.ainvoke("query")
+        assert watch.longest < 0.05
+
+    Attributes:
+        longest: Longest time that the loop was blocked, in seconds.
     """
 
     longest = 0.0
-    """In seconds."""
 
     async def __aenter__(self) -> LoopWatch:
         self._task = asyncio.create_task(self._tick())
@@ -328,7 +337,7 @@ class LoopWatch:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        # What held the loop up to the end shows at the next tick only.
+        # Blocking up to the very end is only seen at the next tick.
         await asyncio.sleep(2 * _TICK)
         self._task.cancel()
 
@@ -343,9 +352,10 @@ _TICK = 0.005
 
 
 def _with_free_loop(work: Callable[[int], Coroutine[Any, Any, T]]) -> T:
-    """What the work gives, done up to three times until the event loop goes on meanwhile.
+    """Run `work` and return its result, requiring that it does not block the event loop.
 
-    A loop that waits for `SlowEncoder` stands still each time; on a busy machine any may do so once or twice.
+    `work` gets up to three attempts: work that waits for `SlowEncoder` on the loop blocks it every time, while on a
+    busy machine any work may do so once or twice.
     """
 
     async def watched(i: int) -> tuple[T, float]:
@@ -357,7 +367,7 @@ def _with_free_loop(work: Callable[[int], Coroutine[Any, Any, T]]) -> T:
         result, longest = asyncio.run(watched(i))
         if longest < SlowEncoder.seconds / 2:
             return result
-    raise AssertionError(f"the event loop stood still for {longest:.2f} s, whenever it was tried")
+    raise AssertionError(f"the event loop was blocked for {longest:.2f} s in each of three attempts")
 
 
 def _tools() -> list[Callable[..., Any]]:
@@ -369,8 +379,8 @@ def _tools() -> list[Callable[..., Any]]:
         tool.__doc__ = description
         return tool
 
-    described = {"get_weather": "Tell the weather at a place", "send_letter": "Send a letter to somebody"}
+    described = {"get_weather": "Tell the weather in a city", "send_letter": "Send a letter to somebody"}
     described |= {f"job_{i}": f"Do the job number {i}" for i in range(20)}
-    # Its name is in the description of others.
+    # Its name occurs in the descriptions of others.
     described |= {"job": "Anything else"}
     return [tool_of(name, description) for name, description in described.items()]

@@ -1,4 +1,4 @@
-"""Encoders for tests: they need no model, and equal input always gets equal vectors."""
+"""Deterministic encoders for tests that need no model: equal input gets equal vectors."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class HashEncoder:
-    """Equal words get equal unit vectors, different words nearly orthogonal ones; case does not count.
+    """Map equal words to equal unit vectors, ignoring case, and different words to nearly orthogonal ones.
 
-    A document that holds every word of a query scores the query's number of tokens, so expected scores can be counted
-    by hand. Words are runs of letters and digits; each punctuation mark is a token of its own.
+    A document that contains every word of a query scores the number of query tokens, so expected scores can be counted
+    by hand. A word is a run of letters and digits; each punctuation mark is one token.
+
+    Args:
+        dim: Dimension of the vectors.
     """
 
     dim: int = 64
@@ -41,11 +44,11 @@ class HashEncoder:
 
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
         matches = [list(_WORD.finditer(text)) for text in texts]
-        words = [match for found in matches for match in found]
+        words = [match for matches_of_text in matches for match in matches_of_text]
         vectors = [_vector(match.group().lower(), self.dim) for match in words]
         return TokenBatch(
             np.array(vectors, np.float32).reshape(-1, self.dim),
-            offsets_of([len(found) for found in matches]),
+            offsets_of([len(matches_of_text) for matches_of_text in matches]),
             np.array([match.span() for match in words], np.int32).reshape(-1, 2),
             allow_empty=True,
         )
@@ -53,10 +56,10 @@ class HashEncoder:
 
 @dataclass(frozen=True)
 class ColorEncoder(HashEncoder):
-    """A `HashEncoder` that reads page images, too: each square of 16 pixels is a patch, a token like the name of its
-    colour. Patches beyond the last whole square are left out.
+    """A `HashEncoder` that also reads page images: each square of 16 x 16 pixels is a token, the name of its color.
 
-    A page with a red patch scores 1 for the query "red", and its heat map says which patch that is.
+    A page with a red patch scores 1 for the query "red", and its heat map shows which patch that is. Pixels beyond the
+    last whole square are ignored.
     """
 
     @property
@@ -82,13 +85,11 @@ class ColorEncoder(HashEncoder):
 
 
 _PATCH = 16
-
-
 _COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
 
 
 def _color(pixels: NDArray[np.int64]) -> str:
-    """The name nearest to the mean of the first patch."""
+    """Return the color name nearest to the mean of the first patch."""
     mean = pixels[:_PATCH, :_PATCH].mean(axis=(0, 1))
     return min(_COLORS, key=lambda name: float(np.abs(mean - _COLORS[name]).sum()))
 
@@ -102,7 +103,7 @@ def _vector(word: str, dim: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class SlowEncoder(HashEncoder):
-    """Takes its time, so that a loop that waits for it shows."""
+    """Sleep while encoding, so that a blocked event loop can be measured."""
 
     seconds: ClassVar[float] = 0.5
 
@@ -113,7 +114,11 @@ class SlowEncoder(HashEncoder):
 
 @dataclass(frozen=True)
 class CountingEncoder(HashEncoder):
-    """Remembers which documents it encoded."""
+    """Record the documents it encodes.
+
+    Attributes:
+        texts: Every document encoded so far, in order.
+    """
 
     texts: list[str] = field(default_factory=list, compare=False)
 
