@@ -10,7 +10,7 @@ from llama_index.retrievers.manyvec import ManyvecRetriever as LlamaIndexRetriev
 
 import manyvec
 from langchain_manyvec import ManyvecRetriever as LangChainRetriever
-from manyvec.files.readers import read_documents
+from manyvec.files import read_documents
 
 query = sys.argv[1] if len(sys.argv) > 1 else "Who discovered that oxygen makes things burn?"
 here = Path(__file__).parent

@@ -16,8 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "manyvec"
 MAX_ENTRIES, MAX_LINES, MAX_ROOMS = 22, 560, 24
-# These may import every room: they hand names on.
+# These re-export names or start the program, and may import every room.
 _DOORS = {"__init__", "__main__", "candidates"}
+_MARKERS = {"__init__.pyi", "__main__.py", "__pycache__", "py.typed"}
 
 
 def order(contributing: Path = ROOT / "CONTRIBUTING.md") -> dict[str, int]:
@@ -79,8 +80,8 @@ def room(module: str) -> str:
 
 
 def entries() -> list[str]:
-    """What lies at the top level of the package."""
-    return sorted(path.name for path in PACKAGE.iterdir() if path.name != "__pycache__")
+    """Folders and modules at the top level of the package, without the files that Python or type checkers ask for."""
+    return sorted(path.name for path in PACKAGE.iterdir() if path.name not in _MARKERS)
 
 
 def problems() -> list[str]:

@@ -17,7 +17,7 @@ import report
 
 from langchain_manyvec import ManyvecRetriever
 from manyvec import Index
-from manyvec.files.readers import read_documents
+from manyvec.files import read_documents
 from manyvec.testing import LoopWatch
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"

@@ -19,7 +19,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 import manyvec
 from langchain_manyvec import ManyvecRetriever
-from manyvec.files.readers import read_documents
+from manyvec.files import read_documents
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 TURNS = ["Which gas makes things burn?", "Who discovered it?"]

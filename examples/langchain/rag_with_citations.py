@@ -22,7 +22,7 @@ from langchain_core.runnables import RunnablePassthrough
 
 import manyvec
 from langchain_manyvec import ManyvecRetriever
-from manyvec.files.readers import read_documents
+from manyvec.files import read_documents
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 QUESTION = "Who discovered oxygen independently of Priestley?"

@@ -17,7 +17,7 @@ from langchain_core.retrievers import BaseRetriever
 import manyvec
 from langchain_manyvec import ManyvecReranker, ManyvecRerankRetriever
 from manyvec.candidates import Lexical
-from manyvec.files.readers import read_documents
+from manyvec.files import read_documents
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 

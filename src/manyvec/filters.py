@@ -174,7 +174,7 @@ class F:
         return Comparison(self.column, "is empty")
 
 
-def from_dict(spec: Mapping[str, Any] | Filter) -> Filter:
+def parse_filter(spec: Mapping[str, Any] | Filter) -> Filter:
     """Read the short form `{"lang": "en", "year": [2023, 2024]}`: every key equals its value, or one of its values."""
     if isinstance(spec, Filter):
         return spec

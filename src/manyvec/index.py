@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
-from manyvec.filters import ColumnType, Filter, from_dict, to_sql
+from manyvec.filters import ColumnType, Filter, parse_filter, to_sql
 from manyvec.models.loading import Encoder, load_encoder
 from manyvec.retrieval.candidates import Auto, Candidates, Query, Scope
 from manyvec.retrieval.centroid_lists import PostingListLoader
@@ -465,7 +465,7 @@ class Index:
     def _where(self, condition: FilterLike | None) -> str | None:
         if condition is None:
             return None
-        return to_sql(from_dict(condition), self._store.manifest.columns, FILTER_PREFIX)
+        return to_sql(parse_filter(condition), self._store.manifest.columns, FILTER_PREFIX)
 
     @stage("encode")
     def _encode_queries(self, queries: Sequence[str]) -> TokenBatch:

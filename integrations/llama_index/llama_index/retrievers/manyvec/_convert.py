@@ -34,8 +34,8 @@ from manyvec import (
     Index,
     IndexNotFoundError,
     InputError,
+    parse_filter,
 )
-from manyvec.filters import from_dict
 
 Filters = MetadataFilters | Filter | Mapping[str, Any]
 
@@ -159,7 +159,7 @@ def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | N
         FilterError: an operator that manyvec lacks, or one that the column or the value does not fit.
     """
     if not isinstance(filters, MetadataFilters):
-        return None if filters is None else from_dict(filters)
+        return None if filters is None else parse_filter(filters)
     return _all_conditions(filters, columns)
 
 

@@ -26,9 +26,8 @@ from llama_index.retrievers.manyvec._convert import (
     to_nodes,
 )
 
-from manyvec import AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify
+from manyvec import LEXICAL_WEIGHT, AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify
 from manyvec.candidates import Lexical
-from manyvec.retrieval.mixing import LEXICAL_WEIGHT
 
 _Store = TypeVar("_Store", bound="ManyvecVectorStore")
 
