@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from manyvec import InputError, MaxSimScorer, TokenBatch
-from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.batch import CodedBatch, offsets_of
 from manyvec.vectors.codec import STORAGES, Codec, bytes_per_token, rotation
 from manyvec.vectors.maxsim import maxsim_reference
 
@@ -25,7 +25,7 @@ def encoded(rng, storage, lengths, dim):
     codec = Codec(storage, dim, centroids)
     nearest = None if centroids is None else (vectors @ centroids.T).argmax(axis=1)
     offsets = offsets_of(lengths)
-    codes = TokenBatch.unchecked(codec.encode(vectors, nearest), offsets, codec=codec)
+    codes = CodedBatch(codec.encode(vectors, nearest), offsets, codec)
     return TokenBatch(vectors, offsets, allow_empty=True), codes
 
 
@@ -46,8 +46,8 @@ def test_codes_are_as_wide_as_announced_and_closer_the_more_bits_they_have(dim):
     errors = {}
     for storage in ("int8", "int4", "residual", "binary"):
         documents, codes = encoded(np.random.default_rng(dim), storage, [50], dim)
-        assert codes.vectors.shape == (50, bytes_per_token(storage, dim)) and codes.vectors.dtype == np.uint8
-        errors[storage] = float(np.square(codes.codec.decode(codes.vectors) - documents.vectors).sum(axis=1).mean())
+        assert codes.codes.shape == (50, bytes_per_token(storage, dim)) and codes.codes.dtype == np.uint8
+        errors[storage] = float(np.square(codes.codec.decode(codes.codes) - documents.vectors).sum(axis=1).mean())
     assert errors["int8"] < 1e-3 < errors["int4"] < 0.03 < errors["binary"] < 0.7
     assert errors["int4"] < errors["residual"] < errors["binary"]
 
@@ -89,7 +89,7 @@ def rounding(query, codes):
     rotated = query @ rotation(codec.dim) if codec.is_rotated else query
     steps = np.abs(rotated).max(axis=1, keepdims=True) / 127
     lost = np.linalg.norm(rotated - np.rint(rotated / steps) * steps, axis=1).sum()
-    integers = codec.integers(codes.vectors) * codec.scales(codes.vectors)[:, None]
+    integers = codec.integers(codes.codes) * codec.scales(codes.codes)[:, None]
     return 1e-5 + lost * np.linalg.norm(integers, axis=1).max()
 
 
@@ -104,7 +104,7 @@ def rounding(query, codes):
 def test_codes_score_as_their_decoded_vectors_do(processor, seed, storage, dim, lengths, n_query_tokens):
     rng = np.random.default_rng(seed)
     _, codes = encoded(rng, storage, lengths, dim)
-    decoded = TokenBatch(codes.codec.decode(codes.vectors), codes.offsets, allow_empty=True)
+    decoded = TokenBatch(codes.codec.decode(codes.codes), codes.offsets, allow_empty=True)
     query = unit_vectors(rng, n_query_tokens, dim)
     expected = maxsim_reference(query, decoded)
     tolerance = rounding(query, codes) if processor and processor.has_int8 else 1e-5

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from manyvec import DeviceMemoryError, F, Index, InputError, MaxSimScorer, ShapeError, TokenBatch
 from manyvec.candidates import Auto
 from manyvec.testing import HashEncoder
-from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.batch import CodedBatch, offsets_of
 from manyvec.vectors.codec import STORAGES, Codec
 from manyvec.vectors.cuda import DeviceDocuments, DeviceScorer, halved_until_it_fits
 from manyvec.vectors.maxsim import document_blocks, maxsim_reference, top_k
@@ -39,13 +39,13 @@ def random_documents(rng, lengths, dim, storage):
     else:
         codec = Codec(storage, dim, unit_vectors(rng, 300, dim))  # more than one byte can count
         nearest = (vectors @ codec.centroids.T).argmax(axis=1)
-    return TokenBatch.unchecked(codec.encode(vectors, nearest), offsets, codec=codec)
+    return CodedBatch(codec.encode(vectors, nearest), offsets, codec)
 
 
 def reference(queries, documents):
     """Every query against the documents' vectors as float32, which is what a codec's bytes stand for."""
-    if documents.codec is not None:
-        documents = TokenBatch.unchecked(documents.codec.decode(documents.vectors), documents.offsets)
+    if isinstance(documents, CodedBatch):
+        documents = TokenBatch.unchecked(documents.codec.decode(documents.codes), documents.offsets)
     return np.array([maxsim_reference(query, documents) for query in queries])
 
 
@@ -141,7 +141,7 @@ def test_centroids_beyond_32767_are_found(device):
     rng = np.random.default_rng(8)
     codec = Codec("residual", 16, unit_vectors(rng, 40_000, 16))
     codes = codec.encode(unit_vectors(rng, 9, 16), np.arange(9) * 4_999)
-    documents = TokenBatch.unchecked(codes, offsets_of([4, 5]), codec=codec)
+    documents = CodedBatch(codes, offsets_of([4, 5]), codec)
     queries = random_queries(rng, [3], 16)
     scores = DeviceDocuments.upload(documents, device).score_many(queries)
     assert_allclose(scores, reference(queries, documents), rtol=0, atol=tolerance(3) * 3)  # residuals longer than 1
@@ -166,7 +166,7 @@ def test_equal_documents_tie_and_results_repeat(device, storage, scratch_bytes):
     lengths[positions] = 7
     documents = random_documents(rng, lengths.tolist(), 128, storage)
     for position in positions[1:]:
-        documents.vectors[documents.offsets[position] :][:7] = documents[positions[0]]
+        documents.rows[documents.offsets[position] :][:7] = documents[positions[0]]
     there = DeviceDocuments.upload(documents, device, scratch_bytes=scratch_bytes)
     queries = random_queries(rng, [5, 9], 128)
     scores = there.score_many(queries)
@@ -198,9 +198,9 @@ def test_the_k_best_come_with_all_that_tie_so_that_ids_decide_as_in_a_full_sort(
 @pytest.mark.parametrize("storage", STORAGES)
 def test_documents_take_the_bytes_of_their_codes_and_little_more(storage):
     documents = random_documents(np.random.default_rng(4), [400, 601], 128, storage)
-    centroids = 0 if documents.codec is None or documents.codec.centroids is None else 4 * 304 * 128
-    held = DeviceDocuments.upload(documents, "cpu").bytes_held - documents.vectors.nbytes - centroids
-    assert 0 <= held - documents.offsets.nbytes <= 15 * documents.vectors.shape[1] + 256 * 8 * 2
+    centroids = 4 * 304 * 128 if storage == "residual" else 0
+    held = DeviceDocuments.upload(documents, "cpu").bytes_held - documents.nbytes - centroids
+    assert 0 <= held - documents.offsets.nbytes <= 15 * documents.rows.shape[1] + 256 * 8 * 2
 
 
 def test_float32_and_read_only_vectors_are_taken():

@@ -115,7 +115,7 @@ class NanEncoder(HashEncoder):
 
 def test_not_a_number_from_an_encoder_stores_nothing(index):
     broken = Index.open(index.uri, NanEncoder(16))
-    with pytest.raises(InputError, match="text 1 of the batch has a token vector with NaN or infinity"):
+    with pytest.raises(InputError, match="item 1 of the batch has a token vector with NaN or infinity"):
         broken.add([{"id": "x", "text": "fine"}, {"id": "y", "text": "broken"}])
     assert index.count() == 2
 

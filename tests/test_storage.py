@@ -10,10 +10,10 @@ import pytest
 
 from manyvec import F, Index, InputError, ManifestError, TokenBatch
 from manyvec.candidates import CentroidLists, Exhaustive, Fuse, Lexical, NativeMultivector, Query, Scope
-from manyvec.storage.ingest import MIN_RESIDUAL_TOKENS, pool
+from manyvec.storage.ingest import MIN_RESIDUAL_TOKENS
 from manyvec.storage.table import Snapshot
 from manyvec.testing import HashEncoder
-from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.batch import offsets_of, pool
 from manyvec.vectors.codec import STORAGES, bytes_per_token
 from manyvec.vectors.maxsim import maxsim_reference
 

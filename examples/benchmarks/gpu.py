@@ -19,7 +19,7 @@ import report
 import torch
 
 from manyvec import TokenBatch
-from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.batch import CodedBatch, offsets_of
 from manyvec.vectors.codec import Codec
 from manyvec.vectors.cuda import DeviceDocuments
 
@@ -71,7 +71,8 @@ def measure(vectors: np.ndarray, times: int, device: str) -> dict[str, dict[str,
     for storage in ("float16", "int8", "int4"):
         codec = None if storage == "float16" else Codec(storage, DIM)
         rows = np.tile(encoded(vectors, storage), (times, 1))
-        documents = TokenBatch.unchecked(rows, offsets_of([N_TOKENS] * n_documents), codec=codec)
+        offsets = offsets_of([N_TOKENS] * n_documents)
+        documents = CodedBatch.unchecked(rows, offsets, codec) if codec else TokenBatch.unchecked(rows, offsets)
         there = DeviceDocuments.upload(documents, device)
         held[storage] = there.bytes_held
         contenders[f"manyvec, {storage}"] = partial(positions, there, query)

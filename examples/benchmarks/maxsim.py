@@ -19,7 +19,7 @@ import torch
 from sentence_transformers.util import maxsim
 
 from manyvec import MaxSimScorer, TokenBatch
-from manyvec.vectors.batch import offsets_of
+from manyvec.vectors.batch import CodedBatch, StoredBatch, offsets_of
 from manyvec.vectors.codebook import Codebook
 from manyvec.vectors.codec import STORAGES, Codec
 from manyvec.vectors.maxsim import maxsim_reference
@@ -33,11 +33,11 @@ def unit_vectors(n: int, seed: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def coded(storage: str, documents: TokenBatch) -> TokenBatch:
+def coded(storage: str, documents: TokenBatch) -> CodedBatch:
     codebook = Codebook(unit_vectors(4096, seed=2)) if storage == "residual" else None
     codec = Codec(storage, DIM, codebook and codebook.centroids)
     codes = codec.encode(documents.vectors, codebook and codebook.assign(documents.vectors))
-    return TokenBatch.unchecked(codes, documents.offsets, codec=codec)
+    return CodedBatch.unchecked(codes, documents.offsets, codec)
 
 
 def by_numpy(query: np.ndarray, vectors: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -53,7 +53,10 @@ def main() -> None:
     for n_documents in (100, 1_000):
         vectors, offsets = unit_vectors(n_documents * N_TOKENS, seed=0), offsets_of([N_TOKENS] * n_documents)
         documents = TokenBatch(vectors, offsets)
-        batches = {"float32": documents, "float16": TokenBatch(vectors.astype(np.float16), offsets)}
+        batches: dict[str, StoredBatch] = {
+            "float32": documents,
+            "float16": TokenBatch(vectors.astype(np.float16), offsets),
+        }
         batches |= {name: coded(name, documents) for name in STORAGES if name != "float16"}
         cube, apart = vectors.reshape(n_documents, N_TOKENS, DIM), list(documents)
         tensors, query_tensor = [torch.from_numpy(document) for document in apart], torch.from_numpy(query)
@@ -68,7 +71,7 @@ def main() -> None:
         expected = maxsim_reference(query, documents)
         for name, contender in contenders.items():
             batch = batches.get(name.removeprefix("manyvec "))
-            truth = maxsim_reference(query, batch.decoded()) if batch is not None and batch.codec else expected
+            truth = maxsim_reference(query, batch.decoded()) if isinstance(batch, CodedBatch) else expected
             np.testing.assert_allclose(np.asarray(contender()).ravel(), truth, atol=0.02, err_msg=name)
         results[f"{n_documents} documents"] = report.medians(contenders, rounds=options.rounds, pause=0.05)
     threads = torch.get_num_threads()

@@ -24,13 +24,13 @@ from encoded import Encoded, Known, load, with_spans
 
 from manyvec import Index, MaxSimScorer, TokenBatch
 from manyvec.evaluation import evaluate
-from manyvec.storage.ingest import pool
+from manyvec.vectors.batch import CodedBatch, StoredBatch, pool
 from manyvec.vectors.codebook import Codebook, n_centroids_for
 from manyvec.vectors.codec import STORAGES, Codec
 from manyvec.vectors.maxsim import top_k
 
 
-def coded(storage: str, documents: TokenBatch) -> TokenBatch:
+def coded(storage: str, documents: TokenBatch) -> CodedBatch:
     """The documents as an index keeps them."""
     codebook = None
     if storage == "residual":
@@ -43,7 +43,7 @@ def coded(storage: str, documents: TokenBatch) -> TokenBatch:
     for start in range(0, documents.n_tokens, 65_536):
         vectors = documents.vectors[start : start + 65_536]
         parts.append(codec.encode(vectors, codebook and codebook.assign(vectors)))
-    return TokenBatch.unchecked(np.concatenate(parts), documents.offsets, codec=codec)
+    return CodedBatch.unchecked(np.concatenate(parts), documents.offsets, codec)
 
 
 def pooled(documents: TokenBatch, factor: int) -> TokenBatch:
@@ -66,7 +66,7 @@ def on_disk(encoded: Encoded) -> dict[str, float]:
     return found
 
 
-WAYS: dict[str, Callable[[TokenBatch], TokenBatch]] = {
+WAYS: dict[str, Callable[[TokenBatch], StoredBatch]] = {
     "float16": lambda documents: documents,
     **{storage: partial(coded, storage) for storage in STORAGES if storage != "float16"},
     "float16, pooled by 2": partial(pooled, factor=2),
@@ -74,7 +74,7 @@ WAYS: dict[str, Callable[[TokenBatch], TokenBatch]] = {
 }
 
 
-def best(encoded: Encoded, documents: TokenBatch) -> dict[str, list[str]]:
+def best(encoded: Encoded, documents: StoredBatch) -> dict[str, list[str]]:
     """Ids of the 10 best documents for each query."""
     ids, scorer, found = encoded.ids, MaxSimScorer(), {}
     queries = list(encoded.dataset.queries)
@@ -95,7 +95,7 @@ def measured(encoded: Encoded) -> dict[str, dict[str, float]]:
         if way == "float16":
             reference, exact = ndcg, found
         rows[way] = {
-            "bytes_a_token": round(documents.vectors.nbytes / everything.n_tokens, 1),
+            "bytes_a_token": round(documents.nbytes / everything.n_tokens, 1),
             "nDCG@10": round(ndcg, 4),
             "percent_of_float16": round(100 * ndcg / reference, 2),
             "overlap_of_the_top_10": round(

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from manyvec.retrieval.centroid_lists import PostingListLoader, PostingLists
 from manyvec.storage.cache import CachedVersion
-from manyvec.vectors.cuda import DeviceScorer
 from manyvec.vectors.maxsim import MaxSimScorer, ScoredPositions, Scorer
 
 logger = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ class Scope:
     def is_on_device(self) -> bool:
         """Whether all of the version's token vectors lie on a GPU."""
         scorer, documents = self.scorer, self.documents
-        return isinstance(scorer, DeviceScorer) and documents.is_in_memory and scorer.holds(documents.segments)
+        return documents.is_in_memory and scorer.holds(documents.segments)
 
 
 class Candidates(Protocol):

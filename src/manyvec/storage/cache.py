@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from manyvec.storage.table import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.timing import stage
-from manyvec.vectors.batch import TokenBatch, offsets_of
+from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, concatenated, offsets_of
 from manyvec.vectors.maxsim import ScoredPositions, Scorer, Scores, top_k
 
 # Segments are merged up to this size: larger copies would cost more than scoring a few segments more.
@@ -38,7 +38,7 @@ class CachedVersion:
 
     snapshot: Snapshot
     states: RowStates
-    segments: tuple[TokenBatch, ...]
+    segments: tuple[StoredBatch, ...]
     segment_of: NDArray[np.int64]
     position_of: NDArray[np.int64]
 
@@ -54,7 +54,7 @@ class CachedVersion:
 
     @property
     def bytes_held(self) -> int:
-        return sum(segment.vectors.nbytes for segment in self.segments)
+        return sum(segment.nbytes for segment in self.segments)
 
     def refreshed(self, snapshot: Snapshot, budget: int) -> CachedVersion:
         """The same for another version: unchanged documents keep their vectors, new and changed ones are read.
@@ -71,7 +71,7 @@ class CachedVersion:
             segment_of[same], position_of[same] = self.segment_of[before[same]], self.position_of[before[same]]
         segments = _without_dead(self.segments, segment_of, position_of)
 
-        free = budget - _BYTES_A_DOCUMENT * len(states.row_ids) - sum(segment.vectors.nbytes for segment in segments)
+        free = budget - _BYTES_A_DOCUMENT * len(states.row_ids) - sum(segment.nbytes for segment in segments)
         missing = np.flatnonzero(segment_of == _ON_DISK)
         fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= free]
         for is_coded in (True, False):
@@ -137,7 +137,7 @@ class CachedVersion:
 
     def _parts(
         self, chosen: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], TokenBatch, NDArray[np.int64] | None]]:
+    ) -> Iterator[tuple[NDArray[np.int64], StoredBatch, NDArray[np.int64] | None]]:
         """Places in `chosen`, a batch that has these documents' token vectors, and where in it: None for all of it."""
         segment_of = self.segment_of[chosen]
         for number, segment in enumerate(self.segments):
@@ -151,26 +151,29 @@ class CachedVersion:
                 yield here, self.snapshot.stored_tokens(self.states.row_ids[chosen[here]], is_coded=is_coded), None
 
 
-def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> TokenBatch:
+def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> StoredBatch:
     """One segment of these documents, all kept one way, filled window by window: memory never holds it twice."""
     is_coded = bool(states.is_coded[documents[0]])
     offsets = offsets_of(states.n_tokens[documents])
-    held: TokenBatch | None = None
+    held: StoredBatch | None = None
     for window in windows(snapshot.token_bytes(states, documents), LOAD_WINDOW_BYTES):
         rows = snapshot.stored_tokens(states.row_ids[documents[window]], is_coded=is_coded)
         if held is None:
-            empty = np.empty((offsets[-1], rows.vectors.shape[1]), rows.vectors.dtype)
-            held = TokenBatch.unchecked(empty, offsets, None, rows.codec)
-        held.vectors[offsets[window.start] : offsets[window.stop]] = rows.vectors
+            empty = np.empty((offsets[-1], rows.rows.shape[1]), rows.rows.dtype)
+            if isinstance(rows, CodedBatch):
+                held = CodedBatch.unchecked(empty, offsets, rows.codec)
+            else:
+                held = TokenBatch.unchecked(empty, offsets)
+        held.rows[offsets[window.start] : offsets[window.stop]] = rows.rows
     assert held is not None
     return held
 
 
 def _without_dead(
-    segments: tuple[TokenBatch, ...], segment_of: NDArray[np.int64], position_of: NDArray[np.int64]
-) -> list[TokenBatch]:
+    segments: tuple[StoredBatch, ...], segment_of: NDArray[np.int64], position_of: NDArray[np.int64]
+) -> list[StoredBatch]:
     """The segments, those of which less than half is still alive cut down to that; places are mended in place."""
-    kept: list[TokenBatch] = []
+    kept: list[StoredBatch] = []
     for number, segment in enumerate(segments):
         alive = np.flatnonzero(segment_of == number)
         if not len(alive):
@@ -183,22 +186,18 @@ def _without_dead(
     return kept
 
 
-def _merge_newest(segments: list[TokenBatch], segment_of: NDArray[np.int64], position_of: NDArray[np.int64]) -> None:
+def _merge_newest(segments: list[StoredBatch], segment_of: NDArray[np.int64], position_of: NDArray[np.int64]) -> None:
     """Join the last two segments while the newer is at least half the older: n additions leave log n segments."""
     while len(segments) > 1:
         older, newer = segments[-2:]
-        if _kind(older) != _kind(newer):
+        if older.kind != newer.kind:
             return
-        size = older.vectors.nbytes + newer.vectors.nbytes
-        if 2 * newer.vectors.nbytes < older.vectors.nbytes or size > _MERGE_BYTES:
+        size = older.nbytes + newer.nbytes
+        if 2 * newer.nbytes < older.nbytes or size > _MERGE_BYTES:
             return
         last = len(segments) - 1
         # In row order, and without the dead.
         merged = np.flatnonzero(segment_of >= last - 1)
         positions = position_of[merged] + np.where(segment_of[merged] == last, len(older), 0)
-        segments[-2:] = [TokenBatch.concatenate([older, newer]).select(positions)]
+        segments[-2:] = [concatenated(older, newer).select(positions)]
         segment_of[merged], position_of[merged] = last - 1, np.arange(len(merged))
-
-
-def _kind(segment: TokenBatch) -> str:
-    return "float16" if segment.codec is None else segment.codec.name

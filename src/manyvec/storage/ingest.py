@@ -17,7 +17,7 @@ from manyvec.models.image import read_image
 from manyvec.storage.schema import Manifest, Row
 from manyvec.storage.table import BUILD_WINDOW_BYTES, RowStates, Snapshot, Store, Stored, windows
 from manyvec.types import Document
-from manyvec.vectors.batch import TokenBatch, offsets_of
+from manyvec.vectors.batch import TokenBatch, pool
 from manyvec.vectors.codebook import Codebook, n_centroids_for
 
 if TYPE_CHECKING:
@@ -161,37 +161,6 @@ def _encode_pages(rows: Sequence[Row], encoder: Any) -> TokenBatch:
     return TokenBatch.concatenate(parts)
 
 
-def pool(tokens: TokenBatch, factor: float, *, are_pages: bool = False) -> TokenBatch:
-    """Average token vectors of each text that are near each other, until 1 in `factor` is left.
-
-    sentence-transformers' hierarchical pooling (https://arxiv.org/abs/2409.14683): the first token stays as it is. A
-    mean has the span of the token it is nearest to. Of pages, the last patch is always among these spans, so that they
-    still say how many rows and columns there are.
-    """
-    if factor <= 1:
-        return tokens
-    import torch
-    from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
-
-    pooling = HierarchicalTokenPooling(pool_factor=factor)
-    vectors, spans = [], []
-    for text, vectors_of_text in enumerate(tokens):
-        means = pooling.pool_one(torch.from_numpy(np.array(vectors_of_text, np.float32))).numpy()
-        vectors.append(means)
-        if tokens.spans is not None:
-            own = tokens.spans[tokens.offsets[text] : tokens.offsets[text + 1]]
-            nearest = (means @ vectors_of_text.T).argmax(axis=1)
-            if are_pages:
-                last = np.lexsort(own.T[::-1])[-1]
-                nearest[(means @ vectors_of_text[last]).argmax()] = last
-            spans.append(own[nearest])
-    return TokenBatch(
-        np.concatenate(vectors),
-        offsets_of([len(means) for means in vectors]),
-        np.concatenate(spans) if tokens.spans is not None else None,
-    )
-
-
 def train_codebook(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
     """A codebook from about 8 token vectors for each centroid, drawn at random from four times as many.
 
@@ -232,6 +201,6 @@ def recode(store: Store, *, show_progress: bool) -> None:
             rows = pending[window]
             ids = states.ids[rows].tolist()
             stored = snapshot.find(ids)
-            tokens = snapshot.stored_tokens(states.row_ids[rows], is_coded=False, spans=True)
+            tokens = snapshot.uncoded_tokens(states.row_ids[rows], spans=True)
             store.recode(ids, [stored[id].content_hash for id in ids], tokens)
             bar.update(len(rows))

@@ -172,10 +172,16 @@ def codebook_table(codebook: Codebook) -> pa.Table:
     return pa.table({"vector": vectors})
 
 
-def values_of(chunk: pa.ListArray, dtype: type) -> NDArray[Any]:
-    """(n_tokens, width) of a list array of fixed-size lists, without a copy."""
-    width = chunk.type.value_type.list_size
-    return np.asarray(chunk.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, width), dtype)
+def rows_of(column: pa.ChunkedArray, dtype: type) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the (n_tokens, width) rows of a list column of vectors or codes, and the offsets of the documents.
+
+    A column of one chunk is not copied.
+    """
+    width = column.type.value_type.list_size
+    chunks = [chunk.flatten().flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    offsets = offsets_of(np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]))
+    rows = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    return np.asarray(rows.reshape(-1, width), dtype), offsets
 
 
 def vectors_of(array: Any, dim: int) -> NDArray[np.float32]:

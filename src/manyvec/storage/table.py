@@ -28,14 +28,14 @@ from manyvec.storage.schema import (
     codebook_table,
     ragged,
     row_columns,
+    rows_of,
     schema_of,
     span_steps,
     spans_of,
-    values_of,
     vectors_of,
 )
 from manyvec.timing import stage
-from manyvec.vectors.batch import TokenBatch, all_finite, offsets_of
+from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, all_finite, offsets_of
 from manyvec.vectors.codebook import Assignments, Codebook
 from manyvec.vectors.codec import Codec, bytes_per_token
 
@@ -439,21 +439,25 @@ class Snapshot:
         coded, half = (bytes_per_token(storage, manifest.dim) for storage in (manifest.storage, "float16"))
         return states.n_tokens[documents] * np.where(states.is_coded[documents], coded, half)
 
-    def stored_tokens(
-        self, row_ids: Sequence[int] | NDArray[np.int64], *, is_coded: bool, spans: bool = False
-    ) -> TokenBatch:
-        """Token vectors of rows that are all kept one way, in this order, as they are kept; see `RowStates`."""
-        column = "codes" if is_coded else "tokens"
-        table = self.take(row_ids, [column, "spans"] if spans else [column])
-        chunks = table[column].chunks
-        vectors = [values_of(chunk, np.uint8 if is_coded else np.float16) for chunk in chunks]
-        offsets = offsets_of(np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]))
-        return TokenBatch.unchecked(
-            vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
-            offsets,
-            _spans_in(table)[0] if spans else None,
-            self._store.codec if is_coded else None,
-        )
+    def stored_tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, is_coded: bool) -> StoredBatch:
+        """Read the token vectors of rows, in this order, as they are stored.
+
+        Args:
+            row_ids: Rows that are all stored as codes or all as float16.
+            is_coded: Whether they are stored as codes; see `RowStates`.
+        """
+        if not is_coded:
+            return self.uncoded_tokens(row_ids)
+        if (codec := self._store.codec) is None:
+            raise ManifestError(f"the index {self.uri} holds codes, but its manifest names no centroids for them")
+        codes, offsets = rows_of(self.take(row_ids, ["codes"])["codes"], np.uint8)
+        return CodedBatch.unchecked(codes, offsets, codec)
+
+    def uncoded_tokens(self, row_ids: Sequence[int] | NDArray[np.int64], *, spans: bool = False) -> TokenBatch:
+        """Read the token vectors of rows that are stored as float16, in this order, with their spans if asked."""
+        table = self.take(row_ids, ["tokens", "spans"] if spans else ["tokens"])
+        vectors, offsets = rows_of(table["tokens"], np.float16)
+        return TokenBatch.unchecked(vectors, offsets, _spans_in(table)[0] if spans else None)
 
     def match(self, text: str, limit: int, where: str | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """BM25 over the documents' words: row ids and scores of at most `limit` rows, in no order."""

@@ -1,44 +1,112 @@
-"""`TokenBatch`: the token vectors of many texts, end to end, with no padding between them.
+"""Batches of token vectors: `TokenBatch` holds floats, `CodedBatch` holds a codec's bytes.
 
-Peers that pad ragged documents with zero rows let a zero beat a negative similarity, and the order flips. Here no such
-row exists, and what is checked when a batch is built is not checked again.
+All rows lie end to end and offsets say where each item starts. There is no padding: libraries that pad ragged documents
+with rows of zeros let a zero win over a negative similarity, which changes the ranking.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from manyvec.errors import ShapeError
-from manyvec.vectors.codec import Codec
+from manyvec.vectors.codec import Codec, Codes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-@dataclass(frozen=True, eq=False)
-class TokenBatch:
-    """Token vectors of several texts.
+class RaggedBatch(ABC):
+    """Base of `TokenBatch` and `CodedBatch`: rows of several documents or queries ("items"), end to end.
+
+    Attributes:
+        offsets: (n_items + 1,) int64. The rows of item i are offsets[i] to offsets[i + 1].
+    """
+
+    offsets: NDArray[np.int64]
+
+    @property
+    @abstractmethod
+    def rows(self) -> NDArray[Any]:
+        """(n_tokens, width) array of the vectors or codes."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Dimension of the token vectors."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """How a vector is represented: a float type or the name of a codec."""
+
+    @abstractmethod
+    def decoded(self) -> TokenBatch:
+        """Return the batch with float vectors."""
+
+    @abstractmethod
+    def _taken(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Self:
+        """Return a batch of these rows."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, position: int) -> NDArray[Any]:
+        """Return a view of the rows of one item."""
+        position = range(len(self))[position]
+        return self.rows[self.offsets[position] : self.offsets[position + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} items, {self.n_tokens} tokens, dim {self.dim}, {self.kind})"
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return int(self.rows.nbytes)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n_items,) number of tokens of each item."""
+        return np.diff(self.offsets)
+
+    def select(self, positions: ArrayLike) -> Self:
+        """Return a new batch of the items at these positions, in this order; a position may occur more than once."""
+        chosen = np.asarray(positions, np.int64)
+        lengths = self.lengths[chosen]
+        return self._taken(ragged_rows(self.offsets[chosen], lengths), offsets_of(lengths))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenBatch(RaggedBatch):
+    """Token vectors of several documents or queries ("items"). Arguments are validated once, on construction.
 
     Args:
-        vectors: (n_tokens, dim) float32 or float16, all texts end to end.
-        offsets: (n_texts + 1,) int64; text i owns rows offsets[i] to offsets[i + 1].
-        spans: (n_tokens, 2) int32: first character and one past the last of each token in its text, counted in
-            Python's characters; of an image, row and column of the patch. (-1, -1) for tokens that stand for no text or
-            patch. None where the encoder knows none.
-        allow_empty: texts without any token are accepted.
-        codec: where `vectors` holds the (n_tokens, width) bytes of this codec instead; see `unchecked` and `decoded`.
+        vectors: (n_tokens, dim) float32 or float16, the vectors of all items end to end.
+        offsets: (n_items + 1,) int64. The vectors of item i are rows offsets[i] to offsets[i + 1].
+        spans: (n_tokens, 2) int32. For a text: start and end of each token, in characters of that text. For an image:
+            row and column of the patch. (-1, -1) for a token that stands for no part of its item. None if unknown.
+        allow_empty: Accept items without tokens.
 
     Raises:
-        ShapeError: not two axes, offsets that do not fit, a value that is not finite, or a text without tokens.
+        ShapeError: The shapes or offsets do not fit together, a value is not finite, or an item has no tokens.
     """
 
     vectors: NDArray[np.floating]
     offsets: NDArray[np.int64]
     spans: NDArray[np.int32] | None = None
     allow_empty: bool = False
-    codec: Codec | None = None
 
     def __post_init__(self) -> None:
         vectors, offsets = self.vectors, self.offsets
@@ -48,48 +116,42 @@ class TokenBatch:
             )
         if vectors.shape[1] == 0:
             raise ShapeError("token vectors must have at least one dimension, got dim 0")
-        if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(vectors):
-            raise ShapeError(f"offsets must run from 0 to the number of tokens ({len(vectors)}), got {offsets}")
-        shortest = int(np.diff(offsets).min(initial=1))
-        if shortest < 0:
-            raise ShapeError("offsets must not fall")
-        if shortest == 0 and not self.allow_empty:
-            raise ShapeError(f"text {int(np.diff(offsets).argmin())} of the batch has no token vectors")
+        check_offsets(offsets, len(vectors))
+        if not self.allow_empty and len(empty := np.flatnonzero(np.diff(offsets) == 0)):
+            raise ShapeError(f"item {empty[0]} of the batch has no token vectors")
         if self.spans is not None and self.spans.shape != (len(vectors), 2):
             raise ShapeError(f"spans must be (n_tokens, 2) = ({len(vectors)}, 2), got {self.spans.shape}")
         if not all_finite(vectors):
             row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            text = int(np.searchsorted(offsets, row, side="right")) - 1
-            raise ShapeError(f"text {text} of the batch has a token vector with NaN or infinity")
+            item = int(np.searchsorted(offsets, row, side="right")) - 1
+            raise ShapeError(f"item {item} of the batch has a token vector with NaN or infinity")
 
     @classmethod
     def unchecked(
-        cls,
-        vectors: NDArray[Any],
-        offsets: NDArray[np.int64],
-        spans: NDArray[np.int32] | None = None,
-        codec: Codec | None = None,
+        cls, vectors: NDArray[np.floating], offsets: NDArray[np.int64], spans: NDArray[np.int32] | None = None
     ) -> TokenBatch:
-        """A batch of parts that come from a checked one; looking through gigabytes again would cost a search."""
-        batch = object.__new__(cls)
-        values = {"vectors": vectors, "offsets": offsets, "spans": spans, "allow_empty": True, "codec": codec}
-        for name, value in values.items():
-            object.__setattr__(batch, name, value)
-        return batch
+        """Return a batch without validating it, for parts of validated batches: checking gigabytes takes seconds."""
+        return _made(cls, vectors=vectors, offsets=offsets, spans=spans, allow_empty=True)
 
     @classmethod
-    def from_list(cls, texts: Sequence[ArrayLike], *, dim: int | None = None, allow_empty: bool = False) -> TokenBatch:
-        """Join arrays of (n_tokens, dim), one a text; `dim` is needed only where there is no text at all."""
-        arrays = [np.asarray(text) for text in texts]
+    def from_list(cls, items: Sequence[ArrayLike], *, dim: int | None = None, allow_empty: bool = False) -> TokenBatch:
+        """Join one (n_tokens, dim) array per item.
+
+        Args:
+            items: Arrays of the same dim. The batch is float16 if all of them are, otherwise float32.
+            dim: Dimension of the vectors. Required only if `items` has no array to tell it.
+            allow_empty: Accept items without tokens.
+        """
+        arrays = [np.asarray(item) for item in items]
         dims = {array.shape[1] for array in arrays if array.ndim == 2} | ({dim} if dim else set())
         if len(dims) != 1:
-            raise ShapeError(f"the texts of a batch must share one dim, got {sorted(dims) or 'none: say dim=...'}")
+            raise ShapeError(f"the items of a batch must share one dim, got {sorted(dims) or 'none: pass dim=...'}")
         width = dims.pop()
-        # [] for a text without tokens has lost its second axis.
+        # An item without tokens, given as [], has lost its second axis.
         arrays = [array.reshape(0, width) if array.size == 0 else array for array in arrays]
         for i, array in enumerate(arrays):
             if array.ndim != 2:
-                raise ShapeError(f"text {i}: token vectors must be (n_tokens, dim), got {array.shape}")
+                raise ShapeError(f"item {i}: token vectors must be (n_tokens, dim), got {array.shape}")
         is_half = bool(arrays) and all(array.dtype == np.float16 for array in arrays)
         vectors = np.concatenate([np.empty((0, width), np.float16), *arrays])
         vectors = vectors.astype(np.float16 if is_half else np.float32, copy=False)
@@ -97,7 +159,7 @@ class TokenBatch:
 
     @classmethod
     def concatenate(cls, batches: Sequence[TokenBatch]) -> TokenBatch:
-        """Put the texts of several batches, at least one, behind each other."""
+        """Join the items of one or more batches of the same dim. Spans are kept if every batch has them."""
         if len(batches) == 1:
             return batches[0]
         spans = [batch.spans for batch in batches if batch.spans is not None]
@@ -107,78 +169,181 @@ class TokenBatch:
             np.concatenate([batch.vectors for batch in batches]),
             offsets_of(np.concatenate([batch.lengths for batch in batches])),
             np.concatenate(spans) if len(spans) == len(batches) else None,
-            batches[0].codec,
         )
 
-    def decoded(self) -> TokenBatch:
-        """The same with float16 vectors, as far as they can be had back, where a codec's bytes are held."""
-        if self.codec is None:
-            return self
-        vectors = np.empty((self.n_tokens, self.dim), np.float16)
-        for start in range(0, self.n_tokens, 65_536):
-            codes: NDArray[Any] = self.vectors[start : start + 65_536]
-            vectors[start : start + 65_536] = self.codec.decode(codes)
-        return TokenBatch.unchecked(vectors, self.offsets, self.spans)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, text: int) -> NDArray[np.floating]:
-        """(n_tokens, dim) of one text, a view."""
-        text = range(len(self))[text]
-        return self.vectors[self.offsets[text] : self.offsets[text + 1]]
-
-    def __iter__(self) -> Iterator[NDArray[np.floating]]:
-        return (self[i] for i in range(len(self)))
-
-    def __repr__(self) -> str:
-        kind = self.vectors.dtype if self.codec is None else self.codec.name
-        return f"TokenBatch({len(self)} texts, {self.n_tokens} tokens, dim {self.dim}, {kind})"
+    @property
+    def rows(self) -> NDArray[np.floating]:
+        return self.vectors
 
     @property
     def dim(self) -> int:
-        return int(self.vectors.shape[1]) if self.codec is None else self.codec.dim
+        return int(self.vectors.shape[1])
 
     @property
-    def n_tokens(self) -> int:
-        return len(self.vectors)
+    def kind(self) -> str:
+        return str(self.vectors.dtype)
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(n_texts,) tokens of each text."""
-        return np.diff(self.offsets)
+    def decoded(self) -> TokenBatch:
+        return self
 
-    def rows(self, texts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of these texts' token vectors, in the texts' order."""
-        return ragged_rows(self.offsets[texts], self.lengths[texts])
-
-    def select(self, texts: ArrayLike) -> TokenBatch:
-        """A new batch of these texts, in this order; a text may come twice."""
-        chosen = np.asarray(texts, np.int64)
-        rows = self.rows(chosen)
+    def _taken(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> TokenBatch:
         spans = None if self.spans is None else self.spans[rows]
-        return TokenBatch.unchecked(self.vectors[rows], offsets_of(self.lengths[chosen]), spans, self.codec)
+        return TokenBatch.unchecked(self.vectors[rows], offsets, spans)
 
     def pooled(self) -> NDArray[np.float32]:
-        """(n_texts, dim) mean token vector of each text, unit length: what a single-vector model would keep."""
+        """(n_items, dim) mean token vector of each item, normalised: what a single-vector model would store."""
         sums = np.add.reduceat(self.vectors, self.offsets[:-1], axis=0, dtype=np.float32)
         return np.asarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12), np.float32)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class CodedBatch(RaggedBatch):
+    """Token vectors of several documents in the bytes of a codec. Arguments are validated once, on construction.
+
+    Args:
+        codes: (n_tokens, codec.width) uint8, the codes of all documents end to end.
+        offsets: (n_documents + 1,) int64. The codes of document i are rows offsets[i] to offsets[i + 1], possibly none.
+        codec: The codec that made the codes.
+
+    Raises:
+        ShapeError: The shapes or offsets do not fit together.
+    """
+
+    codes: Codes
+    offsets: NDArray[np.int64]
+    codec: Codec
+
+    def __post_init__(self) -> None:
+        codes, width = self.codes, self.codec.width
+        if codes.ndim != 2 or codes.shape[1] != width or codes.dtype != np.uint8:
+            raise ShapeError(
+                f"{self.codec.name} codes must be (n_tokens, {width}) uint8, got {codes.shape} {codes.dtype}"
+            )
+        check_offsets(self.offsets, len(codes))
+
+    @classmethod
+    def unchecked(cls, codes: Codes, offsets: NDArray[np.int64], codec: Codec) -> CodedBatch:
+        """Return a batch without validating it, for parts of validated batches."""
+        return _made(cls, codes=codes, offsets=offsets, codec=codec)
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[CodedBatch]) -> CodedBatch:
+        """Join the documents of one or more batches of the same codec."""
+        if len(batches) == 1:
+            return batches[0]
+        return cls.unchecked(
+            np.concatenate([batch.codes for batch in batches]),
+            offsets_of(np.concatenate([batch.lengths for batch in batches])),
+            batches[0].codec,
+        )
+
+    @property
+    def rows(self) -> Codes:
+        return self.codes
+
+    @property
+    def dim(self) -> int:
+        return self.codec.dim
+
+    @property
+    def kind(self) -> str:
+        return self.codec.name
+
+    def decoded(self) -> TokenBatch:
+        """Return the vectors that the codes stand for, as float16."""
+        vectors = np.empty((self.n_tokens, self.dim), np.float16)
+        # In parts, because decoding goes through float32.
+        for start in range(0, self.n_tokens, 65_536):
+            vectors[start : start + 65_536] = self.codec.decode(self.codes[start : start + 65_536])
+        return TokenBatch.unchecked(vectors, self.offsets)
+
+    def _taken(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> CodedBatch:
+        return CodedBatch.unchecked(self.codes[rows], offsets, self.codec)
+
+
+# Token vectors of documents as an index stores them.
+StoredBatch = TokenBatch | CodedBatch
+
+
+def concatenated(older: StoredBatch, newer: StoredBatch) -> StoredBatch:
+    """Join two batches of the same kind.
+
+    Raises:
+        ShapeError: One holds vectors and the other codes.
+    """
+    if isinstance(older, TokenBatch) and isinstance(newer, TokenBatch):
+        return TokenBatch.concatenate([older, newer])
+    if isinstance(older, CodedBatch) and isinstance(newer, CodedBatch):
+        return CodedBatch.concatenate([older, newer])
+    raise ShapeError(f"{older!r} and {newer!r} cannot be joined: decode the codes first")
+
+
+def pool(tokens: TokenBatch, factor: float, *, are_pages: bool = False) -> TokenBatch:
+    """Average similar token vectors of each item until about 1 in `factor` is left.
+
+    This is the hierarchical pooling of sentence-transformers (https://arxiv.org/abs/2409.14683). The first token is
+    kept as it is. A mean gets the span of the token that it is most similar to.
+
+    Args:
+        tokens: Token vectors of documents.
+        factor: At most 1 to keep all vectors.
+        are_pages: Whether the items are page images. The last patch of a page then keeps its span, which tells how
+            many rows and columns of patches the page has.
+    """
+    if factor <= 1:
+        return tokens
+    import torch
+    from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
+
+    pooling = HierarchicalTokenPooling(pool_factor=factor)
+    vectors, spans = [], []
+    for item, vectors_of_item in enumerate(tokens):
+        means = pooling.pool_one(torch.from_numpy(np.array(vectors_of_item, np.float32))).numpy()
+        vectors.append(means)
+        if tokens.spans is not None:
+            spans_of_item = tokens.spans[tokens.offsets[item] : tokens.offsets[item + 1]]
+            nearest = (means @ vectors_of_item.T).argmax(axis=1)
+            if are_pages:
+                last = np.lexsort(spans_of_item.T[::-1])[-1]
+                nearest[(means @ vectors_of_item[last]).argmax()] = last
+            spans.append(spans_of_item[nearest])
+    return TokenBatch(
+        np.concatenate(vectors),
+        offsets_of([len(means) for means in vectors]),
+        np.concatenate(spans) if tokens.spans is not None else None,
+    )
+
+
+def check_offsets(offsets: NDArray[np.int64], n_rows: int) -> None:
+    """Raise ShapeError unless the offsets run from 0 to `n_rows` and never decrease."""
+    if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != n_rows:
+        raise ShapeError(f"offsets must run from 0 to the number of tokens ({n_rows}), got {offsets}")
+    if (np.diff(offsets) < 0).any():
+        raise ShapeError("offsets must not decrease")
+
+
 def all_finite(vectors: NDArray[np.floating]) -> bool:
-    """Whether there is no NaN and no infinity."""
+    """Return whether the array has no NaN and no infinity."""
     # A sum is finite only if every value is, and needs no mask as large as the vectors.
     with np.errstate(invalid="ignore"):
         return bool(np.isfinite(vectors.sum(dtype=np.float32)))
 
 
 def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
-    """(n + 1,) where each of n texts of these lengths starts, and where the last one ends."""
+    """(n + 1,) offsets of n items of these lengths that lie end to end: where each starts, and where the last ends."""
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]).astype(np.int64)
 
 
 def ragged_rows(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ranges [start, start + length) end to end, without a Python loop."""
+    """Join the ranges [start, start + length) into one array, without a Python loop."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def _made(cls: type[Any], **values: Any) -> Any:
+    """Return an instance of a frozen dataclass without running its `__post_init__`."""
+    made = object.__new__(cls)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made

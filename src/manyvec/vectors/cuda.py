@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import DeviceMemoryError, InputError, ShapeError
-from manyvec.vectors.batch import TokenBatch, offsets_of
+from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, offsets_of
 from manyvec.vectors.codec import Codec, rotation
 from manyvec.vectors.maxsim import MaxSimScorer, Reduction, ScoredPositions, Scorer, Scores, document_blocks
 
@@ -59,7 +59,7 @@ class DeviceDocuments:
 
     @classmethod
     def upload(
-        cls, documents: TokenBatch, device: str | torch.device = "cuda", *, scratch_bytes: int = 2**29
+        cls, documents: StoredBatch, device: str | torch.device = "cuda", *, scratch_bytes: int = 2**29
     ) -> DeviceDocuments:
         """Copy a batch to the device, float32 vectors as float16.
 
@@ -68,13 +68,16 @@ class DeviceDocuments:
         """
         import torch
 
-        codec, n_tokens = documents.codec, documents.n_tokens
-        vectors = documents.vectors if codec else documents.vectors.astype(np.float16, copy=False)
+        codec, n_tokens = None, documents.n_tokens
+        if isinstance(documents, CodedBatch):
+            codec, held = documents.codec, documents.codes
+        else:
+            held = documents.vectors.astype(np.float16, copy=False)
         table = centroids = None
         try:
             dtype = torch.uint8 if codec else torch.float16
-            rows = torch.zeros(_to_sixteen(n_tokens), vectors.shape[1], dtype=dtype, device=device)
-            rows[:n_tokens] = torch.from_dlpack(vectors)
+            rows = torch.zeros(_to_sixteen(n_tokens), held.shape[1], dtype=dtype, device=device)
+            rows[:n_tokens] = torch.from_dlpack(held)
             offsets_there = torch.tensor(documents.offsets, device=device)
             if codec is not None and codec.bits < 8:
                 every_byte = np.repeat(np.arange(256, dtype=np.uint8)[:, None], codec.width, axis=1)
@@ -84,7 +87,7 @@ class DeviceDocuments:
                 centroids = _halves(codec.centroids, rows.device)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
-                f"{vectors.nbytes / 2**30:.2f} GiB of token vectors do not fit on {device}: score them on the CPU"
+                f"{held.nbytes / 2**30:.2f} GiB of token vectors do not fit on {device}: score them on the CPU"
             ) from error
         return cls(rows, documents.offsets, offsets_there, documents.dim, codec, table, centroids, scratch_bytes)
 
@@ -297,14 +300,16 @@ class DeviceScorer:
         self.device = device
         self._on_cpu = MaxSimScorer()
         # None for a batch that the device has no room for.
-        self._held: WeakKeyDictionary[TokenBatch, DeviceDocuments | None] = WeakKeyDictionary()
+        self._held: WeakKeyDictionary[StoredBatch, DeviceDocuments | None] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def holds(self, batches: Iterable[TokenBatch]) -> bool:
-        """Whether all of these are on the device, once those that were not there yet have been copied."""
+    def holds(self, batches: Iterable[StoredBatch]) -> bool:
+        """See `Scorer`."""
         return all(self._uploaded(batch) is not None for batch in batches)
 
-    def score_many(self, queries: TokenBatch, documents: TokenBatch, subset: NDArray[np.int64] | None = None) -> Scores:
+    def score_many(
+        self, queries: TokenBatch, documents: StoredBatch, subset: NDArray[np.int64] | None = None
+    ) -> Scores:
         """See `Scorer`."""
         there = self._uploaded(documents)
         if there is not None:
@@ -315,7 +320,7 @@ class DeviceScorer:
         return self._on_cpu.score_many(queries, documents, subset)
 
     def top_k(
-        self, queries: TokenBatch, documents: TokenBatch, k: int, subset: NDArray[np.int64] | None = None
+        self, queries: TokenBatch, documents: StoredBatch, k: int, subset: NDArray[np.int64] | None = None
     ) -> list[ScoredPositions]:
         """See `Scorer`; all other scores stay on the device."""
         there = self._uploaded(documents)
@@ -326,7 +331,7 @@ class DeviceScorer:
                 self._refuse(documents, error)
         return self._on_cpu.top_k(queries, documents, k, subset)
 
-    def _uploaded(self, documents: TokenBatch) -> DeviceDocuments | None:
+    def _uploaded(self, documents: StoredBatch) -> DeviceDocuments | None:
         with self._lock:
             if documents not in self._held:
                 try:
@@ -335,7 +340,7 @@ class DeviceScorer:
                     self._refuse(documents, error)
             return self._held[documents]
 
-    def _refuse(self, documents: TokenBatch, error: DeviceMemoryError) -> None:
+    def _refuse(self, documents: StoredBatch, error: DeviceMemoryError) -> None:
         """Score these on the CPU from now on: another try would fail as late as this one."""
         logger.warning("%s; they are scored on the CPU instead", error)
         self._held[documents] = None

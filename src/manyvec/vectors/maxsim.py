@@ -6,7 +6,7 @@ https://arxiv.org/abs/2004.12832) or averaged (FILIP, https://arxiv.org/abs/2111
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import InputError, ShapeError
-from manyvec.vectors.batch import TokenBatch, offsets_of, ragged_rows
+from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, offsets_of, ragged_rows
 from manyvec.vectors.codec import Codec
 from manyvec.vectors.kernels import QueryKernel
 from manyvec.vectors.llvm import processor
@@ -38,14 +38,20 @@ class ScoredPositions(NamedTuple):
 
 
 class Scorer(Protocol):
-    """MaxSim of queries and documents, both of any length and of one dim; documents are vectors or codes."""
+    """Computes MaxSim of queries and documents of the same dim. Documents are vectors or codes."""
 
-    def score_many(self, queries: TokenBatch, documents: TokenBatch, subset: NDArray[np.int64] | None = None) -> Scores:
+    def holds(self, batches: Iterable[StoredBatch]) -> bool:
+        """Return whether all of these batches are kept on a GPU between searches; they are copied there if they fit."""
+        ...
+
+    def score_many(
+        self, queries: TokenBatch, documents: StoredBatch, subset: NDArray[np.int64] | None = None
+    ) -> Scores:
         """(n_queries, n_documents) float32, of all or of a subset in rising order; -inf where there is no token."""
         ...
 
     def top_k(
-        self, queries: TokenBatch, documents: TokenBatch, k: int, subset: NDArray[np.int64] | None = None
+        self, queries: TokenBatch, documents: StoredBatch, k: int, subset: NDArray[np.int64] | None = None
     ) -> list[ScoredPositions]:
         """For each query the k best of them; none at -inf. Places count within the subset."""
         ...
@@ -86,8 +92,12 @@ class MaxSimScorer:
         if self.reduction not in ("sum", "mean"):
             raise InputError(f"reduction must be 'sum' or 'mean', got {self.reduction!r}")
 
+    def holds(self, batches: Iterable[StoredBatch]) -> bool:
+        """See `Scorer`."""
+        return False
+
     def score(
-        self, query: NDArray[np.floating], documents: TokenBatch, subset: NDArray[np.int64] | None = None
+        self, query: NDArray[np.floating], documents: StoredBatch, subset: NDArray[np.int64] | None = None
     ) -> Scores:
         """Score one query.
 
@@ -104,7 +114,9 @@ class MaxSimScorer:
         """
         return self.score_many(TokenBatch.unchecked(query, offsets_of([len(query)])), documents, subset)[0]
 
-    def score_many(self, queries: TokenBatch, documents: TokenBatch, subset: NDArray[np.int64] | None = None) -> Scores:
+    def score_many(
+        self, queries: TokenBatch, documents: StoredBatch, subset: NDArray[np.int64] | None = None
+    ) -> Scores:
         """Score every query against every document: (n_queries, n_documents) float32. See `score`.
 
         All queries are compared in one pass, so the documents are read and converted once.
@@ -128,7 +140,7 @@ class MaxSimScorer:
         return scores
 
     def top_k(
-        self, queries: TokenBatch, documents: TokenBatch, k: int, subset: NDArray[np.int64] | None = None
+        self, queries: TokenBatch, documents: StoredBatch, k: int, subset: NDArray[np.int64] | None = None
     ) -> list[ScoredPositions]:
         """See `Scorer`."""
         best = []
@@ -152,11 +164,11 @@ def document_blocks(lengths: NDArray[np.int64], max_tokens: int) -> list[slice]:
     return blocks
 
 
-def _matches(queries: NDArray[np.float32], documents: TokenBatch) -> QueryKernel | _Products:
-    own = processor()
+def _matches(queries: NDArray[np.float32], documents: StoredBatch) -> QueryKernel | _Products:
+    own, codec = processor(), documents.codec if isinstance(documents, CodedBatch) else None
     if own is None:
-        return _Products(queries, documents.vectors, documents.codec)
-    return QueryKernel.for_vectors(own, queries, documents.vectors, documents.codec)
+        return _Products(queries, documents.rows, codec)
+    return QueryKernel.for_vectors(own, queries, documents.rows, codec)
 
 
 class _Products:
