@@ -1,14 +1,16 @@
 """The command, run as users run it: with the packaged model, on files, in folders."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 from manyvec import Index
-from manyvec.cli.main import main
+from manyvec.cli import main
 
 DOCUMENTS = """id,text,year,lang
 late,Late interaction keeps one vector for each token of a text,2020,en
@@ -22,7 +24,7 @@ def db(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     (folder / "documents.csv").write_text(DOCUMENTS)
     db = str(folder / "index")
-    assert main(["index", str(folder / "documents.csv"), "--db", db, "--filter", "year=int", "--filter", "lang"]) == 0
+    assert main(["index", str(folder / "documents.csv"), "-i", db, "--column", "year=int", "--column", "lang"]) == 0
     return db
 
 
@@ -34,11 +36,11 @@ def run(capsys, *arguments):
 
 def test_indexing_says_what_it_will_take_and_what_it_did(tmp_path, capsys):
     (tmp_path / "a.md").write_text("Late interaction")
-    status, out, err = run(capsys, "index", str(tmp_path / "a.md"), "--db", str(tmp_path / "db"), "--device", "cpu")
+    status, out, err = run(capsys, "index", str(tmp_path / "a.md"), "--index", str(tmp_path / "db"), "--device", "cpu")
     assert status == 0
     assert re.match("1 documents: about 2 token vectors, 0.0 MB on disk, \\d+ s on cpu", err)
     assert out.startswith("1 added, 0 updated, 0 unchanged; 1 documents in ")
-    status, out, err = run(capsys, "index", str(tmp_path / "a.md"), "--db", str(tmp_path / "db"), "--json")
+    status, out, err = run(capsys, "index", str(tmp_path / "a.md"), "--index", str(tmp_path / "db"), "--json")
     assert {**json.loads(out), "seconds": 0} == {
         "added": 0, "updated": 0, "unchanged": 1, "documents": 1, "seconds": 0,
     }  # fmt: skip
@@ -46,7 +48,7 @@ def test_indexing_says_what_it_will_take_and_what_it_did(tmp_path, capsys):
 
 def test_an_estimate_makes_nothing(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("Late interaction " * 50)
-    status, out, _ = run(capsys, "index", str(tmp_path), "--db", str(tmp_path / "db"), "--estimate", "--json")
+    status, out, _ = run(capsys, "index", str(tmp_path), "--index", str(tmp_path / "db"), "--estimate", "--json")
     assert status == 0
     assert json.loads(out)["tokens"] == 100
     estimated = json.loads(out)["bytes_on_disk"]
@@ -57,15 +59,15 @@ def test_an_estimate_makes_nothing(tmp_path, capsys):
 def test_images_in_a_folder_are_left_out_with_a_model_of_texts_and_that_is_said(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("Late interaction")
     (tmp_path / "b.png").write_bytes(b"")
-    status, out, err = run(capsys, "index", str(tmp_path), "--db", str(tmp_path / "db"))
+    status, out, err = run(capsys, "index", str(tmp_path), "--index", str(tmp_path / "db"))
     assert (status, out.startswith("1 added")) == (0, True)
-    assert "1 images and PDFs are left out: minilm reads only texts" in err
-    status, _, err = run(capsys, "index", str(tmp_path / "b.png"), "--db", str(tmp_path / "db"))
+    assert "1 images and PDFs are skipped: minilm reads only text" in err
+    status, _, err = run(capsys, "index", str(tmp_path / "b.png"), "--index", str(tmp_path / "db"))
     assert status == 1 and "need a model that reads images" in err
 
 
 def test_search_prints_hits_best_first(db, capsys):
-    status, out, _ = run(capsys, "search", "a vector per token", "--db", db, "-k", "2")
+    status, out, _ = run(capsys, "search", "a vector per token", "--index", db, "-k", "2")
     assert status == 0
     assert out.startswith("  1. late   score ")
     assert "Late interaction keeps one vector" in out
@@ -73,7 +75,7 @@ def test_search_prints_hits_best_first(db, capsys):
 
 
 def test_search_prints_one_json_object(db, capsys):
-    _, out, _ = run(capsys, "search", "flour", "--db", db, "--json")
+    _, out, _ = run(capsys, "search", "flour", "--index", db, "--json")
     found = json.loads(out)
     assert found["hits"][0]["id"] == "bread"
     assert found["hits"][0]["metadata"] == {"year": 2021, "lang": "en"}
@@ -91,53 +93,62 @@ def test_search_prints_one_json_object(db, capsys):
     ],
 )
 def test_conditions_narrow_a_search(db, capsys, conditions, expected):
-    options = [option for condition in conditions for option in ("--filter", condition)]
-    _, out, _ = run(capsys, "search", "water", "--db", db, "--json", *options)
+    options = [option for condition in conditions for option in ("--where", condition)]
+    _, out, _ = run(capsys, "search", "water", "--index", db, "--json", *options)
     assert {hit["id"] for hit in json.loads(out)["hits"]} == expected
 
 
 def test_compare_shows_where_each_method_has_each_document(db, capsys):
-    _, out, _ = run(capsys, "search", "flour and a vector", "--db", db, "-k", "2", "--compare")
+    _, out, _ = run(capsys, "search", "flour and a vector", "--index", db, "-k", "2", "--compare")
     lines = out.splitlines()
     assert lines[0].split() == ["BM25", "pooled", "late", "id", "text"]
     assert {line.split()[3] for line in lines[1:3]} == {"late", "bread"}
     assert "late interaction found 2 of these" in out
-    _, out, _ = run(capsys, "search", "flour", "--db", db, "-k", "1", "--compare", "--json")
+    _, out, _ = run(capsys, "search", "flour", "--index", db, "-k", "1", "--compare", "--json")
     compared = json.loads(out)
     # Only one text has the very word; Mehl is flour to no BM25.
     assert compared["standings"][0]["ranks"] == {"bm25": 1, "pooled": 1, "late": 1}
     assert compared["missed"] == {"bm25": [], "pooled": [], "late": []}
-    _, out, _ = run(capsys, "search", "xyzzy", "--db", db, "-k", "3", "--compare", "--json", "--filter", "lang=en")
+    _, out, _ = run(capsys, "search", "xyzzy", "--index", db, "-k", "3", "--compare", "--json", "--where", "lang=en")
     compared = json.loads(out)
     assert {standing["id"] for standing in compared["standings"]} == {"late", "bread"}
     assert set(compared["missed"]["bm25"]) == {"late", "bread"}
 
 
 def test_info_prints_what_an_index_holds(db, capsys):
-    _, out, _ = run(capsys, "info", db, "--json")
+    _, out, _ = run(capsys, "info", "--index", db, "--json")
     info = json.loads(out)
+<<<<<<< HEAD
     assert (info["documents"], info["model"], info["filter_columns"]) == (3, "minilm", {"year": "int", "lang": "str"})
     _, out, _ = run(capsys, "info", db)
     assert "documents          3\n" in out
+=======
+    assert (info["documents"], info["model"], info["filters"]) == (3, "minilm", {"year": "int", "lang": "str"})
+    _, out, _ = run(capsys, "info", "--index", db)
+    assert ["documents", "3"] in [line.split() for line in out.splitlines()]
+>>>>>>> 90368ec (The command line on typer and rich: a module per command, --index, --where and --column everywhere, a default index, --version and completion; errors about paths come before heavy imports)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["search", "x", "--db", "nowhere"], "there is no index at nowhere"),
-        (["search", "x", "--db", "{db}", "--filter", "author=me"], "no filter column 'author'"),
-        (["search", "x", "--db", "{db}", "--filter", "year>=soon"], "must be a number, got 'soon'"),
-        (["search", "x", "--db", "{db}", "--filter", "year"], "'year' is no condition"),
-        (["search", "x", "--db", "{db}", "-k", "-3"], "k must be a whole number"),
-        (["index", "nowhere.csv", "--db", "{db}"], "nowhere.csv: no such file"),
+        (["search", "x", "--index", "nowhere"], "there is no index at nowhere"),
+        (["search", "x", "--index", "{db}", "--where", "author=me"], "no filter column 'author'"),
+        (["search", "x", "--index", "{db}", "--where", "year>=soon"], "must be a number, got 'soon'"),
+        (["search", "x", "--index", "{db}", "--where", "year"], "'year' is not a condition"),
+        (["search", "x", "--index", "{db}", "-k", "-3"], "k must be a whole number"),
+        (["index", "nowhere.csv", "--index", "{db}"], "nowhere.csv: no such file"),
         (["eval", "nowhere"], "nowhere"),
-        (["info", "nowhere"], "there is no index at nowhere"),
-        (["serve", "nowhere"], "there is no index at nowhere"),
-        (["mcp", "nowhere"], "there is no index at nowhere"),
-        (["search", "x", "--db", "{db}", "--compare", "-k", "-3"], "k must be a whole number"),
-        (["search", "x", "--db", "{db}", "--compare", "--lexical-weight", "0.3"], "leave out --lexical-weight"),
-        (["search", "x", "--db", "{db}", "--lexical-weight", "2"], "lexical_weight must be between 0 and 1, got 2.0"),
-        (["index", ".", "--db", "{db}", "--pool-factor", "0"], "--pool-factor must be 1 or more, got 0"),
+        (["info", "--index", "nowhere"], "there is no index at nowhere"),
+        (["serve", "--index", "nowhere"], "there is no index at nowhere"),
+        (["mcp", "--index", "nowhere"], "there is no index at nowhere"),
+        (["search", "x", "--index", "{db}", "--compare", "-k", "-3"], "k must be a whole number"),
+        (["search", "x", "--index", "{db}", "--compare", "--lexical-weight", "0.3"], "leave out --lexical-weight"),
+        (
+            ["search", "x", "-i", "{db}", "--lexical-weight", "2"],
+            "lexical_weight must be between 0 and 1, got 2.0",
+        ),
+        (["index", ".", "--index", "{db}", "--pool-factor", "0"], "--pool-factor must be at least 1, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error_and_status_1(db, capsys, arguments, said):
@@ -149,11 +160,122 @@ def test_a_mistake_is_one_line_on_standard_error_and_status_1(db, capsys, argume
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search", "x", "--db", "{db}"], "--db is now --index DIR"),
+        (["search", "x", "--filter=year>=2020"], "--filter is now --where CONDITION (search) or --column NAME=TYPE"),
+        (["index", "a.csv", "--filter", "year=int"], "--column NAME=TYPE (index)"),
+        (["info", "{db}"], "manyvec info --index {db}"),
+        (["serve", "{db}", "--port", "0"], "manyvec serve --index {db}"),
+        (["mcp", "{db}"], "manyvec mcp --index {db}"),
+    ],
+)
+def test_an_option_that_was_renamed_is_refused_with_its_new_name_and_status_2(db, capsys, arguments, said):
+    status, out, err = run(capsys, *(argument.format(db=db) for argument in arguments))
+    assert (status, out) == (2, "")
+    assert said.format(db=db) in err and err.count("\n") == 1
+
+
+def test_after_two_dashes_a_query_may_be_spelled_like_an_option(db, capsys):
+    status, out, _ = run(capsys, "search", "-i", db, "--json", "--", "--filter")
+    assert (status, json.loads(out)["query"]) == (0, "--filter")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["search"], ["index"], ["nothing"], ["search", "x", "--storage", "int8"], ["info", "-k"]]
+)
+def test_wrong_usage_is_status_2_and_prints_nothing_on_standard_output(capsys, arguments):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "") and "manyvec" in err
+
+
+def test_the_index_is_in_the_working_folder_unless_an_option_or_the_environment_names_another(
+    db, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("Bread is baked from flour")
+    assert run(capsys, "index", "a.txt")[0] == 0
+    assert json.loads(run(capsys, "search", "flour", "--json")[1])["hits"][0]["id"] == "a.txt"
+    assert (tmp_path / ".manyvec").is_dir()
+    monkeypatch.setenv("MANYVEC_INDEX", db)
+    assert json.loads(run(capsys, "info", "--json")[1])["documents"] == 3
+    assert json.loads(run(capsys, "info", "--json", "--index", ".manyvec")[1])["documents"] == 1
+
+
+def test_storages_and_devices_of_the_options_are_those_of_the_library():
+    from typing import get_args
+
+    from manyvec.cli.options import Device, Storage
+    from manyvec.models.loading import DEVICES
+    from manyvec.vectors.codec import STORAGES
+
+    assert (get_args(Storage), get_args(Device)) == (STORAGES, DEVICES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["index", "--help"],
+        ["info", "--index", "nowhere"],
+        ["index", "nowhere.txt"],
+        ["search", "x", "--index", "nowhere"],
+        ["eval", "nowhere"],
+        ["serve", "--index", "nowhere"],
+    ],
+)
+def test_help_and_errors_about_paths_import_neither_torch_nor_a_database(arguments):
+    script = (
+        "import sys; from manyvec.cli import main; main(sys.argv[1:]); "
+        "print(sorted({'torch', 'lancedb', 'transformers', 'numpy', 'llvmlite'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_has_an_example_in_its_help(capsys):
+    for command in ("index", "search", "info", "serve", "mcp", "eval", "models"):
+        status, out, _ = run(capsys, command, "--help")
+        assert status == 0 and f"manyvec {command}" in out.partition("Example")[2]
+    status, out, _ = run(capsys, "--version")
+    assert (status, out) == (0, f"manyvec {version('manyvec')}\n")
+
+
+def test_completion_knows_commands_and_the_values_of_options():
+    for words, offered in (("manyvec se", {"search", "serve"}), ("manyvec index a --storage int", {"int8", "int4"})):
+        environment = os.environ | {
+            "_MANYVEC_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1),
+        }  # fmt: skip
+        command = [sys.executable, "-c", "from manyvec.cli import main; main()"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert set(done.stdout.split()) == offered
+
+
+def test_tables_are_as_wide_as_the_terminal_and_uncut_without_one(capsys, monkeypatch):
+    from manyvec.cli import output
+
+    row = ("a" * 30, "word " * 30, "\x1b[31mred")
+    output.print_table(["", "", ""], [row])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "word " * 29 in line and "\x1b" not in line
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    output.print_table(["id", "text", "more"], [row])
+    out = capsys.readouterr().out
+    # Bold headings are no colors.
+    assert not re.search("\x1b\\[(3|4)", out)
+    lines = re.sub("\x1b\\[\\d*m", "", out).splitlines()
+    assert len(lines) > 3 and max(map(len, lines)) <= 60
+
+
 def test_an_index_keeps_the_storage_and_the_pooling_it_was_made_with(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("Late interaction keeps one vector for every token " * 4)
-    index = ("index", str(tmp_path / "a.txt"), "--db", str(tmp_path / "db"))
+    index = ("index", str(tmp_path / "a.txt"), "--index", str(tmp_path / "db"))
     assert run(capsys, *index, "--storage", "int8", "--pool-factor", "2")[0] == 0
-    _, out, _ = run(capsys, "info", str(tmp_path / "db"), "--json")
+    _, out, _ = run(capsys, "info", "--index", str(tmp_path / "db"), "--json")
     # Eight words, four times.
     assert (json.loads(out)["storage"], json.loads(out)["pool_factor"], json.loads(out)["tokens"]) == ("int8", 2.0, 16)
     assert run(capsys, *index)[0] == 0
@@ -179,14 +301,14 @@ def test_eval_compares_three_methods_and_names_the_measures(tmp_path, capsys):
     results = json.loads(out)
     assert set(results) == {"bm25", "pooled", "maxsim"}
     assert results["maxsim"] == {"nDCG@10": 1, "Recall@10": 1, "Recall@100": 1, "MRR@10": 1, "Success@5": 1}
-    _, out, _ = run(capsys, "eval", str(tmp_path / "set"), "--db", str(tmp_path / "db"))
+    _, out, _ = run(capsys, "eval", str(tmp_path / "set"), "--index", str(tmp_path / "db"))
     assert "nDCG@10" in out
     assert "maxsim" in out
     assert Index.open(tmp_path / "db").count() == 3
 
 
 def test_python_m_manyvec_is_the_command(db):
-    command = [sys.executable, "-m", "manyvec", "info", db, "--json"]
+    command = [sys.executable, "-m", "manyvec", "info", "--index", db, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["documents"] == 3
 

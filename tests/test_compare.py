@@ -1,7 +1,7 @@
 """Three rankings of the same few documents, each of which can be worked out by hand."""
 
 from manyvec import F, Index
-from manyvec.cli.compare import compare
+from manyvec.cli.compare import compare, print_comparison
 from manyvec.testing import HashEncoder
 
 
@@ -29,8 +29,9 @@ def test_each_document_stands_where_its_words_put_it(tmp_path):
     assert compared.missed("late") == compared.missed("bm25") == ["short"]
 
 
-def test_the_table_has_late_interactions_order_and_names_what_was_missed(tmp_path):
-    lines = compare(made(tmp_path), "alpha beta", 1).to_terminal().splitlines()
+def test_the_table_has_late_interactions_order_and_names_what_was_missed(tmp_path, capsys):
+    print_comparison(compare(made(tmp_path), "alpha beta", 1))
+    lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:4] == ["1", "(2)", "1", "long"]
     assert lines[2].split()[:4] == ["(2)", "1", "(2)", "short"]
     assert "the pooled vector found 1 of these 2, missed 1: long" in lines
@@ -42,9 +43,10 @@ def test_a_filter_holds_for_all_three(tmp_path):
     assert {s.id: s.ranks["bm25"] for s in compared.standings} == {"short": 1, "other": None}
 
 
-def test_nothing_is_found_in_nothing_and_for_nothing(tmp_path):
-    assert compare(made(tmp_path), "", 5).to_terminal() == "nothing found"
-    assert compare(made_empty(tmp_path), "alpha", 5).to_terminal() == "nothing found"
+def test_nothing_is_found_in_nothing_and_for_nothing(tmp_path, capsys):
+    print_comparison(compare(made(tmp_path), "", 5))
+    print_comparison(compare(made_empty(tmp_path), "alpha", 5))
+    assert capsys.readouterr().out == "nothing found\n" * 2
 
 
 def made_empty(tmp_path):

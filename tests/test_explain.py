@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from manyvec import Document, Index, InputError, TokenBatch
-from manyvec.cli.main import main
+from manyvec.cli import main
 from manyvec.evidence.text import explain
 from manyvec.evidence.words import sentences, words
 from manyvec.retrieval.search import SearchOptions
@@ -407,12 +407,12 @@ def test_spans_of_windows_lie_in_the_whole_text(tmp_path):
 
 def test_the_command_shows_evidence(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("Bread is baked from flour. It is eaten warm.")
-    assert main(["index", str(tmp_path / "a.txt"), "--db", str(tmp_path / "db")]) == 0
+    assert main(["index", str(tmp_path / "a.txt"), "--index", str(tmp_path / "db")]) == 0
     capsys.readouterr()
-    assert main(["search", "flour", "--db", str(tmp_path / "db"), "--evidence"]) == 0
+    assert main(["search", "flour", "--index", str(tmp_path / "db"), "--evidence"]) == 0
     out = capsys.readouterr().out
     assert "[flour]" in out
     assert "flour → flour 0." in out
-    assert main(["search", "flour", "--db", str(tmp_path / "db"), "--evidence", "--json"]) == 0
+    assert main(["search", "flour", "--index", str(tmp_path / "db"), "--evidence", "--json"]) == 0
     (hit,) = json.loads(capsys.readouterr().out)["hits"]
     assert hit["evidence"]["words"][0]["text"] == "flour"

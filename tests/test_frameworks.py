@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manyvec import Index, load_encoder
-from manyvec.cli.main import main
+from manyvec.cli import main
 from manyvec.testing import ColorEncoder
 
 langchain_manyvec = pytest.importorskip("langchain_manyvec", reason="langchain-manyvec is not installed")
@@ -40,7 +40,7 @@ def write_with_the_command(uri):
     path = Path(f"{uri}.jsonl")
     lines = [{"_id": i, "text": text, "metadata": {"year": n}} for n, (i, text) in enumerate(TEXTS.items())]
     path.write_text("\n".join(map(json.dumps, lines)))
-    assert main(["index", str(path), "--db", uri, "--filter", "year=int"]) == 0
+    assert main(["index", str(path), "--index", uri, "--column", "year=int"]) == 0
 
 
 @pytest.mark.parametrize("write", [write_with_langchain, write_with_llama_index, write_with_the_command])
@@ -59,7 +59,7 @@ def test_whoever_wrote_an_index_everyone_reads_the_same_from_it(tmp_path, capsys
     assert [(n.node_id, n.text, n.score, n.metadata["year"]) for n in nodes] == expected
 
     capsys.readouterr()
-    assert main(["search", QUERY, "--db", uri, "-k", "3", "--json"]) == 0
+    assert main(["search", QUERY, "--index", uri, "-k", "3", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)["hits"]
     assert [(hit["id"], hit["text"], hit["score"], hit["metadata"]["year"]) for hit in printed] == expected
 
@@ -106,7 +106,7 @@ def test_a_filter_means_the_same_everywhere(tmp_path, capsys):
     retriever = llama_manyvec.ManyvecRetriever.from_uri(uri, similarity_top_k=3, filters=filters)
     assert [n.node_id for n in retriever.retrieve(QUERY)] == expected
     capsys.readouterr()
-    main(["search", QUERY, "--db", uri, "--json", "--filter", "year>=1"])
+    main(["search", QUERY, "--index", uri, "--json", "--where", "year>=1"])
     assert [hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]] == expected
 
 

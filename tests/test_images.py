@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 import manyvec.models.loading
 from manyvec import EncoderError, Index, InputError, MaxSimScorer, TokenBatch, load_encoder
-from manyvec.cli.main import main
+from manyvec.cli import main
 from manyvec.models.image import filip_similarity, read_image
 
 Image = pytest.importorskip("PIL.Image", reason="needs pillow: pip install 'manyvec[images]'")
@@ -717,19 +717,19 @@ def test_the_command_indexes_and_finds_the_pages_of_a_pdf(written, tmp_path, cap
     two_pages(tmp_path / "report.pdf")
     PICTURES[2].save(tmp_path / "photo.png")
     model, db, files = str(written("colqwen2")[0]), str(tmp_path / "db"), str(tmp_path)
-    assert main(["index", files, "--db", db, "--encoder", model, "--device", "cpu", "--estimate", "--json"]) == 0
+    assert main(["index", files, "--index", db, "--encoder", model, "--device", "cpu", "--estimate", "--json"]) == 0
     estimate = json.loads(capsys.readouterr().out)
     assert estimate["documents"] == 3 and estimate["tokens"] > 3 and not (tmp_path / "db").exists()
     for expected in ("3 added, 0 updated, 0 unchanged", "0 added, 0 updated, 3 unchanged"):
-        assert main(["index", files, "--db", db, "--encoder", model, "--device", "cpu"]) == 0
+        assert main(["index", files, "--index", db, "--encoder", model, "--device", "cpu"]) == 0
         assert capsys.readouterr().out.startswith(expected)
-    assert main(["search", "hi there", "--db", db, "--device", "cpu", "--evidence"]) == 0
+    assert main(["search", "hi there", "--index", db, "--device", "cpu", "--evidence"]) == 0
     out = capsys.readouterr().out
     assert f"{(tmp_path / 'report.pdf').as_posix()}#page=2" in out
     assert "page image of " in out and "hi → patch (" in out
-    assert main(["search", "hi", "--db", db, "--device", "cpu"]) == 0
+    assert main(["search", "hi", "--index", db, "--device", "cpu"]) == 0
     assert "page image: photo.png" in capsys.readouterr().out
-    assert main(["search", "hi", "--db", db, "--device", "cpu", "--evidence", "--json"]) == 0
+    assert main(["search", "hi", "--index", db, "--device", "cpu", "--evidence", "--json"]) == 0
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert {tuple(hit["evidence"]["words"][0]) for hit in hits} == {
         ("word", "query_span", "text", "span", "similarity", "share", "patch")
@@ -740,7 +740,7 @@ def test_a_broken_pdf_stops_the_command_with_its_name(written, tmp_path, capsys)
     pytest.importorskip("pypdfium2")
     two_pages(tmp_path / "report.pdf")
     (tmp_path / "report.pdf").write_bytes((tmp_path / "report.pdf").read_bytes()[:200])
-    options = ["--db", str(tmp_path / "db"), "--encoder", str(written("colqwen2")[0]), "--device", "cpu"]
+    options = ["--index", str(tmp_path / "db"), "--encoder", str(written("colqwen2")[0]), "--device", "cpu"]
     assert main(["index", str(tmp_path), *options]) == 1
     assert "report.pdf: the PDF is damaged" in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from manyvec.cli.main import main
+from manyvec.cli import main
 
 pytestmark = pytest.mark.data
 

@@ -12,7 +12,7 @@ from datetime import datetime
 import pytest
 
 from manyvec import Index, InputError, TokenBatch
-from manyvec.cli.main import main
+from manyvec.cli import main
 from manyvec.testing import ColorEncoder, HashEncoder
 
 httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip install 'manyvec[serve]'")
@@ -298,14 +298,14 @@ async def test_an_agent_needs_the_token(guarded_url):
 
 async def test_an_agent_uses_the_index_over_standard_input_and_output(db):
     command = mcp.StdioServerParameters(
-        command=sys.executable, args=["-m", "manyvec", "mcp", db], env=dict(os.environ), cwd=os.getcwd()
+        command=sys.executable, args=["-m", "manyvec", "mcp", "--index", db], env=dict(os.environ), cwd=os.getcwd()
     )
     async with mcp.Client(command) as client:
         await check_tools(client, "bread")
 
 
 def test_the_command_serves_until_it_is_interrupted(db):
-    command = [sys.executable, "-m", "manyvec", "serve", db, "--port", "0"]
+    command = [sys.executable, "-m", "manyvec", "serve", "--index", db, "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "MANYVEC_TOKEN": TOKEN})
     try:
         lines = iter(process.stderr.readline, "")
@@ -325,7 +325,7 @@ def test_the_command_serves_until_it_is_interrupted(db):
 def test_the_command_refuses_to_listen_to_others_without_a_token(db, capsys, monkeypatch):
     monkeypatch.delenv("MANYVEC_TOKEN", raising=False)
     started = time.monotonic()
-    assert main(["serve", db, "--host", "0.0.0.0"]) == 1
+    assert main(["serve", "--index", db, "--host", "0.0.0.0"]) == 1
     assert "lets other machines read the index: give a token" in capsys.readouterr().err
     assert time.monotonic() - started < 60
 

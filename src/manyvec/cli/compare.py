@@ -1,4 +1,4 @@
-"""What BM25, the pooled vector and late interaction each find for one query, and what they miss."""
+"""Compare what BM25, the pooled vector and late interaction find for one query, and what each misses."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from manyvec.candidates import Lexical, Pooled
+from manyvec.cli.output import print_table
 from manyvec.evidence.render import printable
 from manyvec.index import FilterLike, Index
-from manyvec.retrieval.candidates import Lexical, Pooled
 
 METHODS = ("bm25", "pooled", "late")
 _TITLES = {"bm25": "BM25", "pooled": "the pooled vector", "late": "late interaction"}
-# Ranks are looked up this far down, to tell a document that was just missed from one that was not seen.
+# Ranks are determined down to this depth, to tell a near miss from a document that a method does not find at all.
 _DEPTH = 100
 
 
@@ -21,7 +22,7 @@ class Standing:
     """A document that at least one method found.
 
     Attributes:
-        ranks: its rank in each of `METHODS`; None where it is not among the first 100.
+        ranks: Rank of the document by method (see `METHODS`); None if it is not among the first 100.
     """
 
     id: str
@@ -31,55 +32,44 @@ class Standing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first `k` of each method: late interaction's in its order, then what only the others found."""
+    """The first `k` documents of each method: those of late interaction in its order, then those only others found."""
 
     k: int
     standings: tuple[Standing, ...]
 
     def missed(self, method: str) -> list[str]:
-        """Ids that another method has among its first `k`, and this one has not."""
+        """Return the ids that another method ranks among its first `k`, and this one does not."""
         return [s.id for s in self.standings if not _is_found(s.ranks[method], self.k)]
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as values that JSON can hold."""
         return {**asdict(self), "missed": {method: self.missed(method) for method in METHODS}}
-
-    def to_terminal(self) -> str:
-        """A table with a line a document, ranks beyond `k` in brackets, and a line for what each method missed."""
-        if not self.standings:
-            return "nothing found"
-        width = max(len(_shown_id(standing.id)) for standing in self.standings)
-        lines = [f"{'BM25':>6}  {'pooled':>6}  {'late':>6}   {'id':<{width}}  text"]
-        for standing in self.standings:
-            ranks = "  ".join(f"{_shown_rank(standing.ranks[method], self.k):>6}" for method in METHODS)
-            text = textwrap.shorten(printable(standing.text), 100, placeholder=" …")
-            lines.append(f"{ranks}   {_shown_id(standing.id):<{width}}  {text}")
-        lines.append("")
-        for method in METHODS:
-            missed = self.missed(method)
-            found = len(self.standings) - len(missed)
-            ids = f": {', '.join(map(_shown_id, missed))}" if missed else ""
-            lines.append(f"{_TITLES[method]} found {found} of these {len(self.standings)}, missed {len(missed)}{ids}")
-        return "\n".join(lines)
 
 
 def compare(index: Index, query: str, k: int = 10, *, filter: FilterLike | None = None) -> Comparison:
-    """Rank an index's documents in the three ways, with the index's own model for the latter two.
+    """Rank the documents of an index in all three ways; the latter two use the index's model.
 
-    The pooled vectors are made from all stored token vectors, which takes a while where these are many.
+    Pooled vectors are computed from all stored token vectors, which takes a while for a large index.
+
+    Args:
+        index: Index to search.
+        query: Query string.
+        k: Number of documents that count as found by a method.
+        filter: Condition on documents, as for `Index.search`.
 
     Raises:
-        InputError, FilterError: as `Index.search`.
+        InputError, FilterError: As `Index.search`.
     """
-    # The search comes first: it refuses what is no query before work is done.
+    # The search comes first because it checks the arguments.
     late = [hit.id for hit in index.search(query, max(k, _DEPTH) if k > 0 else k, filter=filter)]
-    if not late:  # no document passes, or the query has no token
+    if not late:  # no document passes the filter, or the query has no tokens
         return Comparison(k, ())
     others = [index.rank([query], method, max(k, _DEPTH), filter=filter)[0] for method in (Lexical(), Pooled())]
     rankings = dict(zip(METHODS, [*others, late], strict=True))
     positions = {method: {id: rank for rank, id in enumerate(ids, start=1)} for method, ids in rankings.items()}
     found = list(dict.fromkeys(id for method in reversed(METHODS) for id in rankings[method][:k]))
     texts = {document.id: document.text for document in index.get(found)}
-    # A document deleted meanwhile is left out.
+    # A document that was deleted in the meantime is left out.
     return Comparison(
         k,
         tuple(
@@ -88,6 +78,28 @@ def compare(index: Index, query: str, k: int = 10, *, filter: FilterLike | None 
             if id in texts
         ),
     )
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print a row per document, with ranks beyond `k` in brackets, then what each method missed."""
+    if not comparison.standings:
+        print("nothing found")
+        return
+    rows = [
+        (
+            *(_shown_rank(standing.ranks[method], comparison.k) for method in METHODS),
+            _shown_id(standing.id),
+            textwrap.shorten(printable(standing.text), 100, placeholder=" …"),
+        )
+        for standing in comparison.standings
+    ]
+    print_table(["BM25", "pooled", "late", "id", "text"], rows, align=["right", "right", "right"])
+    print()
+    n = len(rows)
+    for method in METHODS:
+        missed = comparison.missed(method)
+        ids = f": {', '.join(map(_shown_id, missed))}" if missed else ""
+        print(f"{_TITLES[method]} found {n - len(missed)} of these {n}, missed {len(missed)}{ids}")
 
 
 def _is_found(rank: int | None, k: int) -> bool:

@@ -1,0 +1,1 @@
+"""One module per command. Modules import models and the database only when their command runs."""

@@ -1,0 +1,43 @@
+"""`manyvec serve`: offer an index over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from manyvec.cli.options import (
+    DEFAULT_INDEX,
+    DeviceOption,
+    IndexOption,
+    ScoreDeviceOption,
+    check_exists,
+    open_index,
+)
+from manyvec.errors import require
+
+EXAMPLES = "Example: manyvec serve --index ./papers --port 8000"
+
+
+def run(
+    index: IndexOption = DEFAULT_INDEX,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 8765,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MANYVEC_TOKEN",
+            help="Token that clients must send. Prefer the environment variable: other users can see options in `ps`.",
+            show_default=False,
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    score_device: ScoreDeviceOption = None,
+) -> None:
+    """Offer an index as a web page, a JSON API (described at /openapi.json) and an MCP server (at /mcp)."""
+    check_exists(index)
+    require("fastapi", extra="serve")
+    require("mcp", extra="serve")
+    from manyvec.server.app import serve
+
+    serve(open_index(index, device, score_device), host=host, port=port, token=token)

@@ -1,0 +1,66 @@
+"""Options that several commands share, and opening the index they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import typer
+
+from manyvec.errors import IndexNotFoundError
+
+if TYPE_CHECKING:
+    from manyvec.index import Index
+
+DEFAULT_INDEX = "./.manyvec"
+# The values that the library accepts, written out so that `--help` and completion import neither numpy nor torch.
+Storage: TypeAlias = Literal["float16", "int8", "int4", "residual", "binary"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+ScoreDevice: TypeAlias = Literal["cpu", "cuda"]
+
+
+IndexOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--index",
+        "-i",
+        metavar="DIR",
+        envvar="MANYVEC_INDEX",
+        help="Folder of the index, or its URI in a bucket (s3://, gs://, az://).",
+    ),
+]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+EncoderOption: TypeAlias = Annotated[
+    str,
+    typer.Option("--encoder", "-e", metavar="NAME", help="Model: minilm, a folder, or a name on the Hugging Face hub."),
+]
+DeviceOption: TypeAlias = Annotated[
+    Device, typer.Option("--device", help="Where the model runs; with cuda, documents are scored there as well.")
+]
+ScoreDeviceOption: TypeAlias = Annotated[
+    ScoreDevice | None,
+    typer.Option("--score-device", help="Where documents are scored, if elsewhere than --device.", show_default=False),
+]
+KOption: TypeAlias = Annotated[int, typer.Option("-k", metavar="N", help="Maximum number of hits.")]
+
+
+def check_exists(uri: str) -> None:
+    """Raise `IndexNotFoundError` if `uri` is a local folder that does not exist, before anything heavy is imported."""
+    if "://" not in uri and not Path(uri).expanduser().is_dir():
+        raise IndexNotFoundError(
+            f"there is no index at {uri}: make one with `manyvec index PATH`, or name another with --index DIR"
+        )
+
+
+def open_index(uri: str, device: Device = "auto", score_device: ScoreDevice | None = None) -> Index:
+    """Open an existing index with its model on `device`."""
+    check_exists(uri)
+    from manyvec.index import Index
+    from manyvec.models.loading import load_encoder
+
+    scored_on = score_device or ("cuda" if device == "cuda" else "cpu")
+    index = Index.open(uri, device=scored_on)
+    if device != "auto":
+        encoder = load_encoder(index.model, device=device, local_files_only=True)
+        index = Index.open(uri, encoder, device=scored_on)
+    return index
