@@ -93,7 +93,7 @@ def print_comparison(comparison: Comparison) -> None:
         )
         for standing in comparison.standings
     ]
-    print_table(["BM25", "pooled", "late", "id", "text"], rows, align=["right", "right", "right"])
+    print_table(["BM25", "pooled", "late", "id", "text"], rows, right=(0, 1, 2))
     print()
     n = len(rows)
     for method in METHODS:

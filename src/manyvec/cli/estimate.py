@@ -43,7 +43,8 @@ def estimate_files(files: Sequence[Path], encoder: Any, pool_factor: float) -> E
     texts = (document for file in files if not counts[file] for document in read_file(file))
     first_pages = (next(read_file(file)) for file in files if counts[file])
     parts = (_estimate_texts(texts, encoder), _estimate_pages(first_pages, sum(counts.values()), encoder))
-    n_documents, n_vectors, n_plain_bytes, seconds = map(sum, zip(*parts, strict=True))
+    _, n_vectors, n_plain_bytes, seconds = map(sum, zip(*parts, strict=True))
+    n_documents = sum(part[0] for part in parts)
     n_tokens = round(n_vectors / pool_factor)
     # Spans take about one byte per token once compressed.
     n_bytes = {s: round(n_tokens * (bytes_per_token(s, encoder.dim) + 1) + n_plain_bytes) for s in STORAGES}

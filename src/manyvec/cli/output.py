@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Container, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from manyvec.evidence.render import printable
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # Without a terminal, lines are not wrapped: another program may read them.
 _UNLIMITED_WIDTH = 100_000
-Align = Literal["left", "right"]
 
 
 def console() -> Console:
@@ -31,19 +30,19 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, align: Sequence[Align] = ()) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[int] = ()) -> None:
     """Print a table no wider than the terminal; cells that do not fit are wrapped.
 
     Args:
         columns: Headings; no heading line is printed if all are empty.
         rows: Cells of each row, as many as there are columns. Control characters in them are replaced.
-        align: Alignment of the first columns; the remaining ones are aligned left.
+        right: Positions of columns that are aligned right.
     """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns), header_style="bold")
     for position, column in enumerate(columns):
-        table.add_column(column, justify=align[position] if position < len(align) else "left", overflow="fold")
+        table.add_column(column, justify="right" if position in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(printable, row))
     console().print(table)

@@ -50,7 +50,7 @@ def run(
         return
     print(f"{dataset}: {len(data.documents):,} documents, {len(data.queries):,} queries, {model.name}\n")
     rows = [(method, *(f"{values[measure]:.4f}" for measure in _MEASURES)) for method, values in results.items()]
-    print_table(["", *_MEASURES], rows, align=["left", *(["right"] * len(_MEASURES))])
+    print_table(["", *_MEASURES], rows, right=range(1, 1 + len(_MEASURES)))
 
 
 def _measure(data: Dataset, encoder: Encoder, uri: str) -> dict[str, dict[str, float]]:

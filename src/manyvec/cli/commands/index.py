@@ -151,7 +151,7 @@ def _print_estimate(estimate: Estimate, *, as_json: bool) -> None:
         (storage, f"{round(n_bytes / n_documents):,}", megabytes(n_bytes))
         for storage, n_bytes in estimate["bytes_on_disk"].items()
     ]
-    print_table(["storage", "bytes per document", "total"], rows, align=["left", "right", "right"])
+    print_table(["storage", "bytes per document", "total"], rows, right=(1, 2))
 
 
 @dataclass(frozen=True)

@@ -26,5 +26,5 @@ def run(as_json: JsonOption = False) -> None:
             )
             for model in family.published
         ]
-        print_table(["", "", "", ""], rows, align=["left", "right", "right"])
+        print_table(["", "", "", ""], rows, right=(1, 2))
     print("\nA folder with any other checkpoint of these families can be loaded too.")
