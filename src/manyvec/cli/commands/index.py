@@ -119,7 +119,9 @@ def _open_or_create(
     try:
         index = Index.open(uri, encoder)
     except FileNotFoundError:
-        return Index.create(uri, encoder, filter_columns=columns, storage=storage or "float16", pool_factor=pool_factor or 1)
+        return Index.create(
+            uri, encoder, filter_columns=columns, storage=storage or "float16", pool_factor=pool_factor or 1
+        )
     if columns and index.filter_columns != columns:
         raise InputError(f"the index {uri} already has the filter columns {index.filter_columns or 'none'}")
     info = index.info()
