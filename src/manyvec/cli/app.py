@@ -9,11 +9,11 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Annotated, ParamSpec
 
 import typer
 
+from manyvec import __version__
 from manyvec.cli.commands import evaluate, index, info, mcp, models, search, serve
 from manyvec.errors import ManyvecError
 
@@ -85,7 +85,7 @@ def _with_status(run: Callable[P, None]) -> Callable[P, None]:
 
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
-        print(f"manyvec {version('manyvec')}")
+        print(f"manyvec {__version__}")
         raise typer.Exit()
 
 
