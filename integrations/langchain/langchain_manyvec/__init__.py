@@ -3,7 +3,7 @@
 retriever = ManyvecRetriever.from_uri("./papers", k=5)
 retriever.invoke("how many vectors does ColBERT keep", filter={"year": 2024})
 
-`ManyvecToolSelector` needs langchain itself: pip install 'langchain-manyvec[agents]'
+`ManyvecToolSelector` also needs the langchain package: pip install 'langchain-manyvec[agents]'
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,9 +1,13 @@
-"""Between LangChain's documents and manyvec's: new objects both ways, the caller's stay as they are."""
+"""Convert between LangChain documents and manyvec documents.
+
+Every function returns new objects and leaves the caller's documents and metadata unchanged.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +18,7 @@ import manyvec
 
 
 def to_langchain(hit: manyvec.Hit) -> Document:
-    """A hit as a document with scores and evidence in the metadata; a key of that name that was stored there stays."""
+    """Convert a hit, adding scores and evidence to the metadata; stored keys of the same name are kept instead."""
     added: dict[str, Any] = {"score": hit.score, "relevance_score": clipped(hit.similarity)}
     if hit.evidence is not None:
         added["evidence"] = hit.evidence.to_dict()
@@ -22,43 +26,83 @@ def to_langchain(hit: manyvec.Hit) -> Document:
 
 
 def as_stored(document: manyvec.Document | manyvec.Hit) -> Document:
-    """A document with exactly the metadata it was stored with."""
+    """Convert a stored document or a hit, with exactly the metadata it was stored with."""
     return Document(page_content=document.text, id=document.id, metadata=dict(document.metadata))
 
 
 def with_scores(document: Document, score: float, similarity: float) -> Document:
-    """A copy with these scores in the metadata, in the place of a first stage's."""
+    """Copy a document with these scores in the metadata, replacing those of an earlier stage."""
     scores = {"score": score, "relevance_score": clipped(similarity)}
     return document.model_copy(update={"metadata": {**document.metadata, **scores}})
 
 
 def to_manyvec(document: Document, id: str | None = None) -> manyvec.Document:
-    """A document to store: under `id`, else under its own id, else under an id made from its content.
+    """Convert a document to be stored.
+
+    Args:
+        document: Document with text and metadata.
+        id: Id to store it under. Defaults to the document's own id, and without one to a hash of its text and metadata.
 
     Raises:
-        InputError: it cannot be stored; a document without an id is called `(no id)`.
+        InputError: The document cannot be stored; the message calls a document without an id `(no id)`.
     """
     id = id if id is not None else document.id
     if id is not None:
         return manyvec.Document(id, document.page_content, document.metadata)
-    # Checked under a stand-in first: what passes is JSON, so the id can be made from it.
+    # Validate under a placeholder first: what passes can be written as JSON, which the id is a hash of.
     unnamed = manyvec.Document("(no id)", document.page_content, document.metadata)
     return replace(unnamed, id=_content_id(unnamed))
 
 
+def store(
+    index: manyvec.Index,
+    documents: Sequence[Document],
+    ids: Sequence[str | None] | None = None,
+    *,
+    show_progress: bool = False,
+) -> list[str]:
+    """Add documents to an index and return their ids, in the order of the documents.
+
+    Args:
+        index: Index to add to.
+        documents: Documents with text and metadata.
+        ids: One id per document, None for the document's own. Defaults to the documents' own ids.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        InputError: A document cannot be stored, or the numbers of ids and documents differ; nothing is added.
+    """
+    if ids is not None and len(ids) != len(documents):
+        raise manyvec.InputError(f"got {len(documents)} documents and {len(ids)} ids: pass one id per document")
+    chosen = ids if ids is not None else [None] * len(documents)
+    records = [to_manyvec(document, id) for document, id in zip(documents, chosen, strict=True)]
+    index.add(records, show_progress=show_progress)
+    return [record.id for record in records]
+
+
 def clipped(similarity: float) -> float:
-    """A similarity in [-1, 1] as a relevance score in [0, 1]."""
+    """Clip a similarity in [-1, 1] to a relevance score in [0, 1]."""
     return min(max(similarity, 0.0), 1.0)
 
 
 def trace_params(name: str, index: manyvec.Index) -> LangSmithRetrieverParams:
-    """What a trace says of a search in this index."""
+    """Describe a search in this index for a trace."""
     return LangSmithRetrieverParams(
         ls_retriever_name=name,
         ls_vector_store_provider="LanceDB",
         ls_embedding_provider="manyvec",
         ls_embedding_model=index.model,
     )
+
+
+def reject_filters(options: dict[str, Any]) -> None:
+    """Raise if `filters` is among the options: it was the name of `filter_columns`.
+
+    Raises:
+        TypeError: `filters` is given.
+    """
+    if "filters" in options:
+        raise TypeError("filters= is now called filter_columns=: pass for example filter_columns={'year': int}")
 
 
 def _content_id(document: manyvec.Document) -> str:

@@ -1,8 +1,8 @@
-"""`Calibration`: what a similarity is worth in one corpus, so that a relevance threshold means something.
+"""`Calibration`: turn similarities into relevance scores that a threshold can be chosen for.
 
-Similarities of one model crowd into a narrow range that another model does not share. What a threshold should answer is
-how often it lets something through that does not belong: so the similarities are compared with those that the best
-document reaches for questions which the corpus does not answer.
+The similarities of a model fall into a narrow range that differs from model to model, so a fixed threshold means little.
+A calibration compares a similarity with those that the best document reaches for questions the corpus does not answer:
+the threshold then states how often an irrelevant document passes.
 """
 
 from __future__ import annotations
@@ -18,52 +18,61 @@ from manyvec import Index, InputError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Openings of 12 words are about as long as questions are; the characters are for scripts without spaces.
+# The first 12 words of a document are about as long as a question; the character limit is for scripts without spaces.
 _QUERY_WORDS, _QUERY_CHARACTERS = 12, 100
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Similarities of the best document to questions without an answer, rising; at least one.
+    """Distribution of the best similarities that unanswerable questions reach in one index.
 
-    `Calibration(tuple(numbers))` is the same again after the numbers were kept somewhere.
+    To keep a calibration, save `background` and pass it to `Calibration(tuple(...))` later.
+
+    Attributes:
+        background: Similarities of the best document per question, ascending; at least one.
     """
 
     background: tuple[float, ...]
 
     @classmethod
     def measure(cls, index: Index, unanswerable: Sequence[str] | None = None, *, n_samples: int = 200) -> Self:
-        """Measure the background in an index.
+        """Measure the background similarities of an index.
 
         Args:
-            unanswerable: questions of the kind users ask, to which no document holds the answer; 50 or more are good.
-                Without them, openings of `n_samples` documents stand for questions, and the document that each was
-                taken from is left out of its hits. On SciFact with all-MiniLM-L6-v2, 439 abstracts, a threshold of
-                0.75 so found let through 23 % of the claims whose evidence was left out and 77 % of the others, 0.9 let
-                through 6 % and 65 % (`examples/benchmarks/calibration.py`). Near copies make it stricter than it says.
+            index: Index to search; takes about one search per question.
+            unanswerable: Questions of the kind users ask which no document answers; 50 or more are recommended.
+                By default the first words of `n_samples` documents serve as questions, and the document that a question
+                was taken from is removed from its hits. On SciFact with all-MiniLM-L6-v2 (439 abstracts), a
+                threshold of 0.75 measured this way accepted 23 % of the claims whose evidence was removed and 77 % of
+                the others; 0.9 accepted 6 % and 65 % (`examples/benchmarks/calibration.py`). Near-duplicate documents
+                make it stricter.
+            n_samples: Number of documents to sample when `unanswerable` is not given.
 
         Raises:
-            InputError: nothing was found, as in an index with fewer than two documents.
+            InputError: No question finds a document, for example because the index holds fewer than two documents.
         """
         if unanswerable is not None:
             background = [hits[0].similarity for hits in index.search_many(unanswerable, 1) if hits]
         else:
             ids = index.ids()
             documents = index.get(random.Random(0).sample(ids, min(n_samples, len(ids))))
-            found = index.search_many([_opening(document.text) for document in documents], 2)
+            found = index.search_many([_first_words(document.text) for document in documents], 2)
             others = [
                 [hit.similarity for hit in hits if hit.id != document.id]
                 for document, hits in zip(documents, found, strict=True)
             ]
             background = [similarities[0] for similarities in others if similarities]
         if not background:
-            raise InputError("calibration needs an index with two documents or more, and questions that find some")
+            raise InputError("calibration needs an index with at least two documents, and questions that find some")
         return cls(tuple(sorted(background)))
 
     def relevance(self, similarity: float) -> float:
-        """Share of the background that is less similar, in [0, 1]: 0.9 lets 1 unanswerable question in 10 through."""
+        """Return the share of the background below this similarity, in [0, 1].
+
+        A threshold of 0.9 accepts a document for 1 in 10 unanswerable questions.
+        """
         return bisect_left(self.background, similarity) / len(self.background)
 
 
-def _opening(text: str) -> str:
+def _first_words(text: str) -> str:
     return " ".join(text.split()[:_QUERY_WORDS])[:_QUERY_CHARACTERS]

@@ -1,4 +1,4 @@
-"""`ManyvecReranker`: documents from any retriever, in the order of their exact MaxSim scores."""
+"""`ManyvecReranker`: sort the documents of any retriever by exact MaxSim scores."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from manyvec import Encoder, Index, Reranker
 
 
 class ManyvecReranker(BaseDocumentCompressor):
-    """Puts documents into the order of their exact late-interaction scores, and keeps the best.
+    """Document compressor that sorts documents by exact late-interaction scores and keeps the best.
 
-    What it returns are copies, with `score` and `relevance_score` in the metadata as `ManyvecRetriever` gives them. A
-    document without any text scores -inf and comes last, with the relevance 0. Equal scores keep their order.
+    Returned documents are copies with `score` and `relevance_score` in the metadata, as those of `ManyvecRetriever`. A
+    document without text scores -inf, has the relevance 0 and comes last. Equal scores keep their order.
 
-    LangChain traces no compressor, so this one opens a run of its own under `callbacks`: named `ManyvecReranker`, with
-    the query, the ids in the order they came, the model, and at the end the ids and scores in the new order.
+    LangChain does not trace compressors, so this class opens a run named `ManyvecReranker` under `callbacks`. The run
+    records the query, the model and the ids as input, and the ids and scores in the new order as output.
 
     Attributes:
-        encoder: a name for `manyvec.load_encoder`, or an encoder; by default the index's, or `minilm`.
-        index: documents that it holds with the same id and text are scored from their stored vectors.
-        top_n: how many documents to return, at most; all by default.
+        encoder: Encoder, or a name for `manyvec.load_encoder`. Defaults to the encoder of `index`, or to `minilm`.
+        index: Index whose stored vectors are used for documents that it holds with the same id and text.
+        top_n: Maximum number of documents to return. Defaults to all.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -50,7 +50,7 @@ class ManyvecReranker(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """See the class. No documents give none."""
+        """Sort documents by their scores for the query and return the best `top_n`."""
         manager = CallbackManager.configure(inheritable_callbacks=callbacks)
         run = manager.on_chain_start(None, self._inputs(documents, query), name=type(self).__name__)
         try:
@@ -64,20 +64,20 @@ class ManyvecReranker(BaseDocumentCompressor):
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """`compress_documents`; the scoring happens in a thread, and the event loop goes on."""
+        """Run `compress_documents` with the scoring in a thread."""
         manager = AsyncCallbackManager.configure(inheritable_callbacks=callbacks)
         run = await manager.on_chain_start(None, self._inputs(documents, query), name=type(self).__name__)
         try:
             ranked = await run_in_executor(None, self._rerank, documents, query)
         except BaseException as error:
-            # A task that was cancelled may await nothing that it could be cancelled in again.
+            # A cancelled task could be cancelled again while it awaits, and the run would stay open.
             await asyncio.shield(run.on_chain_error(error))
             raise
         await run.on_chain_end(_outputs(ranked))
         return ranked
 
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
-        """The reranker as a step of a chain: `{"query": ..., "documents": [...]}` in, documents out."""
+        """Return the reranker as a runnable that maps `{"query": ..., "documents": [...]}` to documents."""
 
         def rerank(inputs: dict[str, Any], config: RunnableConfig) -> list[Document]:
             return list(self.compress_documents(inputs["documents"], inputs["query"], config.get("callbacks")))
@@ -99,11 +99,12 @@ class ManyvecReranker(BaseDocumentCompressor):
 
 
 class ManyvecRerankRetriever(BaseRetriever):
-    """Two stages in one retriever: any other finds documents, and `ManyvecReranker` puts them in order.
+    """Retriever that reranks the documents of another retriever.
 
     Attributes:
-        retriever: the first stage; let it find more documents than are wanted in the end.
-        reranker: `ManyvecReranker(index=..., top_n=5)`.
+        retriever: First stage. It should return more documents than `reranker.top_n`. Arguments of a call, such as `k`,
+            are passed to it.
+        reranker: Second stage, for example `ManyvecReranker(index=index, top_n=5)`.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -1,4 +1,4 @@
-"""`ManyvecDocumentIndex`: a retriever that documents can be put into and taken out of by id."""
+"""`ManyvecDocumentIndex`: a retriever with upsert, get and delete by id."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from manyvec import InputError
 
 
 class ManyvecDocumentIndex(ManyvecRetriever, DocumentIndex):
-    """A `ManyvecRetriever` that is also LangChain's `DocumentIndex`, so `langchain_core.indexing.index` can fill it.
+    """A `ManyvecRetriever` that implements LangChain's `DocumentIndex`, so that `langchain_core.indexing.index` can
+    write to it.
 
-    LangChain marks the interface as beta; `ManyvecVectorStore` does the same job behind an older one.
+    LangChain marks this interface as beta. `ManyvecVectorStore` can be filled the same way and is stable.
     """
 
     def upsert(self, items: Sequence[Document], /, **kwargs: Any) -> UpsertResponse:
-        """Add documents; see `add_documents`, whose ids this answers with. A document that cannot be stored raises."""
+        """Add or replace documents, see `add_documents`. A document that cannot be stored raises an error."""
         return UpsertResponse(succeeded=self.add_documents(items), failed=[])
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
-        """Delete documents by id; unknown ids do no harm and are not among those that `succeeded`.
+        """Delete documents by id. Unknown ids are ignored and not listed in `succeeded`.
 
         Raises:
-            InputError: no ids are given.
+            InputError: `ids` is None.
         """
         if ids is None:
-            raise InputError("delete needs ids; delete([]) deletes nothing")
+            raise InputError("delete needs a list of ids; delete([]) deletes nothing")
         known = [document.id for document in self.index.get(ids)]
         return DeleteResponse(num_deleted=self.index.delete(known), succeeded=known, num_failed=0, failed=[])
 
     def get(self, ids: Sequence[str], /, **kwargs: Any) -> list[Document]:
-        """The documents with these ids, in this order, as they were stored; unknown ids are left out."""
+        """Return the documents with these ids, in this order, as they were stored. Unknown ids are skipped."""
         return [as_stored(document) for document in self.index.get(ids)]

@@ -1,4 +1,4 @@
-"""`ManyvecToolSelector`: before each model call of an agent, only the tools that fit the conversation are kept."""
+"""`ManyvecToolSelector`: limit the tools of each model call of an agent to those that fit the conversation."""
 
 from __future__ import annotations
 
@@ -33,31 +33,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Requests that are read, the newest whole up to the first limit, earlier ones as context up to the second.
-_N_REQUESTS = 3
+# User messages that make up the query: the newest, up to 1,000 characters, and up to 200 of each of the two before it.
+_N_MESSAGES = 3
 _MAX_CHARACTERS, _MAX_CONTEXT_CHARACTERS = 1000, 200
-_MAX_INDEXES, _MAX_CHOICES = 4, 256
-_FAILED = "choosing tools failed; the model gets all tools of the agent"
+# Entries kept in the caches of tool indexes (one per set of tools) and selections (one per query).
+_MAX_INDEXES, _MAX_SELECTIONS = 4, 256
+_FAILED = "selecting tools failed; the model receives all tools of the agent"
 
 
 class ManyvecToolSelector(AgentMiddleware):
-    """Keeps the tools that fit, out of a handful or thousands, with no model call but the encoder's.
+    """Agent middleware that selects the tools for each model call, by late interaction and without an extra model call.
 
-    The request is read from the conversation: the user's newest message, and the ones before as context. One choice
-    holds for a whole tool loop, and a tool that was called in it stays. Tools keep their order. Provider tools (dicts)
-    pass through. Each choice is a run named `ManyvecToolSelector` in the trace, with the query and the scores.
+    The query is the user's newest message, with the messages before it as context. A selection holds for a whole tool
+    loop, and a tool that was called in the loop stays available. Tools keep their order, and provider tools (dicts) are
+    always passed on. Each selection is a run named `ManyvecToolSelector` in the trace, with the query and the scores.
 
     Args:
-        max_tools: tools to keep; with no more than these, nothing is selected away.
-        always_include: names of tools to keep besides; they do not count. Unknown ones are an error in the model call.
-        catalog: tools that the agent was not given and that the selector may add: functions or LangChain tools. The
-            selector also runs them. A tool of the agent with the same name takes the place of the catalog's.
-        encoder: a name for `manyvec.load_encoder`, or an encoder.
-        on_error: when choosing fails, `all` logs it and lets the model have all tools of the agent (not the
-            catalog's); `raise` raises.
+        max_tools: Maximum number of tools to select. If there are no more than this, all are kept.
+        always_include: Names of tools to keep in addition to `max_tools`. An unknown name raises an error in the model
+            call.
+        catalog: Further tools that the agent was not created with: functions or LangChain tools. The selector adds
+            those that fit and runs them when they are called. A tool of the agent with the same name takes precedence.
+        encoder: Encoder, or a name for `manyvec.load_encoder`.
+        on_error: What happens when the selection fails. `all` logs the error and passes all tools of the agent (not
+            the catalog's) to the model; `raise` raises it.
 
     Raises:
-        InputError: `max_tools` is less than 1, or two tools of the catalog share a name.
+        InputError: `max_tools` is less than 1, or two tools of the catalog have the same name.
     """
 
     def __init__(
@@ -71,63 +73,63 @@ class ManyvecToolSelector(AgentMiddleware):
     ) -> None:
         super().__init__()
         if isinstance(max_tools, bool) or not isinstance(max_tools, int) or max_tools < 1:
-            raise InputError(f"max_tools must be a whole number, 1 or more, got {max_tools!r}")
+            raise InputError(f"max_tools must be a positive integer, got {max_tools!r}")
         if on_error not in ("all", "raise"):
             raise InputError(f"on_error must be 'all' or 'raise', got {on_error!r}")
         given = [tool if isinstance(tool, BaseTool) else as_tool(tool) for tool in catalog]
         self.catalog = {tool.name: tool for tool in given}
         if len(self.catalog) < len(given):
-            raise InputError("tools of the catalog share a name: each needs one of its own")
+            raise InputError("two tools of the catalog have the same name: names must be unique")
         self.max_tools = max_tools
         self.always_include = list(always_include)
         self.encoder = encoder
         self.on_error = on_error
         self._lock = threading.Lock()
         self._indexes: OrderedDict[tuple[tuple[str, str], ...], ToolIndex] = OrderedDict()
-        self._choices: OrderedDict[tuple[object, str], dict[str, Any]] = OrderedDict()
+        self._selections: OrderedDict[tuple[object, str], dict[str, Any]] = OrderedDict()
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage:
-        """Call the model with the tools that fit."""
+        """Call the model with the selected tools."""
         tools = self._tools(request)
         eligible = self._eligible(tools)
         if len(eligible) <= self.max_tools:
             return handler(request.override(tools=tools))
         try:
-            choice = self._chooser(eligible).invoke({"query": query_of(request.messages)})
+            selection = self._selector(eligible).invoke({"query": query_of(request.messages)})
         except Exception:
             if self.on_error == "raise":
                 raise
             logger.warning(_FAILED, exc_info=True)
             return handler(request)
-        return handler(request.override(tools=self._kept(tools, choice, request)))
+        return handler(request.override(tools=self._kept(tools, selection, request)))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | AIMessage:
-        """`wrap_model_call`; the choice is made in a thread, and the event loop goes on."""
+        """Run `wrap_model_call` with the selection in a thread."""
         tools = self._tools(request)
         eligible = self._eligible(tools)
         if len(eligible) <= self.max_tools:
             return await handler(request.override(tools=tools))
         try:
-            choice = await self._chooser(eligible).ainvoke({"query": query_of(request.messages)})
+            selection = await self._selector(eligible).ainvoke({"query": query_of(request.messages)})
         except Exception:
             if self.on_error == "raise":
                 raise
             logger.warning(_FAILED, exc_info=True)
             return await handler(request)
-        return await handler(request.override(tools=self._kept(tools, choice, request)))
+        return await handler(request.override(tools=self._kept(tools, selection, request)))
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]) -> ToolResult:
-        """Run a tool of the catalog, which the agent does not know."""
+        """Run a tool of the catalog, which the agent itself does not know."""
         return handler(self._resolved(request))
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
     ) -> ToolResult:
-        """See `wrap_tool_call`."""
+        """Run a tool of the catalog, see `wrap_tool_call`."""
         return await handler(self._resolved(request))
 
     def _resolved(self, request: ToolCallRequest) -> ToolCallRequest:
@@ -135,27 +137,27 @@ class ManyvecToolSelector(AgentMiddleware):
         return request.override(tool=found) if request.tool is None and found is not None else request
 
     def _tools(self, request: ModelRequest[Any]) -> list[BaseTool | dict[str, Any]]:
-        """The agent's tools as they are, then those of the catalog that it does not have."""
-        own = {tool.name for tool in request.tools if isinstance(tool, BaseTool)}
-        tools = [*request.tools, *(tool for name, tool in self.catalog.items() if name not in own)]
-        if missing := set(self.always_include) - own - self.catalog.keys():
-            raise InputError(f"always_include names tools that are not there: {', '.join(sorted(missing))}")
+        """Return the tools of the agent, followed by those of the catalog that it does not have."""
+        names = {tool.name for tool in request.tools if isinstance(tool, BaseTool)}
+        tools = [*request.tools, *(tool for name, tool in self.catalog.items() if name not in names)]
+        if missing := set(self.always_include) - names - self.catalog.keys():
+            raise InputError(f"always_include names unknown tools: {', '.join(sorted(missing))}")
         return tools
 
     def _eligible(self, tools: Sequence[BaseTool | dict[str, Any]]) -> list[BaseTool]:
         return [tool for tool in tools if isinstance(tool, BaseTool) and tool.name not in self.always_include]
 
-    def _chooser(self, tools: list[BaseTool]) -> RunnableLambda[dict[str, Any], dict[str, Any]]:
-        """The choice as a step of its own, so that it stands in the trace."""
-        return RunnableLambda(lambda question: self._choose(question["query"], tools), name=type(self).__name__)
+    def _selector(self, tools: list[BaseTool]) -> RunnableLambda[dict[str, Any], dict[str, Any]]:
+        """Wrap the selection as a runnable, so that it appears in the trace."""
+        return RunnableLambda(lambda inputs: self._select(inputs["query"], tools), name=type(self).__name__)
 
-    def _choose(self, query: str, tools: list[BaseTool]) -> dict[str, Any]:
-        """The names chosen, best first, with their scores; the same question gets the choice made before."""
+    def _select(self, query: str, tools: list[BaseTool]) -> dict[str, Any]:
+        """Return the selected names with their scores, best first; a repeated query returns the cached selection."""
         key = tuple((tool.name, tool.description) for tool in tools)
         with self._lock:
-            if (key, query) in self._choices:
-                self._choices.move_to_end((key, query))
-                return {**self._choices[key, query], "cached": True}
+            if (key, query) in self._selections:
+                self._selections.move_to_end((key, query))
+                return {**self._selections[key, query], "cached": True}
             index = self._indexes.get(key)
             if index is None:
                 encoder = load_encoder(self.encoder) if isinstance(self.encoder, str) else self.encoder
@@ -163,35 +165,35 @@ class ManyvecToolSelector(AgentMiddleware):
                 _shrink(self._indexes, _MAX_INDEXES)
         hits = index.select(query, self.max_tools)
         scored = [{"name": hit.name, "score": hit.score, "similarity": hit.similarity} for hit in hits]
-        choice = {"tools": scored, "model": index.encoder.name, "out_of": len(index)}
+        selection = {"tools": scored, "model": index.encoder.name, "out_of": len(index)}
         with self._lock:
-            self._choices[key, query] = choice
-            _shrink(self._choices, _MAX_CHOICES)
-        return {**choice, "cached": False}
+            self._selections[key, query] = selection
+            _shrink(self._selections, _MAX_SELECTIONS)
+        return {**selection, "cached": False}
 
     def _kept(
-        self, tools: Sequence[BaseTool | dict[str, Any]], choice: dict[str, Any], request: ModelRequest[Any]
+        self, tools: Sequence[BaseTool | dict[str, Any]], selection: dict[str, Any], request: ModelRequest[Any]
     ) -> list[BaseTool | dict[str, Any]]:
-        if not choice["tools"]:
-            # A conversation without a word gives nothing to choose by.
+        if not selection["tools"]:
+            # The query holds no words to select by.
             return list(request.tools)
-        names = {hit["name"] for hit in choice["tools"]} | set(self.always_include) | called_names(request.messages)
+        names = {hit["name"] for hit in selection["tools"]} | set(self.always_include) | called_names(request.messages)
         return [tool for tool in tools if isinstance(tool, dict) or tool.name in names]
 
 
 def query_of(messages: Sequence[AnyMessage]) -> str:
-    """What the user asks for: the newest message first, then the ones before it as context; tool results never."""
-    asked = [text for message in messages if isinstance(message, HumanMessage) if (text := str(message.text).strip())]
-    newest, *earlier = asked[::-1][:_N_REQUESTS] or [""]
+    """Return the text to select tools by: the user's newest message, then the ones before it, without tool results."""
+    texts = [text for message in messages if isinstance(message, HumanMessage) if (text := str(message.text).strip())]
+    newest, *earlier = texts[::-1][:_N_MESSAGES] or [""]
     context = [text[:_MAX_CONTEXT_CHARACTERS] for text in earlier]
     if len(newest) > _MAX_CHARACTERS:
-        # What is wanted stands before or after a long quotation.
+        # The request itself usually comes before or after a long quotation.
         newest = f"{newest[: _MAX_CHARACTERS // 2]} {newest[-_MAX_CHARACTERS // 2 :]}"
     return "\n".join([newest, *context])
 
 
 def called_names(messages: Sequence[AnyMessage]) -> set[str]:
-    """Names of the tools that were called since the user's newest message."""
+    """Return the names of the tools called since the user's newest message."""
     names: set[str] = set()
     for message in reversed(messages):
         if isinstance(message, HumanMessage):

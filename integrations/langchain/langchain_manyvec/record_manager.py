@@ -1,4 +1,4 @@
-"""`ManyvecRecordManager`: what LangChain's indexing API has written, remembered beside the index itself."""
+"""`ManyvecRecordManager`: keep the records of LangChain's indexing API in the database of the index."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 TABLE = "langchain_records"
 # 1,000 values in an IN (...) take LanceDB 6 ms, 10,000 take 40.
 _VALUES_PER_STATEMENT = 1000
-# A float of seconds since 1970 still tells these apart.
+# Seconds; a float64 timestamp still resolves this step.
 _TICK = 1e-6
-# Two that create a table at the same moment both succeed in LanceDB, and the second empties what the first has written.
+# If two threads create a table at the same moment, both succeed in LanceDB and the second empties the first one's.
 _CREATING = threading.Lock()
 
 
 class ManyvecRecordManager(RecordManager):
-    """Records for `langchain_core.indexing.index`, in a table of the index's own LanceDB database.
+    """Record manager for `langchain_core.indexing.index`, stored as a table in the LanceDB database of the index.
 
         records = ManyvecRecordManager("papers", index.uri)
         langchain_core.indexing.index(documents, records, store, cleanup="full", key_encoder="blake2b")
 
-    Several processes may write, once `create_schema` or the first write of one of them has made the table. Time is this
-    machine's clock, moved on where the newest record is ahead of it, so that a clock set back hides no outdated
-    document from a cleanup.
+    Several processes can write once the table exists, which `create_schema` or the first write creates. Timestamps come
+    from this machine's clock, but are never older than the newest record: a clock that was set back would otherwise
+    hide outdated documents from a cleanup.
 
     Args:
-        namespace: records of one namespace know nothing of another's.
-        uri: the folder or bucket of the index, or any other.
+        namespace: Name that separates these records from those of other record managers in the same table.
+        uri: Folder or bucket of the index, or any other LanceDB database.
     """
 
     def __init__(self, namespace: str, uri: str | PathLike[str]) -> None:
@@ -50,14 +50,14 @@ class ManyvecRecordManager(RecordManager):
         self._opened: Any = None
 
     def create_schema(self) -> None:
-        """Make the table if there is none, else merge the small files that earlier runs left. Optional."""
+        """Create the table if needed, and merge the small files that earlier runs left. Calling it is optional."""
         with self._table() as table:
-            # A handle that missed another writer's delete fails in optimize.
+            # optimize fails on a handle that has not seen another writer's delete.
             table.checkout_latest()
             table.optimize(cleanup_older_than=timedelta(hours=1))
 
     def get_time(self) -> float:
-        """Seconds since 1970, later than every record of the namespace."""
+        """Return the time in seconds since 1970, later than every record of the namespace."""
         newest = self._select(self._where(), ["updated_at"])["updated_at"].to_numpy().max(initial=0.0)
         self._started = max(time.time(), float(newest) + _TICK)
         return self._started
@@ -69,13 +69,18 @@ class ManyvecRecordManager(RecordManager):
         group_ids: Sequence[str | None] | None = None,
         time_at_least: float | None = None,
     ) -> None:
-        """Write records, in one commit; a key that is there is replaced. Of equal keys in one call the last wins.
+        """Insert or replace records in one commit.
+
+        Args:
+            keys: Keys of the records; if a key occurs more than once, the last one wins.
+            group_ids: One group id per key, None for no group.
+            time_at_least: Time that this machine's clock must have reached.
 
         Raises:
-            InputError: keys and group ids differ in number, or `time_at_least` lies in the future.
+            InputError: The numbers of keys and group ids differ, or `time_at_least` is in the future.
         """
         if group_ids is not None and len(group_ids) != len(keys):
-            raise InputError(f"update got {len(keys)} keys and {len(group_ids)} group ids: give one for each")
+            raise InputError(f"update got {len(keys)} keys and {len(group_ids)} group ids: pass one group id per key")
         now = max(time.time(), self._started)
         if time_at_least is not None and time_at_least > now:
             raise InputError(f"time_at_least is {time_at_least}, but it is only {now}: is this machine's clock behind?")
@@ -90,12 +95,12 @@ class ManyvecRecordManager(RecordManager):
         ]
         new = pa.Table.from_pylist(rows, _schema())
         with self._table() as table:
-            # Without a BTree on it, the primary key keeps concurrent upserts from making duplicates.
+            # Without a BTree index on it, the primary key prevents duplicates from concurrent upserts.
             merge = table.merge_insert("id").use_index(False)
             merge.when_matched_update_all().when_not_matched_insert_all().execute(new)
 
     def exists(self, keys: Sequence[str]) -> list[bool]:
-        """Whether each key is there, in the order of the keys."""
+        """Return for each key whether a record exists."""
         found = {
             id
             for condition in _any_of("id", [self._id(key) for key in keys])
@@ -111,7 +116,14 @@ class ManyvecRecordManager(RecordManager):
         group_ids: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> list[str]:
-        """Keys written before and after these times, of any of these groups; no group at all gives no key."""
+        """Return keys in no particular order.
+
+        Args:
+            before: Only records written before this time.
+            after: Only records written after this time.
+            group_ids: Only records of these groups; an empty list matches no record.
+            limit: Maximum number of keys.
+        """
         where = self._where()
         if before is not None:
             where += f" AND updated_at < {float(before)!r}"
@@ -128,7 +140,7 @@ class ManyvecRecordManager(RecordManager):
         return keys[:limit]
 
     def delete_keys(self, keys: Sequence[str]) -> None:
-        """Delete records; unknown keys do no harm."""
+        """Delete records. Unknown keys are ignored."""
         for condition in _any_of("id", [self._id(key) for key in keys]):
             with self._table() as table:
                 table.delete(condition)
@@ -165,7 +177,7 @@ class ManyvecRecordManager(RecordManager):
         await run_in_executor(None, self.delete_keys, keys)
 
     def _id(self, key: str) -> str:
-        """The primary key: unlike pairs of namespace and key never give the same text."""
+        """Return the primary key, which is unique for each pair of namespace and key."""
         return json.dumps([self.namespace, key])
 
     def _where(self) -> str:
@@ -177,7 +189,7 @@ class ManyvecRecordManager(RecordManager):
 
     @contextmanager
     def _table(self) -> Iterator[Any]:
-        """The table, made if there is none yet; what LanceDB raises becomes one error that says where."""
+        """Open or create the table, and turn errors of LanceDB into a `StoreError` that names the database."""
         import lancedb
 
         try:
@@ -205,7 +217,7 @@ def _schema() -> pa.Schema:
 
 
 def _any_of(column: str, values: Sequence[str]) -> Iterator[str]:
-    """Conditions that together hold for these values of a column, each small enough for one statement."""
+    """Yield SQL conditions that together select these values of a column, each small enough for one statement."""
     for start in range(0, len(values), _VALUES_PER_STATEMENT):
         yield f"{column} IN ({', '.join(map(_quote, values[start : start + _VALUES_PER_STATEMENT]))})"
 

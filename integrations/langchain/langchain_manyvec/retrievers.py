@@ -1,4 +1,4 @@
-"""`ManyvecRetriever`: a manyvec index as a LangChain retriever."""
+"""`ManyvecRetriever`: search a manyvec index as a LangChain retriever."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig, run_in_executor
 from pydantic import ConfigDict
 
-from langchain_manyvec._convert import to_langchain, to_manyvec, trace_params
-from manyvec import Encoder, FilterLike, Index, InputError
+from langchain_manyvec._convert import reject_filters, store, to_langchain, trace_params
+from manyvec import Encoder, FilterLike, Index
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 
 
 class ManyvecRetriever(BaseRetriever):
-    """Finds the documents of a manyvec index that match a query best, with exact late-interaction scores.
+    """Retriever over a manyvec index, ranked by exact late-interaction scores.
 
-    What it returns are new documents with the stored id, text and metadata. The metadata has two more keys:
-    `score`, ColBERT's MaxSim summed over the query's tokens, and `relevance_score`, its mean per query token
-    clipped to [0, 1]. A stored key of the same name is kept instead. Nothing found is an empty list.
+    Returned documents are new objects with the stored id, text and metadata. Two keys are added to the metadata:
+    `score`, ColBERT's MaxSim summed over the query's tokens, and `relevance_score`, its mean per query token clipped to
+    [0, 1]. A stored key of the same name is kept instead.
 
-    Every field but the index can also be given per call and then takes the place of the retriever's own:
-    `retriever.invoke("late interaction", k=1, filter={"year": 2024})`. manyvec's errors reach the caller as they are.
-    `batch` and `abatch` encode and score all their queries in one pass.
+    Every attribute except `index` can be overridden per call:
+    `retriever.invoke("late interaction", k=1, filter={"year": 2024})`. `batch` and `abatch` encode and score all
+    queries in one pass. Errors of manyvec are raised unchanged.
 
     Attributes:
-        index: the index to search; other retrievers and threads may share it.
-        k: how many documents to return, at most; 0 gives none.
-        depth: how many candidates are scored in an index with centroid lists; see `Index.search`.
-        filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
-        lexical_weight: of BM25 in the order of the documents, 0 to 1: 0.3 where names and rare words decide, see
-            `Index.search`. Scores and the threshold stay those of late interaction.
-        score_threshold: leave out documents whose similarity, the score per query token in [-1, 1], is below it.
-        evidence: put into the metadata, as `evidence`, which words of the document matched which of the query;
-            JSON that `Evidence.to_dict` describes.
+        index: Index to search. It can be shared with other retrievers and threads.
+        k: Maximum number of documents to return.
+        depth: Number of candidates to score in an index with centroid lists, see `Index.search`.
+        filter: Condition that documents must pass: made with `manyvec.F`, or a dict such as `{"lang": "en"}`.
+        lexical_weight: Share of BM25 in the ranking, from 0 to 1; 0.3 works well for names and rare words, see
+            `Index.search`. `score` and `score_threshold` still refer to late interaction.
+        score_threshold: Minimum similarity (score per query token, in [-1, 1]) of a returned document.
+        evidence: Whether to add `evidence` to the metadata: which words of the document matched which words of the
+            query, in the JSON form of `Evidence.to_dict`.
     """
 
-    # A misspelt `filter` would otherwise be dropped in silence, and everything found.
+    # Without this a misspelled `filter` would be ignored, and every document found.
     model_config = ConfigDict(extra="forbid")
 
     index: Index
@@ -57,16 +57,16 @@ class ManyvecRetriever(BaseRetriever):
 
     @classmethod
     def from_uri(cls, uri: str | PathLike[str], *, encoder: str | Encoder | None = None, **fields: Any) -> Self:
-        """Open an index that is there already, whatever wrote it.
+        """Open an existing index, whichever framework or command created it.
 
         Args:
-            uri: a folder, or `s3://`, `gs://`, `az://`.
-            encoder: by default the one the index was built with.
-            **fields: `k`, `filter` and the other fields of a retriever.
+            uri: Folder, or `s3://`, `gs://`, `az://` URI.
+            encoder: Encoder or its name. Defaults to the one the index was built with.
+            **fields: Attributes of the retriever, such as `k` and `filter`.
 
         Raises:
-            IndexNotFoundError: there is none.
-            ManifestError: the encoder is not the one the index was built with.
+            IndexNotFoundError: There is no index at `uri`.
+            ManifestError: The index was built with another encoder.
         """
         return cls(index=Index.open(uri, encoder), **fields)
 
@@ -77,52 +77,51 @@ class ManyvecRetriever(BaseRetriever):
         uri: str | PathLike[str],
         *,
         encoder: str | Encoder = "minilm",
-        filters: Mapping[str, Any] | None = None,
+        filter_columns: Mapping[str, Any] | None = None,
         show_progress: bool = False,
         **fields: Any,
     ) -> Self:
-        """Add documents to the index at `uri`, which is made if there is none yet.
+        """Create an index, or open an existing one, and add documents to it.
 
         Args:
-            documents: see `add_documents`.
-            uri: a folder, or `s3://`, `gs://`, `az://`.
-            encoder: a name for `manyvec.load_encoder`, or an encoder; an index there must have been built with it.
-            filters: metadata keys to filter on, with their types: `{"year": int, "tags": list[str]}`; an index there
-                must have these.
-            show_progress: draw a bar with documents per second.
-            **fields: `k`, `filter` and the other fields of a retriever.
+            documents: Documents to add, see `add_documents`.
+            uri: Folder, or `s3://`, `gs://`, `az://` URI.
+            encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
+            filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
+                An existing index must have the same ones.
+            show_progress: Whether to draw a progress bar.
+            **fields: Attributes of the retriever, such as `k` and `filter`.
 
         Raises:
-            InputError: a document cannot be stored.
-            ManifestError: the index there has another encoder or other filters.
+            InputError: A document cannot be stored.
+            ManifestError: The existing index has another encoder or other filter columns.
         """
-        index = Index.create(uri, encoder, filter_columns=filters, exist_ok=True)
+        reject_filters(fields)
+        index = Index.create(uri, encoder, filter_columns=filter_columns, exist_ok=True)
         retriever = cls(index=index, **fields)
         retriever.add_documents(documents, show_progress=show_progress)
         return retriever
 
     def add_documents(self, documents: Iterable[Document], *, show_progress: bool = False) -> list[str]:
-        """Add documents to the index; one whose id is there already replaces the old one.
+        """Add documents to the index. A document whose id exists is replaced.
 
-        A document without an id gets one made from its text and metadata, so adding it again stores it once; if either
-        has changed it is another document. Of equal ids in one call the last wins.
+        A document without an id gets one derived from its text and metadata, so adding it twice stores it once. If an
+        id occurs more than once in a call, the last document wins.
 
         Args:
-            documents: with text, and metadata that JSON can hold.
-            show_progress: draw a bar with documents per second.
+            documents: Documents with text and with metadata that JSON can represent.
+            show_progress: Whether to draw a progress bar.
 
         Returns:
             The ids, in the order of the documents.
 
         Raises:
-            InputError: a document cannot be stored.
+            InputError: A document cannot be stored; none is added.
         """
-        records = [to_manyvec(document) for document in documents]
-        self.index.add(records, show_progress=show_progress)
-        return [record.id for record in records]
+        return store(self.index, list(documents), show_progress=show_progress)
 
     async def aadd_documents(self, documents: Iterable[Document], *, show_progress: bool = False) -> list[str]:
-        """`add_documents` in a thread; the event loop goes on."""
+        """Run `add_documents` in a thread."""
         return await run_in_executor(None, self.add_documents, documents, show_progress=show_progress)
 
     def batch(
@@ -133,9 +132,9 @@ class ManyvecRetriever(BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """`invoke` for several queries, encoded and scored in one pass; each is a run of its own in callbacks."""
-        together = _Together(inputs, lambda queries: self._search(queries, **kwargs))
-        return super().batch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
+        """Run `invoke` for several queries, which are encoded and scored in one pass. Each has its own run in traces."""
+        shared = _SharedSearch(inputs, lambda queries: self._search(queries, **kwargs))
+        return super().batch(inputs, config, return_exceptions=return_exceptions, shared=shared, **kwargs)
 
     async def abatch(
         self,
@@ -145,36 +144,33 @@ class ManyvecRetriever(BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """`batch`, in a thread; the event loop goes on."""
-        together = _Together(inputs, lambda queries: self._search(queries, **kwargs))
-        return await super().abatch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
+        """Run `batch` in a thread."""
+        shared = _SharedSearch(inputs, lambda queries: self._search(queries, **kwargs))
+        return await super().abatch(inputs, config, return_exceptions=return_exceptions, shared=shared, **kwargs)
 
     def _get_relevant_documents(
         self,
         query: str,
         *,
         run_manager: CallbackManagerForRetrieverRun,
-        together: _Together | None = None,
+        shared: _SharedSearch | None = None,
         **options: Any,
     ) -> list[Document]:
-        found = together.take(query) if together else None
-        return found if found is not None else self._search_one(query, options)
+        documents = shared.take(query) if shared else None
+        return documents if documents is not None else self._search([query], **options)[0]
 
     async def _aget_relevant_documents(
         self,
         query: str,
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
-        together: _Together | None = None,
+        shared: _SharedSearch | None = None,
         **options: Any,
     ) -> list[Document]:
-        found = await together.atake(query) if together else None
-        return found if found is not None else await run_in_executor(None, self._search_one, query, options)
-
-    def _search_one(self, query: str, options: Mapping[str, Any]) -> list[Document]:
-        if not isinstance(query, str):
-            raise InputError(f"a query is a text, got {type(query).__name__}")
-        return self._search([query], **options)[0]
+        documents = await shared.atake(query) if shared else None
+        if documents is not None:
+            return documents
+        return (await run_in_executor(None, self._search, [query], **options))[0]
 
     def _search(
         self,
@@ -187,7 +183,7 @@ class ManyvecRetriever(BaseRetriever):
         score_threshold: float | None = None,
         evidence: bool | None = None,
     ) -> list[list[Document]]:
-        found = self.index.search_many(
+        results = self.index.search_many(
             queries,
             k if k is not None else self.k,
             filter=filter if filter is not None else self.filter,
@@ -197,39 +193,41 @@ class ManyvecRetriever(BaseRetriever):
         )
         threshold = score_threshold if score_threshold is not None else self.score_threshold
         return [
-            [to_langchain(hit) for hit in hits if threshold is None or hit.similarity >= threshold] for hits in found
+            [to_langchain(hit) for hit in hits if threshold is None or hit.similarity >= threshold] for hits in results
         ]
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         return trace_params("manyvec", self.index)
 
 
-class _Together:
-    """The answers of one batch, found together as soon as the first of its runs asks for one."""
+class _SharedSearch:
+    """The results of one batch, computed together when the first of its runs asks for its own."""
 
     def __init__(self, queries: Sequence[str], search: Callable[[list[str]], list[list[Document]]]) -> None:
         self._queries = [query for query in queries if isinstance(query, str)]
         self._search = search
-        self._answers: dict[str, list[list[Document]]] | None = None
-        self._finding = threading.Lock()
-        # So that one thread waits for the encoder, and not all of the loop's.
-        self._asking = asyncio.Lock()
+        self._results: dict[str, list[list[Document]]] | None = None
+        self._lock = threading.Lock()
+        # Makes one thread wait for the encoder instead of every thread of the loop's pool.
+        self._async_lock = asyncio.Lock()
 
     def take(self, query: str) -> list[Document] | None:
-        """An answer that no other run has. None if the batch failed: each run searches alone, and meets its error."""
-        with self._finding:
-            if self._answers is None:
-                self._answers = {}
+        """Return a result that no other run has taken, or None if the batch failed and the run must search by itself.
+
+        A failed batch is not an error here: each run repeats its own search, and only the query at fault raises.
+        """
+        with self._lock:
+            if self._results is None:
+                self._results = {}
                 try:
-                    found = self._search(self._queries)
-                # One query that cannot be answered must not cost the others their answers.
+                    results = self._search(self._queries)
                 except Exception:
                     return None
-                for text, documents in zip(self._queries, found, strict=True):
-                    self._answers.setdefault(text, []).append(documents)
-            answers = self._answers.get(query) if isinstance(query, str) else None
-            return answers.pop() if answers else None
+                for text, documents in zip(self._queries, results, strict=True):
+                    self._results.setdefault(text, []).append(documents)
+            results_left = self._results.get(query) if isinstance(query, str) else None
+            return results_left.pop() if results_left else None
 
     async def atake(self, query: str) -> list[Document] | None:
-        async with self._asking:
+        async with self._async_lock:
             return await run_in_executor(None, self.take, query)

@@ -1,4 +1,4 @@
-"""`ManyvecEmbedding`: the mean of a text's token vectors, where LlamaIndex asks for one vector per text."""
+"""`ManyvecEmbedding`: mean-pooled token vectors, for the parts of LlamaIndex that need one vector per text."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from manyvec import Encoder, TokenBatch, load_encoder
 
 
 class ManyvecEmbedding(BaseEmbedding):
-    """An embedding model made of a late-interaction encoder: no key, no second model.
+    """Embedding model that averages the token vectors of a late-interaction encoder. It needs no API key.
 
         IngestionPipeline(transformations=[SentenceSplitter(), ManyvecEmbedding()], vector_store=store)
         VectorStoreIndex.from_vector_store(store, embed_model=ManyvecEmbedding())
 
-    LlamaIndex stores no node without an embedding and builds no index without a model for them. This one answers with
-    the mean of the token vectors, unit length, which also serves a splitter or a selector that compares texts.
-    `ManyvecVectorStore` makes token vectors of its own and leaves these aside: what passes through it is encoded twice.
-    `ManyvecVectorStore.add` and `ManyvecRetriever.add_nodes` need none, and encode once.
+    An `IngestionPipeline` drops nodes without an embedding, and a `VectorStoreIndex` requires an embedding model. This
+    one returns the normalized mean of the token vectors, which splitters and selectors can compare as well.
+    `ManyvecVectorStore` ignores these embeddings and computes its own token vectors, so in a pipeline each text is
+    encoded twice. `ManyvecVectorStore.add` and `ManyvecRetriever.add_nodes` encode it once.
 
     Args:
-        model: a name for `manyvec.load_encoder`, loaded when it is first needed, or an encoder.
+        model: Encoder, or a name for `manyvec.load_encoder`, which is loaded at the first use.
+        **kwargs: Fields of LlamaIndex's `BaseEmbedding`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
@@ -64,7 +65,7 @@ class ManyvecEmbedding(BaseEmbedding):
 
 
 def _pooled(tokens: TokenBatch) -> list[Embedding]:
-    """The mean of each text's token vectors; zeros for a text without any."""
+    """Return the mean token vector of each text; a text without tokens gets zeros."""
     vectors = np.zeros((len(tokens), tokens.dim), np.float32)
     if len(kept := np.flatnonzero(tokens.lengths)):
         vectors[kept] = tokens.select(kept).pooled()

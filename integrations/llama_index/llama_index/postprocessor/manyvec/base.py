@@ -1,4 +1,4 @@
-"""`ManyvecRerank`: nodes from any retriever, in the order of their exact MaxSim scores."""
+"""`ManyvecRerank`: sort the nodes of any retriever by exact MaxSim scores."""
 
 from __future__ import annotations
 
@@ -21,35 +21,36 @@ _MUTABLE = ("metadata", "relationships", "excluded_embed_metadata_keys", "exclud
 
 
 class ManyvecRerank(BaseNodePostprocessor):
-    """Puts nodes into the order of their exact late-interaction scores, and keeps the best.
+    """Postprocessor that sorts nodes by exact late-interaction scores and keeps the best.
 
         ManyvecRerank(top_n=5, model="minilm").postprocess_nodes(nodes, query_str="what is late interaction")
-        ManyvecRerank(top_n=5, index=index)     # nodes that the index holds are not encoded again
+        ManyvecRerank(top_n=5, index=index)     # nodes that the index holds are not re-encoded
 
-    What it returns are copies that score ColBERT's sum over the query's tokens. A node without text scores -inf and
-    comes last; equal scores keep their order. The start and end of each reranking are LlamaIndex's rerank events.
+    Returned nodes are copies; their score is ColBERT's MaxSim, summed over the query's tokens. A node without text
+    scores -inf and comes last, and equal scores keep their order. Each call emits LlamaIndex's rerank events.
 
-    With an index, a node is scored by its own text, as it is stored there; without one, by what LlamaIndex shows an
-    embedding model: its text with the metadata that is not excluded.
+    With an index, a node is scored by its text, which is what the index stores. Without one, it is scored by what
+    LlamaIndex shows an embedding model: the text with the metadata that is not excluded.
 
     Args:
-        model: a name for `manyvec.load_encoder`, or an encoder; by default the index's, or `minilm`.
-        top_n: how many nodes to return, at most.
-        device: `cpu`, `cuda`, `mps`, or `auto` for the best there is; an error where this machine has none.
-        keep_retrieval_score: put the first stage's score under `retrieval_score` into the copy's metadata, hidden from
+        model: Encoder, or a name for `manyvec.load_encoder`. Defaults to the encoder of `index`, or to `minilm`.
+        top_n: Maximum number of nodes to return.
+        device: Device that the model runs on: `cpu`, `cuda`, `mps` or `auto`.
+        keep_retrieval_score: Whether to keep the previous score in the metadata as `retrieval_score`, hidden from
             language and embedding models.
-        index: nodes that it holds with the same id and text are scored from their stored vectors.
+        index: Index whose stored vectors are used for nodes that it holds with the same id and text.
+        callback_manager: LlamaIndex callback manager.
 
     Raises:
-        InputError: an index and a model or device are given: `Index.open` takes the encoder.
+        InputError: An index is given together with a model or device.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
     model: str = Field(description="Name of the late-interaction model.")
-    top_n: int = Field(default=5, ge=0, description="Number of nodes to return, at most.")
-    device: str | None = Field(default=None, description="Where the model runs.")
-    keep_retrieval_score: bool = Field(default=False, description="Keep the first score in the metadata of the copy.")
+    top_n: int = Field(default=5, ge=0, description="Maximum number of nodes to return.")
+    device: str | None = Field(default=None, description="Device that the model runs on.")
+    keep_retrieval_score: bool = Field(default=False, description="Whether to keep the previous score in the metadata.")
     _index: Index | None = PrivateAttr(default=None)
     _reranker: Reranker | None = PrivateAttr(default=None)
 
@@ -65,9 +66,9 @@ class ManyvecRerank(BaseNodePostprocessor):
         **kwargs: Any,
     ) -> None:
         if index is not None and (model is not None or device is not None):
-            raise InputError("an index brings its own encoder: give it alone, or Index.open(uri, load_encoder(...))")
+            raise InputError("pass either an index, which has an encoder, or a model and device; Index.open takes an encoder")
         if device is not None and model is not None and not isinstance(model, str):
-            raise InputError("an encoder is on its device already: give its name and the device, or the encoder alone")
+            raise InputError("device needs the name of a model: an encoder object is on its device already")
         name = index.model if index is not None else "minilm" if model is None else model
         kwargs |= {"model": name if isinstance(name, str) else name.name, "top_n": top_n, "device": device}
         kwargs |= {"keep_retrieval_score": keep_retrieval_score}
@@ -84,7 +85,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         if query_bundle is None:
-            raise InputError("reranking needs a query: give query_str or query_bundle")
+            raise InputError("reranking needs a query: pass query_str or query_bundle")
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
@@ -107,16 +108,16 @@ class ManyvecRerank(BaseNodePostprocessor):
         return [self._scored(nodes[position], score) for position, score, _ in best]
 
     def _loaded(self) -> Reranker:
-        # Two threads may make two, over the same encoder: models are loaded once per process.
+        # If two threads get here, both rerankers share the encoder: a model is loaded once per process.
         if self._reranker is None:
             self._reranker = Reranker(load_encoder(self.model, device=self.device or "auto"))
         return self._reranker
 
     def _scored(self, found: NodeWithScore, score: float) -> NodeWithScore:
-        # Not deep: an IndexNode may hold a whole retriever.
-        own = {name: copy.deepcopy(getattr(found.node, name)) for name in _MUTABLE}
+        # A deep copy of the node itself could copy a whole retriever that an IndexNode holds.
+        copies = {name: copy.deepcopy(getattr(found.node, name)) for name in _MUTABLE}
         if self.keep_retrieval_score:
-            own["metadata"][RETRIEVAL_SCORE] = found.score
-            own["excluded_embed_metadata_keys"].append(RETRIEVAL_SCORE)
-            own["excluded_llm_metadata_keys"].append(RETRIEVAL_SCORE)
-        return NodeWithScore(node=found.node.model_copy(update=own), score=score)
+            copies["metadata"][RETRIEVAL_SCORE] = found.score
+            copies["excluded_embed_metadata_keys"].append(RETRIEVAL_SCORE)
+            copies["excluded_llm_metadata_keys"].append(RETRIEVAL_SCORE)
+        return NodeWithScore(node=found.node.model_copy(update=copies), score=score)

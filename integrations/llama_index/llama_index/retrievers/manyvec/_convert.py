@@ -1,10 +1,10 @@
-"""Between LlamaIndex's nodes, queries and filters and manyvec's documents, texts and filters."""
+"""Convert between the nodes, queries and filters of LlamaIndex and the documents, strings and filters of manyvec."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -39,46 +39,63 @@ from manyvec import (
 
 Filters = MetadataFilters | Filter | Mapping[str, Any]
 
-# Under this metadata key lies what a node holds beyond id, text and metadata: relationships, templates, its class.
-# A plain TextNode has no such key, so other readers of the index see its metadata and nothing else.
+# Metadata key for what a node has beyond id, text and metadata: relationships, templates, its class. A plain TextNode
+# is stored without it, so other readers of the index see its metadata and nothing else.
 NODE_KEY = "_llama_index"
-# And under this one the id of the document that a node was cut from, where the index has a filter column of that name.
+# Metadata key for the id of a node's source document, in indexes that have a filter column of this name.
 REF_DOC_KEY = "_ref_doc_id"
 EVIDENCE_KEY = "evidence"
 
 _CLASSES = {kind.class_name(): kind for kind in (TextNode, ImageNode, IndexNode, Node, schema.Document)}
-_KEPT_BESIDE: Any = {"id_": True, "text": True, "text_resource": {"text"}, "metadata": True, "embedding": True}
+_STORED_APART: Any = {"id_": True, "text": True, "text_resource": {"text"}, "metadata": True, "embedding": True}
 
 
 def open_or_create(uri: str | PathLike[str], encoder: str | Encoder, filter_columns: Mapping[str, Any] | None) -> Index:
-    """The index at `uri`, or a new one there: with these filter columns, and one for the documents nodes were cut from.
+    """Open the index at `uri` or create it, with a further filter column for the ids of source documents.
+
+    Args:
+        uri: Folder, or `s3://`, `gs://`, `az://` URI.
+        encoder: Encoder, or a name for `manyvec.load_encoder`.
+        filter_columns: Metadata keys that filters can use, with their types.
 
     Raises:
-        ManifestError: the index there has another encoder, or other filter columns than are asked for.
+        ManifestError: The existing index has another encoder or other filter columns.
     """
     try:
-        # Other writers' indexes have no such column.
-        own = {REF_DOC_KEY: str} if REF_DOC_KEY in Index.open(uri).filter_columns else {}
-        columns = None if filter_columns is None else {**filter_columns, **own}
+        # An index that another framework created does not have this column.
+        ref_doc_column = {REF_DOC_KEY: str} if REF_DOC_KEY in Index.open(uri).filter_columns else {}
+        columns = None if filter_columns is None else {**filter_columns, **ref_doc_column}
     except IndexNotFoundError:
         columns = {**(filter_columns or {}), REF_DOC_KEY: str}
     return Index.create(uri, encoder, filter_columns=columns, exist_ok=True)
 
 
-def to_document(node: BaseNode, index: Index) -> Document:
-    """The node as manyvec stores it. A dense embedding is left out, as LlamaIndex's own stores leave it out.
-
-    The image of an `ImageNode` becomes the document's where the index reads images; elsewhere the node is its text.
+def add_nodes(nodes: Iterable[BaseNode], index: Index, *, show_progress: bool = False) -> list[str]:
+    """Add nodes to an index and return their ids, in the order of the nodes.
 
     Raises:
-        InputError: there is neither text nor image, the image is at a URL, JSON cannot hold the metadata, or the
-            metadata uses a reserved key.
+        InputError: A node cannot be stored, see `to_document`; none is added.
+    """
+    documents = [to_document(node, index) for node in nodes]
+    index.add(documents, show_progress=show_progress)
+    return [document.id for document in documents]
+
+
+def to_document(node: BaseNode, index: Index) -> Document:
+    """Convert a node to the document to store. Its dense embedding is dropped, as in LlamaIndex's own stores.
+
+    The image of an `ImageNode` becomes the image of the document if the index reads images. Otherwise only the text is
+    stored.
+
+    Raises:
+        InputError: The node has neither text nor image, its image is a URL, its metadata cannot be written as JSON, or
+            the metadata uses a reserved key.
     """
     for key in (NODE_KEY, REF_DOC_KEY):
         if key in node.metadata:
-            raise InputError(f"node {node.node_id!r}: the metadata key {key!r} is reserved, use another")
-    # In JSON's types, as LlamaIndex's own stores write it: there are bytes and paths in some nodes.
-    rest = node.model_dump(mode="json", exclude=_KEPT_BESIDE, exclude_defaults=True)
+            raise InputError(f"node {node.node_id!r}: the metadata key {key!r} is reserved, use another one")
+    # In JSON types, as LlamaIndex's own stores write it: some nodes hold bytes and paths.
+    rest = node.model_dump(mode="json", exclude=_STORED_APART, exclude_defaults=True)
     if not any((rest.get("text_resource") or {}).values()):
         rest.pop("text_resource", None)
     image = _image(node) if index.reads_images and isinstance(node, ImageNode) else None
@@ -101,21 +118,21 @@ def _image(node: ImageNode) -> bytes | Path | None:
         return Path(node.image_path)
     if node.image_url:
         raise InputError(
-            f"node {node.node_id!r}: its image is at {node.image_url}, and nothing is fetched from there: load it, and "
-            "give it as image (base64) or image_path"
+            f"node {node.node_id!r}: its image is the URL {node.image_url}, which is not fetched: load it and pass it as "
+            "image (base64) or image_path"
         )
     return None
 
 
 def to_nodes(hits: Sequence[Hit], index: Index) -> list[BaseNode]:
-    """The nodes found, pages with their images; the image of one that was deleted meanwhile is missing."""
+    """Convert hits to nodes, pages with their images. A page that was deleted since the search has no image."""
     pages = [hit.id for hit in hits if hit.is_page]
     images = {document.id: document.image for document in index.get(pages)} if pages else {}
     return [to_node(hit, images.get(hit.id)) for hit in hits]
 
 
 def to_node_with_score(hit: Hit, node: BaseNode) -> NodeWithScore:
-    """The node with its score and, hidden from models, its evidence; metadata stored under that key stays."""
+    """Attach the score and, hidden from models, the evidence. Metadata stored under the evidence key is kept instead."""
     if hit.evidence is not None and EVIDENCE_KEY not in node.metadata:
         node.metadata[EVIDENCE_KEY] = hit.evidence.to_dict()
         node.excluded_embed_metadata_keys.append(EVIDENCE_KEY)
@@ -124,39 +141,40 @@ def to_node_with_score(hit: Hit, node: BaseNode) -> NodeWithScore:
 
 
 def to_node(document: Document | Hit, image: bytes | Path | None = None) -> BaseNode:
-    """The node as it was stored, with its image; what another writer stored is a TextNode, or an ImageNode."""
+    """Restore a stored node with its image. Documents of other writers become a `TextNode`, or an `ImageNode`."""
     rest = document.metadata.get(NODE_KEY)
     image = document.image if isinstance(document, Document) else image
     pixels = {"image": base64.b64encode(image).decode()} if isinstance(image, bytes) else {}
     plain = ImageNode if pixels else TextNode
-    # A document that something else wrote may use the key for something else.
+    # Another writer may use the key for something else.
     if not isinstance(rest, dict) or "class_name" not in rest:
         return plain(id_=document.id, text=document.text, metadata=dict(document.metadata), **pixels)
-    own = {key: value for key, value in document.metadata.items() if key not in (NODE_KEY, REF_DOC_KEY)}
-    # A class of the user's own comes back as a TextNode, as from LlamaIndex's own stores.
+    metadata = {key: value for key, value in document.metadata.items() if key not in (NODE_KEY, REF_DOC_KEY)}
+    # A class that users define is restored as a TextNode, as by LlamaIndex's own stores.
     kind = _CLASSES.get(rest["class_name"], plain)
-    fields = {**rest, **pixels, "id_": document.id, "metadata": own}
+    fields = {**rest, **pixels, "id_": document.id, "metadata": metadata}
     if issubclass(kind, Node):
         return kind.from_dict({**fields, "text_resource": {**rest.get("text_resource", {}), "text": document.text}})
     return kind.from_dict({**fields, "text": document.text})
 
 
 def to_query(query: QueryBundle) -> str:
-    """The text to encode: what a query transform such as HyDE wrote, or else the question itself."""
+    """Return the string to encode: what a query transform such as HyDE wrote, else the query itself."""
     return "\n".join(query.embedding_strs)
 
 
 def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | None:
-    """Write LlamaIndex's filters in manyvec's terms; manyvec's own mean what they mean there.
+    """Convert LlamaIndex filters, or a dict, to a manyvec filter. A manyvec filter is returned unchanged.
 
-    The meaning is that of LlamaIndex's in-memory store (`build_metadata_filter_fn`), nested filters included: a missing
-    value fits `!=`, `nin` and `is_empty` only, and NOT asks that none of the filters fits.
+    Semantics are those of LlamaIndex's in-memory store (`build_metadata_filter_fn`), also for nested filters: a missing
+    value passes `!=`, `nin` and `is_empty` only, and NOT passes documents that none of the filters match.
 
     Args:
-        columns: the index's filter columns and their types; `manyvec.Index.filter_columns`.
+        filters: Filters to convert, or None.
+        columns: Filter columns of the index with their types, see `manyvec.Index.filter_columns`.
 
     Raises:
-        FilterError: an operator that manyvec lacks, or one that the column or the value does not fit.
+        FilterError: An operator is unknown, or does not fit the column or the value.
     """
     if not isinstance(filters, MetadataFilters):
         return None if filters is None else parse_filter(filters)
@@ -174,7 +192,7 @@ def _all_conditions(filters: MetadataFilters, columns: Mapping[str, str]) -> Fil
         return AnyOf(parts)
     if filters.condition == FilterCondition.NOT:
         return ~AnyOf(parts)
-    raise FilterError(f"manyvec has no filter condition {filters.condition!r}; use and, or, not")
+    raise FilterError(f"unknown filter condition {filters.condition!r}; use and, or, not")
 
 
 def _condition(part: MetadataFilter, columns: Mapping[str, str]) -> Filter:
@@ -182,13 +200,13 @@ def _condition(part: MetadataFilter, columns: Mapping[str, str]) -> Filter:
     if kind is None:
         declared = ", ".join(f"{name}: {of}" for name, of in columns.items() if name != REF_DOC_KEY) or "none"
         raise FilterError(
-            f"there is no filter column {part.key!r}; declared are: {declared}. Metadata keys to filter on are "
-            f"declared when the index is made: filter_columns={{{part.key!r}: str}}, or int, float, list[str], ..."
+            f"there is no filter column {part.key!r}; declared columns: {declared}. Filter columns are declared when "
+            f"the index is created: filter_columns={{{part.key!r}: str}}, or int, float, list[str], ..."
         )
     if operator == FilterOperator.IS_EMPTY:
         return column.is_empty()
     if operator in _TEXT_OPERATORS and kind != "str":
-        raise FilterError(f"{operator.value} works on text; {part.key!r} is a {kind}: use contains, ==, in")
+        raise FilterError(f"{operator.value} needs a str column; {part.key!r} is a {kind}: use contains, ==, in")
     if part.value is None:
         raise FilterError(f"{operator.value} on {part.key!r} needs a value; to find missing values use is_empty")
     value = _value(part.value, kind)
@@ -198,12 +216,12 @@ def _condition(part: MetadataFilter, columns: Mapping[str, str]) -> Filter:
         holds = tuple(column.contains(item) for item in value)
         return AnyOf(holds) if operator == FilterOperator.ANY else AllOf((~column.is_null(), *holds))
     if operator not in _COMPARISONS:
-        raise FilterError(f"manyvec has no filter operator {operator!r}, asked for {part.key!r}")
+        raise FilterError(f"unknown filter operator {operator!r} for {part.key!r}")
     return _COMPARISONS[operator](column, value)
 
 
 def _value(value: Any, kind: str | None) -> Any:
-    """The value, with 0 and 1 as truth values where the column has those: a `MetadataFilter` refuses True and False."""
+    """Convert 0 and 1 to booleans for a boolean column: a `MetadataFilter` does not accept True and False."""
     if kind not in ("bool", "list[bool]"):
         return value
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""`ManyvecRetriever`: a manyvec index as an ordinary LlamaIndex retriever."""
+"""`ManyvecRetriever`: search a manyvec index as a LlamaIndex retriever."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.retrievers.manyvec._convert import (
     Filters,
+    add_nodes,
     open_or_create,
-    to_document,
     to_filter,
     to_node,
     to_node_with_score,
@@ -28,28 +28,29 @@ from manyvec import Encoder, Filter, Index, InputError
 
 
 class ManyvecRetriever(BaseRetriever):
-    """Retrieve nodes by exact late interaction (ColBERT's MaxSim). No embedding model is asked for.
+    """Retriever that ranks nodes by exact late interaction (ColBERT's MaxSim). It needs no embedding model.
 
         retriever = ManyvecRetriever.from_nodes(nodes, "./papers", filter_columns={"year": int})
         retriever.retrieve("what is late interaction")
         retriever.with_options(similarity_top_k=20, filters={"year": [2023, 2024]}).retrieve("the same, in two years")
 
-    A node's score is ColBERT's sum over the query's tokens, so it grows with the query: a cutoff in a
-    `SimilarityPostprocessor` holds for queries of one length. Its id, text and metadata are as stored, whoever stored
-    them: any manyvec index can be read, also one that LangChain or the command line has filled.
+    A node's score is the sum over the query's tokens, so it grows with the length of the query: the cutoff of a
+    `SimilarityPostprocessor` fits queries of one length only. Any manyvec index can be searched, also one that LangChain
+    or the command line filled. A query without text but with an `image_path` is searched by the image, if the model of
+    the index reads images.
 
     Args:
-        index: made with `manyvec.Index.create` or `manyvec.Index.open`.
-        similarity_top_k: how many nodes, at most; an attribute, as in LlamaIndex's own retrievers.
-        filters: LlamaIndex's `MetadataFilters`, a filter made with `manyvec.F`, or a dict of equal values such as
-            `{"lang": "en"}`. Only declared filter columns can be named. An attribute too.
-        object_map: what the `IndexNode`s found stand for, by `index_id`.
-        evidence: put into the metadata, as `evidence`, which words of the node matched which of the query; it is hidden
-            from language and embedding models. An attribute too.
-        lexical_weight: of BM25 in a node's score, 0 to 1: 0.3 where names and rare words decide, see
-            `manyvec.Index.search`. The score is then `manyvec.Hit.final_score`. An attribute too.
-
-    A query without text that has an `image_path` is searched by the image, where the index's model reads images.
+        index: Index from `manyvec.Index.create` or `manyvec.Index.open`.
+        similarity_top_k: Maximum number of nodes to return.
+        filters: LlamaIndex's `MetadataFilters`, a filter made with `manyvec.F`, or a dict such as `{"lang": "en"}`.
+            They can use declared filter columns only.
+        callback_manager: LlamaIndex callback manager.
+        object_map: Objects that retrieved `IndexNode`s stand for, by `index_id`.
+        verbose: Whether LlamaIndex prints what recursive retrieval does.
+        evidence: Whether to add `evidence` to the metadata, hidden from language and embedding models: which words of
+            the node matched which words of the query.
+        lexical_weight: Share of BM25 in the score, from 0 to 1; 0.3 works well for names and rare words, see
+            `manyvec.Index.search`. The score is then `manyvec.Hit.final_score`.
     """
 
     def __init__(
@@ -83,7 +84,17 @@ class ManyvecRetriever(BaseRetriever):
         evidence: bool = False,
         lexical_weight: float = 0,
     ) -> ManyvecRetriever:
-        """Open an index that is there; see `manyvec.Index.open` for the encoder and the errors."""
+        """Open an existing index.
+
+        Args:
+            uri: Folder, or `s3://`, `gs://`, `az://` URI.
+            encoder: Encoder or its name. Defaults to the one the index was built with.
+            similarity_top_k, filters, callback_manager, evidence, lexical_weight: See the class.
+
+        Raises:
+            IndexNotFoundError: There is no index at `uri`.
+            ManifestError: The index was built with another encoder.
+        """
         index = Index.open(uri, encoder)
         return cls(index, similarity_top_k, filters, callback_manager, evidence=evidence, lexical_weight=lexical_weight)
 
@@ -102,13 +113,20 @@ class ManyvecRetriever(BaseRetriever):
         evidence: bool = False,
         lexical_weight: float = 0,
     ) -> ManyvecRetriever:
-        """Create an index, or open the one that is there, and add nodes to it.
-
-        Running it again with the same nodes encodes nothing again.
+        """Create an index, or open an existing one, and add nodes to it. Unchanged nodes are not re-encoded.
 
         Args:
-            filter_columns: metadata keys that `filters` can name, with their types: `{"year": int, "tags": list[str]}`.
-                An index that is there must have been created with the same ones, and with this encoder.
+            nodes: Nodes to add, see `add_nodes`.
+            uri: Folder, or `s3://`, `gs://`, `az://` URI.
+            encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
+            filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
+                An existing index must have the same ones.
+            show_progress: Whether to draw a progress bar.
+            similarity_top_k, filters, callback_manager, evidence, lexical_weight: See the class.
+
+        Raises:
+            InputError: A node cannot be stored.
+            ManifestError: The existing index has another encoder or other filter columns.
         """
         index = open_or_create(uri, encoder, filter_columns)
         retriever = cls(
@@ -118,21 +136,23 @@ class ManyvecRetriever(BaseRetriever):
         return retriever
 
     def add_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
-        """Add nodes; one whose id is there already replaces the old one.
+        """Add nodes to the index. A node whose id exists is replaced.
 
-        A node's own text is encoded, without its metadata: what searches should find belongs into the text. Of an
-        `ImageNode` it is the image (`image` or `image_path`), where the index's model reads images.
+        Only a node's text is encoded, not its metadata. Of an `ImageNode` the image (`image` or `image_path`) is encoded
+        instead, if the model of the index reads images.
+
+        Args:
+            nodes: Nodes with text or an image, and with metadata that JSON can represent.
+            show_progress: Whether to draw a progress bar.
 
         Returns:
-            The nodes' ids, in their order.
+            The ids, in the order of the nodes.
 
         Raises:
-            manyvec.InputError: a node has neither text nor image, an image at a URL, which is never fetched, or
-                metadata that JSON cannot hold.
+            InputError: A node has neither text nor image, its image is a URL, which is never fetched, or its metadata
+                cannot be written as JSON; none is added.
         """
-        documents = [to_document(node, self.index) for node in nodes]
-        self.index.add(documents, show_progress=show_progress)
-        return [document.id for document in documents]
+        return add_nodes(nodes, self.index, show_progress=show_progress)
 
     def with_options(
         self,
@@ -142,9 +162,11 @@ class ManyvecRetriever(BaseRetriever):
         evidence: bool | None = None,
         lexical_weight: float | None = None,
     ) -> ManyvecRetriever:
-        """The same retriever over the same index with other options, for one call or for a thread of its own.
+        """Return a copy over the same index with other options, for a single call or another thread.
 
-        What is left out stays as it is; `filters={}` lifts the filter.
+        Args:
+            similarity_top_k, evidence, lexical_weight: See the class. None keeps the current value.
+            filters: See the class. None keeps the current filters, `{}` removes them.
         """
         retriever = copy.copy(self)
         if similarity_top_k is not None:
@@ -177,12 +199,12 @@ class ManyvecRetriever(BaseRetriever):
         encode_images = getattr(self.index.encoder, "encode_images", None)
         if encode_images is None:
             raise InputError(
-                f"the query is the image {path}, and {self.index.model} reads no images: ask with a text, or build the "
-                "index with a model that reads them, such as ColPali"
+                f"the query is the image {path}, but {self.index.model} reads no images: search with text, or build the "
+                "index with a model that reads images, such as ColPali"
             )
         ids = self.index.ids(where)
         scores = self.index.score(encode_images([path]), ids)
         best = np.argsort(-scores, kind="stable")[: self.similarity_top_k]
-        # What another process has deleted meanwhile has no score.
+        # A document that another process has deleted since has no score.
         found = {ids[i]: float(scores[i]) for i in best if not np.isnan(scores[i])}
         return [NodeWithScore(node=to_node(d), score=found[d.id]) for d in self.index.get(list(found))]

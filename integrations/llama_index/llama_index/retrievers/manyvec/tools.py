@@ -1,4 +1,4 @@
-"""`ManyvecToolRetriever`: the tools that fit a request, for agents that have more than their model can read."""
+"""`ManyvecToolRetriever`: retrieve the tools that fit a request, for agents with more tools than fit into a prompt."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Tools = Iterable[BaseTool | Callable[..., Any]]
 
 
 class ManyvecToolMapping(SimpleToolNodeMapping):
-    """Tools by name, and the nodes that stand for them, with the same ids in every process.
+    """Mapping between tools and nodes, with node ids that are the same in every process.
 
-    LlamaIndex's own mapping makes ids with Python's `hash`, which differs from process to process: a store that is kept
-    gets every tool once more with each run. Give this one to an `ObjectIndex` over such a store.
+    LlamaIndex's own mapping derives ids from Python's `hash`, which differs between processes, so a persistent store
+    receives every tool again in each run. Use this mapping for an `ObjectIndex` over a persistent store.
     """
 
     def to_node(self, tool: BaseTool) -> TextNode:
-        """A node with the tool's name, description and arguments. Its id follows from the name alone."""
+        """Return a node with the tool's name, description and arguments. Its id depends on the name only."""
         id = hashlib.blake2b(_name(tool).encode(), digest_size=16).hexdigest()
         return super().to_node(tool).model_copy(update={"id_": id})
 
@@ -39,21 +39,21 @@ class ManyvecToolMapping(SimpleToolNodeMapping):
 
 
 class ManyvecToolRetriever(ObjectRetriever[BaseTool]):
-    """Finds the tools that fit a request, out of a handful or thousands, by late interaction and BM25.
+    """Retriever that selects the tools for a request, from a few or from thousands, by late interaction and BM25.
 
         FunctionAgent(tool_retriever=ManyvecToolRetriever(tools, similarity_top_k=8), llm=llm)
 
-    Whoever asks for a tool by its exact name gets it, first, and whatever the postprocessors do: an agent looks up each
-    call of its model in this way. Async methods work in a thread.
+    A query that is the exact name of a tool returns that tool first, regardless of postprocessors: an agent looks up
+    every tool call of its model by name. Async methods run in a thread.
 
     Args:
         tools: LlamaIndex tools, or functions.
-        similarity_top_k: how many tools, at most.
-        encoder: a name for `manyvec.load_encoder`, or an encoder.
-        node_postprocessors: applied to the nodes that stand for the tools found.
+        similarity_top_k: Maximum number of tools to return.
+        encoder: Encoder, or a name for `manyvec.load_encoder`.
+        node_postprocessors: Postprocessors for the nodes that represent the tools found.
 
     Raises:
-        InputError: a tool has no name, or two have the same.
+        InputError: A tool has no name, or two tools have the same name.
     """
 
     def __init__(
@@ -77,10 +77,14 @@ class ManyvecToolRetriever(ObjectRetriever[BaseTool]):
         encoder: str | Encoder | None = None,
         node_postprocessors: list[BaseNodePostprocessor] | None = None,
     ) -> ManyvecToolRetriever:
-        """A retriever over these tools; what `persist` wrote of them is not encoded again.
+        """Create a retriever over these tools, using the token vectors that `persist` wrote where they are unchanged.
 
         Args:
-            encoder: by default the one they were encoded with; see `manyvec.ToolIndex.load`, also for the errors.
+            path: File that `persist` wrote.
+            tools: LlamaIndex tools, or functions.
+            similarity_top_k: Maximum number of tools to return.
+            encoder: Encoder or its name. Defaults to the one that was used before, see `manyvec.ToolIndex.load`.
+            node_postprocessors: Postprocessors for the nodes that represent the tools found.
         """
         given = _tools(tools)
         retriever = cls.__new__(cls)
@@ -101,14 +105,14 @@ class ManyvecToolRetriever(ObjectRetriever[BaseTool]):
         super().__init__(self.nodes, mapping, node_postprocessors)
 
     def persist(self, persist_path: str | PathLike[str]) -> None:
-        """Write the tools' descriptions and token vectors to one file; see `manyvec.ToolIndex.save`."""
+        """Write the descriptions and token vectors of the tools to one file, see `manyvec.ToolIndex.save`."""
         self.index.save(persist_path)
 
     def add(self, tools: Tools) -> list[str]:
-        """Add tools, encoded in one pass; gives their names.
+        """Add tools, which are encoded in one pass, and return their names.
 
         Raises:
-            InputError: a tool has no name, or one that another has; none is added.
+            InputError: A tool has no name, or the name of another tool; none is added.
         """
         given = _tools(tools)
         names = self.index.add(map(_schema, given))
@@ -117,15 +121,15 @@ class ManyvecToolRetriever(ObjectRetriever[BaseTool]):
         return names
 
     def remove(self, names: str | Iterable[str]) -> int:
-        """Remove tools by name; answers how many there were. Unknown names do no harm."""
-        gone = [names] if isinstance(names, str) else list(names)
-        n_removed = self.index.remove(gone)
-        for name in gone:
+        """Remove tools by name and return how many were removed. Unknown names are ignored."""
+        names = [names] if isinstance(names, str) else list(names)
+        n_removed = self.index.remove(names)
+        for name in names:
             self.mapping.remove(name)
         return n_removed
 
     def retrieve(self, str_or_query_bundle: QueryType) -> list[BaseTool]:
-        """The tools that fit, best first; none for a request without words, or where there are no tools."""
+        """Return the tools that fit, best first. A request without words returns none."""
         query = _bundle(str_or_query_bundle)
         nodes = self.nodes.retrieve(query)
         for postprocessor in self.node_postprocessors:
@@ -146,7 +150,7 @@ class ManyvecToolRetriever(ObjectRetriever[BaseTool]):
 
 
 class _ToolNodes(BaseRetriever):
-    """The nodes that stand for the tools found, with their scores."""
+    """Retriever of the nodes that represent the tools found, with their scores."""
 
     def __init__(self, index: ToolIndex, mapping: ManyvecToolMapping, similarity_top_k: int) -> None:
         super().__init__()
@@ -157,7 +161,7 @@ class _ToolNodes(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         found = self.index.select(query_bundle.query_str, self.similarity_top_k)
         tools = [(self.mapping.get(hit.name), hit.score) for hit in found]
-        # Another thread may have removed a tool that was found just now, or not have mapped one that it adds.
+        # Another thread may have removed a tool since, or not yet have mapped one that it is adding.
         known = [(tool, score) for tool, score in tools if tool is not None]
         return [NodeWithScore(node=self.mapping.to_node(tool), score=score) for tool, score in known]
 
@@ -174,7 +178,7 @@ def _tools(tools: Tools) -> list[BaseTool]:
 
 
 def _schema(tool: BaseTool) -> dict[str, Any]:
-    """The tool as `ToolIndex` reads it."""
+    """Return the description of the tool that `ToolIndex` reads."""
     metadata = tool.metadata
     return {
         "name": _name(tool),
@@ -185,5 +189,5 @@ def _schema(tool: BaseTool) -> dict[str, Any]:
 
 def _name(tool: BaseTool) -> str:
     if not tool.metadata.name:
-        raise InputError(f"a tool needs a name, got none with the description {tool.metadata.description!r}")
+        raise InputError(f"a tool must have a name; the tool with the description {tool.metadata.description!r} has none")
     return tool.metadata.name

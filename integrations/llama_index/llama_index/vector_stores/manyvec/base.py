@@ -19,8 +19,8 @@ from llama_index.core.vector_stores.types import (
 from llama_index.retrievers.manyvec._convert import (
     REF_DOC_KEY,
     Filters,
+    add_nodes,
     open_or_create,
-    to_document,
     to_filter,
     to_node,
     to_nodes,
@@ -31,30 +31,37 @@ from manyvec.candidates import Lexical
 
 _Store = TypeVar("_Store", bound="ManyvecVectorStore")
 
-# Nodes that a text search finds by words before it puts them in order.
+# Number of nodes that BM25 finds for a text search, before late interaction ranks them.
 _TEXT_DEPTH = 300
-# Of so many times the nodes asked for MMR makes its choice.
+# Share of late interaction in a hybrid search without `alpha`; a lexical weight of 0.3 was the best on twelve judged
+# sets (`examples/benchmarks/mix.py`).
+_ALPHA = 0.7
+# MMR chooses from this many times the number of nodes asked for.
 _MMR_FACTOR = 4
 
 
 class ManyvecVectorStore(BasePydanticVectorStore):
-    """Nodes in a manyvec index, found by exact late interaction, for everything that takes a vector store.
+    """Vector store over a manyvec index, searched by exact late interaction.
 
         store = ManyvecVectorStore.create("./papers", "minilm", filter_columns={"year": int})
         store.add(nodes)
         index = VectorStoreIndex.from_vector_store(store, embed_model=ManyvecEmbedding())
 
-    It searches by the query's text and keeps one vector per token, so that embeddings of nodes and queries are left
-    aside. Nodes come back equal to what went in, without their embedding. Async methods work in a thread.
+    The index keeps one vector per token and is searched by the text of the query; embeddings of nodes and queries are
+    ignored. Nodes are returned as they were added, without their embedding. Async methods run in a thread.
 
-    The modes of a query: `default`; `text_search`, nodes that share a word with the query; `hybrid`, late interaction
-    and BM25 added (`Hit.final_score`), with `alpha` 1 for the order of the one, 0 for that of the other, and 0.7, which
-    measured best, for None; `mmr`, with `mmr_threshold` 1 for the query alone and 0 for nodes unlike each other.
+    Supported query modes:
+    - `default`: late interaction.
+    - `text_search`: late interaction over the nodes that share a word with the query.
+    - `hybrid`: late interaction and BM25 (`Hit.final_score`). `alpha` is the share of late interaction, from 0 to 1 and
+      0.7 by default.
+    - `mmr`: nodes that match the query and differ from each other. `mmr_threshold` 1 ranks by the query alone, 0 by how
+      different the nodes are.
 
-    An empty list of `node_ids` or `doc_ids` restricts nothing, as LlamaIndex passes it.
+    An empty list of `node_ids` or `doc_ids` is no restriction, because LlamaIndex passes it by default.
 
     Args:
-        index: the index; retrievers, other stores and threads may share it.
+        index: Index to search and write. It can be shared with retrievers, other stores and threads.
     """
 
     stores_text: bool = True
@@ -77,21 +84,22 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         *,
         filter_columns: Mapping[str, Any] | None = None,
     ) -> _Store:
-        """Make an index, or open the one that is there.
+        """Create an index, or open an existing one.
 
         Args:
-            uri: a folder, or `s3://`, `gs://`, `az://`.
-            encoder: a name for `manyvec.load_encoder`, or an encoder.
-            filter_columns: metadata keys that filters can name, with their types: `{"year": int, "tags": list[str]}`.
+            uri: Folder, or `s3://`, `gs://`, `az://` URI.
+            encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
+            filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
+                An existing index must have the same ones.
 
         Raises:
-            ManifestError: the index there has another encoder, or other filter columns.
+            ManifestError: The existing index has another encoder or other filter columns.
         """
         return cls(open_or_create(uri, encoder, filter_columns))
 
     @classmethod
     def from_uri(cls: type[_Store], uri: str | PathLike[str], encoder: str | Encoder | None = None) -> _Store:
-        """Open an index that is there, by default with the encoder it was built with; see `manyvec.Index.open`."""
+        """Open an existing index, by default with the encoder it was built with, see `manyvec.Index.open`."""
         return cls(Index.open(uri, encoder))
 
     @property
@@ -99,26 +107,30 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         return self._index
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Add nodes; one whose id is there already replaces the old one. Of equal ids in one call the last wins.
+        """Add nodes. A node whose id exists is replaced; unchanged nodes are not re-encoded.
 
-        A node's own text is encoded, without its metadata; of an `ImageNode` its image, where the index's model reads
-        images. What is there as it is, is not encoded again.
+        Only a node's text is encoded, not its metadata. Of an `ImageNode` the image is encoded instead, if the model of
+        the index reads images. If an id occurs more than once in a call, the last node wins.
+
+        Args:
+            nodes: Nodes with text or an image, and with metadata that JSON can represent.
+            **kwargs: Ignored.
 
         Returns:
-            The nodes' ids, in their order.
+            The ids, in the order of the nodes.
 
         Raises:
-            InputError: a node has neither text nor image, an image at a URL, which is never fetched, or metadata that
-                JSON cannot hold; none of the nodes is added.
+            InputError: A node has neither text nor image, its image is a URL, which is never fetched, or its metadata
+                cannot be written as JSON; none is added.
         """
-        documents = [to_document(node, self._index) for node in nodes]
-        self._index.add(documents)
-        return [document.id for document in documents]
+        return add_nodes(nodes, self._index)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: Filters | None = None) -> list[BaseNode]:
-        """The nodes with these ids, in their order, that pass the filters; unknown ids are left out.
+        """Return the nodes with these ids that pass the filters.
 
-        Without ids, all nodes that pass, in the order of ids.
+        Args:
+            node_ids: Ids, which also determine the order; unknown ids are skipped. Defaults to all, sorted by id.
+            filters: Condition that nodes must pass.
         """
         ids = node_ids
         if ids is None or filters is not None:
@@ -127,47 +139,52 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         return [to_node(document) for document in self._index.get(ids)]
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Delete the nodes that were cut from this document, or the document itself if it was stored whole."""
-        self._index.delete(filter=self._cut_from([ref_doc_id]))
+        """Delete the nodes split from this document, or the document itself if it was stored whole."""
+        self._index.delete(filter=self._split_from([ref_doc_id]))
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: Filters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Delete the nodes with these ids that pass the filters; unknown ids do no harm, and no ids delete nothing.
+        """Delete the nodes with these ids that pass the filters.
+
+        Args:
+            node_ids: Ids to delete; unknown ids are ignored, and an empty list deletes nothing.
+            filters: Condition on the nodes to delete.
+            **delete_kwargs: Ignored.
 
         Raises:
-            InputError: neither ids nor filters are given; `clear` deletes all.
+            InputError: Neither ids nor filters are given; use `clear` to delete all.
         """
         if node_ids is None and filters is None:
             raise InputError("delete_nodes takes node_ids, filters, or both; to delete all nodes use clear()")
         self._index.delete(filter=self._where(filters, node_ids))
 
     def clear(self) -> None:
-        """Delete all nodes; the index and its filter columns stay."""
+        """Delete all nodes, but keep the index and its filter columns."""
         self._index.delete(filter={})
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Find the nodes that match best, best first, with the score that orders them; see the class for the modes.
+        """Return the nodes that match best, best first, with the scores they are ranked by.
 
         Args:
-            query: `query_str`, `similarity_top_k`, `filters`, `node_ids`, `doc_ids`, `mode`, `alpha`, `hybrid_top_k`
-                and `mmr_threshold` are heeded.
-            **kwargs: `mmr_prefetch_factor` and `mmr_threshold`, as LlamaIndex's own stores take them.
+            query: Query with `query_str`, and optionally `similarity_top_k`, `filters`, `node_ids`, `doc_ids`, `mode`,
+                `alpha`, `hybrid_top_k` and `mmr_threshold`. See the class for the modes.
+            **kwargs: `mmr_prefetch_factor` and `mmr_threshold`, as for LlamaIndex's own stores.
 
         Raises:
-            InputError: there is no text to search by, or the mode is not one of the four.
-            FilterError: a filter that the index cannot answer.
+            InputError: The query has no text, or its mode is not supported.
+            FilterError: A filter names an undeclared column, or its value has another type.
         """
         if query.query_str is None:
-            raise InputError("the query has no text: query_str is searched by, an embedding alone finds nothing here")
+            raise InputError("the query has no text: pass query_str, an embedding alone cannot be searched for")
         where = self._where(query.filters, query.node_ids or None)
         if query.doc_ids:
-            where = AllOf((where, self._cut_from(query.doc_ids)))
-        found = self._found(query.query_str, query, where, kwargs)
+            where = AllOf((where, self._split_from(query.doc_ids)))
+        hits = self._search(query.query_str, query, where, kwargs)
         return VectorStoreQueryResult(
-            nodes=to_nodes(found, self._index),
-            similarities=[hit.final_score for hit in found],
-            ids=[hit.id for hit in found],
+            nodes=to_nodes(hits, self._index),
+            similarities=[hit.final_score for hit in hits],
+            ids=[hit.id for hit in hits],
         )
 
     async def aget_nodes(
@@ -192,43 +209,40 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         return await asyncio.to_thread(self.query, query, **kwargs)
 
-    def _found(self, text: str, query: VectorStoreQuery, where: Filter, options: Mapping[str, Any]) -> list[Hit]:
+    def _search(self, text: str, query: VectorStoreQuery, where: Filter, options: Mapping[str, Any]) -> list[Hit]:
         k = query.similarity_top_k
         if query.mode == VectorStoreQueryMode.HYBRID:
             k = query.hybrid_top_k if query.hybrid_top_k is not None else k
-            alpha = query.alpha if query.alpha is not None else 1 - LEXICAL_WEIGHT
+            alpha = query.alpha if query.alpha is not None else _ALPHA
             if not 0 <= alpha <= 1:
-                raise InputError(f"alpha must be between 0, BM25 alone, and 1, late interaction alone; got {alpha!r}")
+                raise InputError(f"alpha must be between 0 (BM25 only) and 1 (late interaction only), got {alpha!r}")
             hits = self._index.search(text, k, filter=where, lexical_weight=1 - alpha)
         elif query.mode == VectorStoreQueryMode.DEFAULT:
             hits = self._index.search(text, k, filter=where)
         elif query.mode == VectorStoreQueryMode.TEXT_SEARCH:
-            sharing = self._index.rank([text], Lexical(), max(k, _TEXT_DEPTH), filter=where)[0]
-            hits = self._index.search(text, k, filter=HasId(sharing))
+            ids = self._index.rank([text], Lexical(), max(k, _TEXT_DEPTH), filter=where)[0]
+            hits = self._index.search(text, k, filter=HasId(ids))
         elif query.mode == VectorStoreQueryMode.MMR:
             threshold = options.get("mmr_threshold", query.mmr_threshold)
             n_choices = round(k * options.get("mmr_prefetch_factor", _MMR_FACTOR))
             hits = self._index.search(text, max(k, n_choices), filter=where)
             hits = diversify(self._index, hits, k, threshold if threshold is not None else 0.5)
         else:
-            raise InputError(f"manyvec has no query mode {query.mode.value!r}; use default, text_search, hybrid or mmr")
+            raise InputError(f"query mode {query.mode.value!r} is not supported; use default, text_search, hybrid or mmr")
         return hits
 
     def _where(self, filters: Filters | None, node_ids: Sequence[str] | None) -> Filter:
         named = None if node_ids is None else HasId(node_ids)
-        return AllOf(
-            tuple(part for part in (to_filter(filters, self._index.filter_columns), named) if part is not None)
-        )
+        return AllOf(tuple(part for part in (to_filter(filters, self._index.filter_columns), named) if part is not None))
 
-    def _cut_from(self, ref_doc_ids: Sequence[str]) -> Filter:
-        """The nodes that were cut from these documents, and these documents themselves."""
-        whole = HasId(ref_doc_ids)
+    def _split_from(self, ref_doc_ids: Sequence[str]) -> Filter:
+        """Return a filter for the nodes split from these documents, and for these documents themselves."""
         if REF_DOC_KEY in self._index.filter_columns:
-            return F(REF_DOC_KEY).in_(ref_doc_ids) | (whole & F(REF_DOC_KEY).is_null())
-        # An index that something else made: what its nodes were cut from has to be read from each of them.
+            return F(REF_DOC_KEY).in_(ref_doc_ids) | (HasId(ref_doc_ids) & F(REF_DOC_KEY).is_null())
+        # The index was created elsewhere, without this column: read the source document from every node.
         wanted = set(ref_doc_ids)
         ids = self._index.ids()
-        # Not all at once: pages come with their images.
+        # In parts, because pages are read with their images.
         parts = (ids[start : start + 256] for start in range(0, len(ids), 256))
         nodes = (to_node(document) for part in parts for document in self._index.get(part))
         return HasId([node.node_id for node in nodes if (node.ref_doc_id or node.node_id) in wanted])
