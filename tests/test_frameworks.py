@@ -26,7 +26,7 @@ def write_with_langchain(uri):
     from langchain_core.documents import Document
 
     documents = [Document(id=i, page_content=text, metadata={"year": n}) for n, (i, text) in enumerate(TEXTS.items())]
-    langchain_manyvec.ManyvecRetriever.from_documents(documents, uri, filters={"year": int})
+    langchain_manyvec.ManyvecRetriever.from_documents(documents, uri, filter_columns={"year": int})
 
 
 def write_with_llama_index(uri):

@@ -1,9 +1,9 @@
-"""An agent that may use 2,000 tools, and whose model reads 8 of them.
+"""An agent with 2,000 tools, whose model is given the 8 that fit.
 
 python examples/langchain/agent_with_2000_tools.py [MODEL]
 
-MODEL is a name for `init_chat_model`, such as openai:gpt-5 (with its package and key). Without one, LangChain's own
-fake chat model plays the part: it calls the tool that this script tells it to, and shows what it was given.
+MODEL is a name for `init_chat_model`, such as openai:gpt-5 (its package and API key are needed). Without one,
+LangChain's fake chat model is used: it calls the tool that this script names, and prints the tools it was given.
 """
 
 import sys
@@ -28,7 +28,7 @@ verify""".split()
 
 
 class FakeModel(GenericFakeChatModel):
-    """LangChain's fake chat model, which ignores tools, with a line that shows them."""
+    """LangChain's fake chat model, which also prints the tools it is given."""
 
     def bind_tools(self, tools: Any, **kwargs: Any) -> "FakeModel":
         print(f"  the model is given {len(tools)} tools: {', '.join(tool.name for tool in tools)}")
@@ -45,7 +45,7 @@ def make(service: str, action: str) -> StructuredTool:
 
 def main(model: BaseChatModel | None = None) -> None:
     if model is None:
-        print("No chat model was given: LangChain's fake one calls pharmacy_order and says it has done so.")
+        print("No chat model was given: LangChain's fake one calls pharmacy_order.")
         order = {"name": "pharmacy_order", "args": {"details": "aspirin"}, "id": "call-1"}
         model = FakeModel(messages=iter([AIMessage("", tool_calls=[order]), AIMessage("Your aspirin is ordered.")]))
     tools = [make(service, action) for service in SERVICES for action in ACTIONS]

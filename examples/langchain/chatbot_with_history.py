@@ -1,9 +1,9 @@
-"""A chatbot that remembers the conversation, and looks up each turn's passages before the model answers.
+"""A chatbot that remembers the conversation and retrieves passages for each turn.
 
 python examples/langchain/chatbot_with_history.py [MODEL]
 
-MODEL is a name for `init_chat_model`, such as openai:gpt-5 (with its package and key). Without one, LangChain's own
-fake chat model gives fixed answers; the passages found are real.
+MODEL is a name for `init_chat_model`, such as openai:gpt-5 (its package and API key are needed). Without one,
+LangChain's fake chat model returns fixed answers; the passages found are real.
 """
 
 import sys
@@ -27,7 +27,7 @@ TURNS = ["Which gas makes things burn?", "Who discovered it?"]
 
 def main(model: BaseChatModel | None = None) -> None:
     if model is None:
-        print("No chat model was given: LangChain's fake one gives fixed answers.")
+        print("No chat model was given: LangChain's fake one returns fixed answers.")
         model = FakeListChatModel(responses=["Oxygen does.", "Scheele was first, Priestley published first."])
     with tempfile.TemporaryDirectory() as folder:
         index = manyvec.Index.create(Path(folder) / "index", encoder="minilm")
@@ -36,7 +36,7 @@ def main(model: BaseChatModel | None = None) -> None:
 
         @dynamic_prompt
         def with_passages(request: ModelRequest) -> str:
-            # "Who discovered it?" finds nothing by itself, so the turns before it are part of the query.
+            # "Who discovered it?" alone finds nothing, so the query includes the turns before it.
             asked = [message.text for message in request.messages if message.type == "human"]
             found = retriever.invoke(" ".join(asked[-3:]))
             print(f"  looked up: {', '.join(str(document.id) for document in found)}")

@@ -1,9 +1,9 @@
-"""A RAG chain that cites its sources, and shows for each citation which of its words matched the question.
+"""A RAG chain that cites its sources and prints which words of each source matched the question.
 
 python examples/langchain/rag_with_citations.py [MODEL]
 
-MODEL is a name for `init_chat_model`, such as openai:gpt-5 (with its package and key). Without one, LangChain's own
-fake chat model gives a fixed answer; the sources and the evidence are real.
+MODEL is a name for `init_chat_model`, such as openai:gpt-5 (its package and API key are needed). Without one,
+LangChain's fake chat model returns a fixed answer; the sources and the evidence are real.
 """
 
 import re
@@ -37,7 +37,7 @@ def numbered(documents: list[Document]) -> str:
 
 def main(model: BaseChatModel | None = None) -> None:
     if model is None:
-        print("No chat model was given: LangChain's fake one gives a fixed answer that cites [1].\n")
+        print("No chat model was given: LangChain's fake one returns a fixed answer that cites [1].\n")
         model = FakeListChatModel(responses=["Carl Wilhelm Scheele, in Uppsala, in 1773 or earlier [1]."])
     with tempfile.TemporaryDirectory() as folder:
         index = manyvec.Index.create(Path(folder) / "index", encoder="minilm")

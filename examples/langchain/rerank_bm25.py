@@ -1,9 +1,9 @@
-"""Keep the retriever you have, here BM25, and put what it finds into late-interaction order.
+"""Rerank the documents of an existing retriever, here BM25, by late interaction.
 
 python examples/langchain/rerank_bm25.py "your question"
 
-The documents lie in a manyvec index, so they are reranked from stored token vectors: only the question is encoded.
-Any LangChain retriever can be the first stage, and documents that no index holds are encoded as they come.
+The documents are in a manyvec index, so they are reranked from stored token vectors and only the question is encoded.
+Any LangChain retriever can be the first stage; documents that the index does not hold are encoded during the search.
 """
 
 import sys
@@ -23,7 +23,7 @@ PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 
 
 class BM25Retriever(BaseRetriever):
-    """BM25 by LanceDB's full-text index, as if it were somebody else's retriever."""
+    """Stands in for any first stage: BM25 of LanceDB's full-text index."""
 
     index: manyvec.Index
     k: int = 20

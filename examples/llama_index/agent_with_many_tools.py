@@ -1,9 +1,9 @@
-"""An agent that may use 1,000 tools, and whose model reads 8 of them.
+"""An agent with 1,000 tools, whose model is given the 8 that fit.
 
 python examples/llama_index/agent_with_many_tools.py [MODEL]
 
-MODEL is a model of OpenAI's (pip install llama-index-llms-openai, and a key). Without one, LlamaIndex's mock plays the
-part: it calls the tool that this script tells it to, and shows what it was given.
+MODEL is an OpenAI model (pip install llama-index-llms-openai; an API key is needed). Without one, LlamaIndex's mock is
+used: it calls the tool that this script names, and prints the tools it was given.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ async def main() -> None:
 
         llm = OpenAI(model=sys.argv[1])
     else:
-        print("No model was given: LlamaIndex's mock calls pharmacy_order and says what came of it.")
+        print("No model was given: LlamaIndex's mock calls pharmacy_order and reports the result.")
         llm = MockFunctionCallingLLM(response_generator=scripted)
     tools = [make(service, action) for service in SERVICES for action in ACTIONS]
     with tempfile.TemporaryDirectory() as folder:
         ManyvecToolRetriever(tools).persist(f"{folder}/tools")
-        # In the next process nothing is encoded again.
+        # A later process loads the token vectors and encodes nothing.
         retriever = ManyvecToolRetriever.from_persist_path(f"{folder}/tools", tools, similarity_top_k=8)
     print(f"An agent with {len(tools):,} tools:")
     agent = FunctionAgent(tool_retriever=retriever, llm=llm)

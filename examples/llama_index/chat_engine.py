@@ -1,9 +1,9 @@
-"""A chat engine that looks up passages for every turn before the model answers, and remembers the conversation.
+"""A chat engine that remembers the conversation and retrieves passages for each turn.
 
 python examples/llama_index/chat_engine.py [MODEL]
 
-MODEL is a model of OpenAI's (pip install llama-index-llms-openai, and a key). Without one, LlamaIndex's MockLLM, which
-repeats what it is asked, plays the part; what is found is real.
+MODEL is an OpenAI model (pip install llama-index-llms-openai; an API key is needed). Without one, LlamaIndex's MockLLM
+is used, which repeats its prompt; the passages found are real.
 """
 
 import json
@@ -23,7 +23,7 @@ TURNS = ["How large is the Amazon rainforest?", "Which animals live there?", "An
 
 def main(llm: LLM | None = None) -> None:
     if llm is None:
-        print("No model was given: LlamaIndex's MockLLM repeats what it is asked.\n")
+        print("No model was given: LlamaIndex's MockLLM repeats its prompt.\n")
         llm = MockLLM(is_chat_model=True)
     lines = map(json.loads, PASSAGES.read_text(encoding="utf-8").splitlines())
     nodes = [TextNode(id_=line["_id"], text=line["text"], metadata={"article": line["title"]}) for line in lines]

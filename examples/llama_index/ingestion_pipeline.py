@@ -1,9 +1,9 @@
-"""Keep an index up to date with a folder: what is new is added, what changed replaced, what is gone deleted.
+"""Keep an index in step with a folder: add new files, replace changed ones, delete removed ones.
 
 python examples/llama_index/ingestion_pipeline.py
 
-No key and no second model: LlamaIndex's pipeline asks for an embedding model, and `ManyvecEmbedding` is one made of the
-encoder that is there.
+No API key is needed: LlamaIndex's pipeline requires an embedding model, and `ManyvecEmbedding` uses the encoder of the
+index.
 """
 
 import tempfile

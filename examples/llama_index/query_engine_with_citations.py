@@ -1,9 +1,9 @@
-"""A query engine whose answer cites numbered sources, and which words of the question each source was found by.
+"""A query engine that cites numbered sources, and prints which words of each source matched the question.
 
 python examples/llama_index/query_engine_with_citations.py [MODEL]
 
-MODEL is a model of OpenAI's (pip install llama-index-llms-openai, and a key). Without one, LlamaIndex's MockLLM, which
-repeats what it is asked, plays the part; what is found is real.
+MODEL is an OpenAI model (pip install llama-index-llms-openai; an API key is needed). Without one, LlamaIndex's MockLLM
+is used, which repeats its prompt; the passages found are real.
 """
 
 import json
@@ -22,13 +22,13 @@ QUESTION = "Who discovered that oxygen makes things burn?"
 
 def main(llm: LLM | None = None) -> None:
     if llm is None:
-        print("No model was given: LlamaIndex's MockLLM repeats what it is asked.\n")
+        print("No model was given: LlamaIndex's MockLLM repeats its prompt.\n")
         llm = MockLLM()
     lines = map(json.loads, PASSAGES.read_text(encoding="utf-8").splitlines())
     nodes = [TextNode(id_=line["_id"], text=line["text"], metadata={"title": line["title"]}) for line in lines]
     with tempfile.TemporaryDirectory() as folder:
         retriever = ManyvecRetriever.from_nodes(nodes, folder, similarity_top_k=3, evidence=True)
-        # Chunks of a citation engine are numbered; passages this short stay whole.
+        # The engine numbers chunks; with this size each passage is one chunk.
         engine = CitationQueryEngine.from_args(None, llm=llm, retriever=retriever, citation_chunk_size=1024)
         response = engine.query(QUESTION)
     print(f"Question: {QUESTION}\nAnswer: {str(response)[:200]}…\n")

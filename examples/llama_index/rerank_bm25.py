@@ -1,4 +1,4 @@
-"""Keep the BM25 retriever you have, and put what it finds into the order of exact late-interaction scores.
+"""Rerank the nodes of a BM25 retriever by exact late interaction.
 
 python examples/llama_index/rerank_bm25.py "your question"
 """
@@ -17,7 +17,7 @@ PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 
 
 class BM25(BaseRetriever):
-    """BM25 over nodes in memory; llama-index-retrievers-bm25, or any other retriever, does as well."""
+    """Stands in for any first stage, such as llama-index-retrievers-bm25: BM25 over nodes in memory."""
 
     def __init__(self, nodes: list[TextNode], similarity_top_k: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class BM25(BaseRetriever):
 def main(question: str) -> None:
     lines = map(json.loads, PASSAGES.read_text(encoding="utf-8").splitlines())
     retriever = BM25([TextNode(id_=line["_id"], text=line["text"]) for line in lines], similarity_top_k=20)
-    # With `index=` instead of `model=`, nodes that a manyvec index holds would not be encoded again.
+    # With `index=` instead of `model=`, stored vectors are used for nodes that the index holds.
     rerank = ManyvecRerank(model="minilm", top_n=3, keep_retrieval_score=True)
     found = retriever.retrieve(question)
     print(f"{question}\n\nBM25:")

@@ -132,7 +132,7 @@ class ManyvecRetriever(BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """Run `invoke` for several queries, which are encoded and scored in one pass. Each has its own run in traces."""
+        """Run `invoke` for several queries, encoded and scored in one pass. Each has its own run in traces."""
         shared = _SharedSearch(inputs, lambda queries: self._search(queries, **kwargs))
         return super().batch(inputs, config, return_exceptions=return_exceptions, shared=shared, **kwargs)
 

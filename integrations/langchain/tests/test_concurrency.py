@@ -1,4 +1,4 @@
-"""`ManyvecRetriever` for many queries at a time: batches, threads and event loops."""
+"""`ManyvecRetriever` with many queries at once: batches, threads and event loops."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ def ids(documents: Sequence[Document]) -> list[str | None]:
     return [document.id for document in documents]
 
 
-async def test_fifty_queries_at_once_on_one_loop_each_get_their_own_answer(index):
+async def test_fifty_concurrent_queries_each_get_their_own_result(index):
     index.add([{"id": f"d{i}", "text": f"word{i} interaction", "metadata": {"year": i}} for i in range(50)])
     retriever = ManyvecRetriever(index=index, k=1)
 
@@ -41,19 +41,19 @@ async def test_fifty_queries_at_once_on_one_loop_each_get_their_own_answer(index
     assert [ids(documents) for documents in found] == [[f"d{i}"] for i in range(50)]
 
 
-async def test_k_and_filter_of_an_async_call_count(retriever):
+async def test_k_and_filter_of_an_async_call_are_used(retriever):
     assert await retriever.ainvoke("interaction", k=0) == []
     assert ids(await retriever.ainvoke("late interaction", filter=F("year") > 2020)) == ["b 2"]
 
 
-async def test_abatch_answers_in_the_order_of_the_queries(retriever):
+async def test_abatch_returns_results_in_the_order_of_the_queries(retriever):
     found = await retriever.abatch(["late", "early", "延迟交互"], k=1)
 
     assert [ids(documents) for documents in found] == [["a/1"], ["b 2"], ["ç'3"]]
 
 
 class CountingEncoder(HashEncoder):
-    """Remembers what queries were encoded together."""
+    """Records which queries were encoded together."""
 
     passes: ClassVar[list[list[str]]] = []
 
@@ -81,7 +81,7 @@ async def test_a_batch_encodes_all_its_queries_in_one_pass(counting):
     assert counting.batch([]) == await counting.abatch([]) == []
 
 
-async def test_a_batch_finds_what_each_invoke_would_with_its_options(retriever):
+async def test_a_batch_returns_what_invoke_returns_with_the_same_options(retriever):
     queries = ["late interaction", "early", "交互", "nothing"]
     for options in (
         {},
@@ -104,7 +104,7 @@ async def test_equal_queries_of_a_batch_share_no_document(retriever):
     assert second[0].metadata["nested"] == {"tags": ["x", None]}
 
 
-async def test_each_query_of_a_batch_is_a_run_of_its_own(counting, new_recorder):
+async def test_each_query_of_a_batch_has_its_own_run(counting, new_recorder):
     for call in (counting.batch, counting.abatch):
         recorder = new_recorder()
         found = call(["late", "early"], [{"callbacks": [recorder], "metadata": {"n": n}} for n in (1, 2)], k=1)
@@ -115,7 +115,7 @@ async def test_each_query_of_a_batch_is_a_run_of_its_own(counting, new_recorder)
         assert sorted(recorder.ended) == [["a/1"], ["b 2"]]
 
 
-async def test_a_query_that_cannot_be_answered_costs_the_others_of_its_batch_nothing(counting, new_recorder):
+async def test_a_failing_query_does_not_affect_the_others_of_its_batch(counting, new_recorder):
     for call in (counting.batch, counting.abatch):
         recorder = new_recorder()
         found = call(["late", "unlucky", 5], {"callbacks": [recorder]}, return_exceptions=True)
@@ -135,7 +135,7 @@ async def test_a_batch_with_a_wrong_filter_or_argument_is_an_error(retriever):
         await retriever.abatch(["late", "early"], filters={"year": 2024})
 
 
-async def test_the_event_loop_goes_on_while_queries_are_encoded(retriever):
+async def test_encoding_queries_does_not_block_the_event_loop(retriever):
     slow = ManyvecRetriever.from_uri(retriever.index.uri, encoder=SlowEncoder())
     longest = []
     for _ in range(3):
@@ -145,7 +145,7 @@ async def test_the_event_loop_goes_on_while_queries_are_encoded(retriever):
         assert [ids(documents) for documents in found] == [["b 2"]] * 6
         longest.append(watch.longest)
 
-    # A loop that waited for the encoder would show its 0.5 s each time; a busy machine may once or twice.
+    # A blocked loop would show the encoder's 0.5 s in each run; a busy machine may cause one or two slow runs.
     assert 0 < min(longest) < 0.25
 
 
@@ -157,11 +157,11 @@ class NapEncoder(HashEncoder):
         return super().encode_queries(queries)
 
 
-async def test_two_hundred_calls_at_once_are_all_right_and_do_not_hold_up_the_loop(tmp_path):
+async def test_two_hundred_concurrent_calls_are_correct_and_do_not_block_the_event_loop(tmp_path):
     index = manyvec.Index.create(tmp_path / "many", NapEncoder())
     index.add([{"id": f"d{i}", "text": f"word{i} interaction"} for i in range(200)])
     retriever = ManyvecRetriever(index=index, k=1)
-    # The first search of a process imports and loads, once.
+    # The first search of a process imports modules and loads the index.
     retriever.invoke("word0")
 
     longest = []
@@ -171,7 +171,7 @@ async def test_two_hundred_calls_at_once_are_all_right_and_do_not_hold_up_the_lo
         assert [ids(documents) for documents in found] == [[f"d{i}"] for i in range(200)]
         longest.append(watch.longest)
 
-    # Waiting for the encoder would take the loop 4 s each time; a busy machine may take it from us once or twice.
+    # A blocked loop would show 4 s in each run; a busy machine may cause one or two slow runs.
     assert 0 < min(longest) < 0.25
 
 
@@ -179,7 +179,7 @@ REQUEST: ContextVar[str] = ContextVar("REQUEST", default="none")
 
 
 class ListeningEncoder(HashEncoder):
-    """Encodes the request in whose context it runs, whatever the query is."""
+    """Encodes the context variable `REQUEST` instead of the query."""
 
     def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
         return super().encode_queries([REQUEST.get()] * len(queries))

@@ -1,4 +1,4 @@
-"""The contracts of `manyvec.testing`, which the LlamaIndex package fulfils too."""
+"""The contracts of `manyvec.testing`, which the LlamaIndex package passes as well."""
 
 from __future__ import annotations
 

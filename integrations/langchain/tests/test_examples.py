@@ -1,4 +1,4 @@
-"""What the documentation shows runs as it stands: the README's snippets, and the examples as a reader starts them."""
+"""The snippets of the README and the examples run unchanged."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
         ("agent_with_2000_tools", ["fake one", "2,000 tools", "given 8 tools", "pharmacy order: done (aspirin)"]),
     ],
 )
-def test_an_example_runs_without_a_chat_model_and_says_so(tmp_path, example, expected):
+def test_an_example_runs_without_a_chat_model_and_prints_this(tmp_path, example, expected):
     script = ROOT / "examples" / "langchain" / f"{example}.py"
     assert 25 <= len(script.read_text().splitlines()) <= 60
     command = [sys.executable, "-W", "error", script]
@@ -33,7 +33,7 @@ def test_an_example_runs_without_a_chat_model_and_says_so(tmp_path, example, exp
 
 
 class ToolCaller(FakeListChatModel):
-    """The reader's own chat model."""
+    """Stands in for the reader's chat model."""
 
     def bind_tools(self, tools, **kwargs):
         return self

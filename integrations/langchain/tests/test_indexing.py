@@ -1,4 +1,4 @@
-"""LangChain's indexing API: every cleanup mode, into a vector store and a document index, remembered in LanceDB."""
+"""LangChain's indexing API: every cleanup mode, with a vector store and a document index, records in LanceDB."""
 
 import shutil
 import time
@@ -10,7 +10,7 @@ from langchain_core.indexing import aindex
 from langchain_core.indexing import index as run_index
 
 import manyvec
-from langchain_manyvec import ManyvecDocumentIndex, ManyvecRecordManager, ManyvecVectorStore, record_manager
+from langchain_manyvec import ManyvecDocumentIndex, ManyvecRecordManager, ManyvecVectorStore
 
 
 def page(text, source):
@@ -18,9 +18,10 @@ def page(text, source):
 
 
 FIRST = [page("one", "a"), page("two", "a"), page("three", "b"), page("four", "c")]
-# "two" has changed, "three" is gone with its source, "four" is as it was, "five" is new.
+# "two" has changed, "three" was removed with its source, "four" is unchanged, "five" is new.
 SECOND = [page("one", "a"), page("TWO new", "a"), page("four", "c"), page("five", "d")]
-# What a second run leaves: nothing is forgotten, all of what did not come again, or what its source gave no more.
+# Texts after the second run for each cleanup mode: None deletes nothing, full deletes all that did not occur again,
+# incremental and scoped_full delete what did not occur again from the sources of the run.
 LEFT = {
     None: {"one", "two", "three", "four", "TWO new", "five"},
     "full": {"one", "four", "TWO new", "five"},
@@ -44,7 +45,7 @@ def counts(result):
 
 
 def texts(index: manyvec.Index, records: ManyvecRecordManager) -> set[str]:
-    """Texts of all documents in the index; those that the records name must be the same ones."""
+    """Return the texts of all documents in the index, which must be exactly those that the records name."""
     documents = index.get(records.list_keys())
     assert len(documents) == index.count()
     return {document.text for document in documents}
@@ -68,7 +69,7 @@ def test_each_cleanup_mode_skips_the_second_time_and_cleans_up_after_changes(ind
 
 
 @pytest.mark.parametrize("cleanup", LEFT)
-async def test_each_cleanup_mode_does_the_same_from_an_event_loop(index, records, target, cleanup):
+async def test_each_cleanup_mode_works_with_aindex(index, records, target, cleanup):
     async def run(documents):
         options = {"cleanup": cleanup, "source_id_key": "source", "key_encoder": "blake2b", "batch_size": 3}
         return counts(await aindex(documents, records, target, **options))
@@ -88,7 +89,7 @@ def test_a_full_cleanup_with_no_documents_empties_the_index(index, records, targ
     assert index.count() == 0
 
 
-def test_a_forced_update_writes_what_is_there_already(records, target):
+def test_a_forced_update_rewrites_existing_documents(records, target):
     run_index(FIRST, records, target, key_encoder="blake2b")
 
     assert counts(run_index(FIRST, records, target, key_encoder="blake2b", force_update=True)) == (0, 4, 0, 0)
@@ -110,10 +111,10 @@ def test_searches_find_what_was_indexed(index, records):
     assert store.similarity_search("three", k=1)[0].metadata == {"source": "b"}
 
 
-# The records by themselves
+# The record manager alone
 
 
-def test_records_outlive_their_manager_and_stay_in_their_namespace(index, records):
+def test_records_persist_and_are_separated_by_namespace(index, records):
     records.update(["k1", "k2"], group_ids=["g", None])
 
     assert ManyvecRecordManager("test", index.uri).exists(["k2", "k3", "k1"]) == [True, False, True]
@@ -124,7 +125,7 @@ def test_records_outlive_their_manager_and_stay_in_their_namespace(index, record
     assert (records.list_keys(), other.list_keys()) == (["k2"], ["k1"])
 
 
-def test_records_need_no_table_to_be_made_first(records):
+def test_create_schema_is_optional(records):
     assert records.list_keys() == []
     assert records.exists([]) == []
     records.update([])
@@ -145,7 +146,7 @@ def test_keys_are_listed_by_time_group_and_limit(records):
     assert [len(records.list_keys(limit=limit)) for limit in (0, 1, 2, 5)] == [0, 1, 2, 3]
 
 
-def test_updating_a_key_again_moves_its_time_and_group(records):
+def test_updating_a_key_again_replaces_its_time_and_group(records):
     records.update(["k", "k"], group_ids=["old", "older"])
     between = records.get_time()
     records.update(["k"], group_ids=["new"])
@@ -155,7 +156,7 @@ def test_updating_a_key_again_moves_its_time_and_group(records):
 
 
 @pytest.mark.parametrize("text", ["O'Neill", "' OR 1=1 --", '"x"', "a\\", "naïve 延迟", "key\n2", "%", ""])
-def test_any_text_is_a_key_a_group_and_a_namespace(index, text):
+def test_any_string_can_be_a_key_a_group_and_a_namespace(index, text):
     records = ManyvecRecordManager(text, index.uri)
     records.update([text, "bystander"], group_ids=[text, "other"])
 
@@ -165,19 +166,18 @@ def test_any_text_is_a_key_a_group_and_a_namespace(index, text):
     assert records.list_keys() == ["bystander"]
 
 
-def test_more_keys_and_groups_than_one_statement_holds(records, monkeypatch):
-    monkeypatch.setattr(record_manager, "_VALUES_PER_STATEMENT", 3)
-    keys = [f"k{i}" for i in range(8)]
+def test_more_keys_and_groups_than_fit_into_one_statement_can_be_used(records):
+    keys = [f"k{i}" for i in range(2001)]
     records.update(keys, group_ids=keys)
 
-    assert records.exists([*keys, "nobody"]) == [True] * 8 + [False]
+    assert records.exists([*keys, "nobody"]) == [True] * 2001 + [False]
     assert set(records.list_keys(group_ids=keys)) == set(keys)
-    assert len(records.list_keys(group_ids=keys, limit=5)) == 5
-    records.delete_keys(keys[:7])
-    assert records.list_keys() == ["k7"]
+    assert len(records.list_keys(group_ids=keys, limit=1500)) == 1500
+    records.delete_keys(keys[:2000])
+    assert records.list_keys() == ["k2000"]
 
 
-def test_time_goes_on_when_the_clock_is_set_back(index, records, monkeypatch):
+def test_time_advances_even_if_the_clock_is_set_back(index, records, monkeypatch):
     records.update(["old"])
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     later = ManyvecRecordManager("test", index.uri)
@@ -188,7 +188,7 @@ def test_time_goes_on_when_the_clock_is_set_back(index, records, monkeypatch):
     assert later.get_time() > start
 
 
-def test_a_time_in_the_future_and_unequal_numbers_are_errors_and_write_nothing(records):
+def test_a_time_in_the_future_and_a_wrong_number_of_groups_are_errors_and_write_nothing(records):
     with pytest.raises(ValueError, match="clock"):
         records.update(["k"], time_at_least=records.get_time() + 60)
     with pytest.raises(ValueError, match="2 keys and 1 group"):
@@ -196,7 +196,7 @@ def test_a_time_in_the_future_and_unequal_numbers_are_errors_and_write_nothing(r
     assert records.list_keys() == []
 
 
-def test_threads_that_write_the_same_new_keys_at_once_make_no_duplicates(records):
+def test_threads_writing_the_same_new_keys_create_no_duplicates(records):
     keys = [f"k{i}" for i in range(20)]
     records.create_schema()
     with ThreadPoolExecutor(4) as threads:
@@ -215,7 +215,7 @@ def test_records_deleted_from_disk_are_an_error_and_not_an_empty_answer(index, r
         records.update(["k2"])
 
 
-def test_managers_that_start_at_once_share_one_table(index):
+def test_managers_that_start_at_the_same_time_share_one_table(index):
     managers = [ManyvecRecordManager("test", index.uri) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda manager: manager.update(["k"]), managers))
@@ -223,7 +223,7 @@ def test_managers_that_start_at_once_share_one_table(index):
     assert [manager.list_keys() for manager in managers] == [["k"]] * 4
 
 
-def test_the_table_is_merged_at_the_start_of_a_run_and_loses_nothing(records):
+def test_create_schema_merges_files_and_loses_no_record(records):
     for i in range(5):
         records.update([f"k{i}"])
     records.create_schema()
@@ -242,7 +242,7 @@ async def test_every_method_works_from_an_event_loop(records):
     assert await records.alist_keys() == ["k2"]
 
 
-# The document index by itself
+# The document index alone
 
 
 def test_a_document_index_is_a_retriever_with_scores(index):

@@ -1,4 +1,4 @@
-"""`ManyvecToolSelector` in real agents: the model is LangChain's fake one, the tools and the loop are real."""
+"""`ManyvecToolSelector` in real agents with LangChain's fake chat model."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ TOPICS = ["weather", "mail", "calendar", "music", "currency", "flights", "recipe
 
 def make(topic: str) -> StructuredTool:
     return StructuredTool.from_function(
-        lambda position: f"{topic} of {position}", name=f"get_{topic}", description=f"Tells the {topic} of a place."
+        lambda city: f"{topic} of {city}", name=f"get_{topic}", description=f"Tells the {topic} of a place."
     )
 
 
@@ -35,7 +35,7 @@ TOOLS = [make(topic) for topic in TOPICS]
 
 
 class Model(GenericFakeChatModel):
-    """Says what it was told to, and keeps the names of the tools it was given at each call."""
+    """Replies with the given messages, and records the names of the tools passed to each call."""
 
     given: list[list[str]] = Field(default_factory=list)
 
@@ -47,9 +47,9 @@ class Model(GenericFakeChatModel):
 
 
 class CountingEncoder(HashEncoder):
-    """Counts what it encodes."""
+    """Records the queries it encodes."""
 
-    encoded: list[str] = []  # noqa: RUF012  # of the class, because the encoder is frozen
+    encoded: list[str] = []  # noqa: RUF012  # a class attribute, because the encoder is frozen
 
     def encode_queries(self, queries: Sequence[str]) -> manyvec.TokenBatch:
         self.encoded.extend(queries)
@@ -62,7 +62,7 @@ class BrokenEncoder(HashEncoder):
 
 
 class Recorder(BaseCallbackHandler):
-    """Keeps the runs of selectors."""
+    """Records the runs of selectors."""
 
     def __init__(self) -> None:
         self.names: dict[Any, str] = {}
@@ -77,12 +77,12 @@ class Recorder(BaseCallbackHandler):
             self.runs.append((self.inputs[run_id], outputs))
 
 
-def call(name: str, position: str = "Rome") -> AIMessage:
-    return AIMessage("", tool_calls=[{"name": name, "args": {"place": position}, "id": f"call-{name}"}])
+def call(name: str, city: str = "Rome") -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": name, "args": {"city": city}, "id": f"call-{name}"}])
 
 
-def agent(selector: ManyvecToolSelector, *said: AIMessage, tools: Sequence[Any] = TOOLS) -> tuple[Any, Model]:
-    model = Model(messages=iter([*said, AIMessage("done")]))
+def agent(selector: ManyvecToolSelector, *replies: AIMessage, tools: Sequence[Any] = TOOLS) -> tuple[Any, Model]:
+    model = Model(messages=iter([*replies, AIMessage("done")]))
     return create_agent(model, tools=list(tools), middleware=[selector]), model
 
 
@@ -90,13 +90,13 @@ def ask(text: str) -> dict[str, Any]:
     return {"messages": [HumanMessage(text)]}
 
 
-def test_the_model_gets_the_tools_that_fit_in_the_order_the_agent_has_them():
+def test_the_model_receives_the_tools_that_fit_in_the_agents_order():
     runner, model = agent(ManyvecToolSelector(max_tools=2, encoder=HashEncoder()))
     runner.invoke(ask("currency and weather please"))
     assert model.given == [["get_weather", "get_currency"]]
 
 
-async def test_an_async_agent_selects_and_runs_tools_alike():
+async def test_an_async_agent_selects_and_runs_tools():
     runner, model = agent(ManyvecToolSelector(max_tools=1, encoder=HashEncoder()), call("get_music"))
     state = await runner.ainvoke(ask("music"))
     assert model.given == [["get_music"]] * 2
@@ -104,13 +104,13 @@ async def test_an_async_agent_selects_and_runs_tools_alike():
 
 
 @pytest.mark.parametrize("max_tools", [7, 8])
-def test_an_agent_with_no_more_tools_than_max_tools_keeps_them_all_and_encodes_nothing(max_tools):
+def test_up_to_max_tools_all_tools_are_kept_and_nothing_is_encoded(max_tools):
     runner, model = agent(ManyvecToolSelector(max_tools=max_tools, encoder=BrokenEncoder(), on_error="raise"))
     runner.invoke(ask("weather"))
     assert model.given == [[tool.name for tool in TOOLS]]
 
 
-def test_tools_of_always_include_do_not_count():
+def test_tools_of_always_include_are_kept_in_addition_to_max_tools():
     selector = ManyvecToolSelector(max_tools=1, always_include=["get_recipes"], encoder=HashEncoder())
     runner, model = agent(selector)
     runner.invoke(ask("weather"))
@@ -152,7 +152,7 @@ def test_the_request_is_read_from_the_conversation():
     assert model.given == [["get_weather"]]
 
 
-def test_the_query_has_the_newest_request_first_and_no_tool_result():
+def test_the_query_starts_with_the_newest_message_and_omits_tool_results():
     messages = [HumanMessage(str(i)) for i in range(5)]
     assert query_of([*messages, call("x"), ToolMessage("result", tool_call_id="call-x")]) == "4\n3\n2"
     assert query_of([]) == query_of([AIMessage("hello")]) == ""
@@ -178,10 +178,10 @@ async def test_a_tool_of_a_larger_catalog_is_found_and_runs(is_async):
     assert [m.text for m in state["messages"] if isinstance(m, ToolMessage)] == ["topic217 of Oslo"]
 
 
-def test_a_function_can_be_in_the_catalog_and_the_agents_own_tool_wins_over_its_namesake():
-    def get_weather(position: str) -> str:
+def test_a_tool_of_the_agent_takes_precedence_over_a_function_of_the_same_name_in_the_catalog():
+    def get_weather(city: str) -> str:
         """Another weather."""
-        return f"{position} from the catalog"
+        return f"{city} from the catalog"
 
     selector = ManyvecToolSelector(max_tools=1, catalog=[get_weather], encoder=HashEncoder())
     runner, model = agent(selector, call("get_weather"))
@@ -191,7 +191,7 @@ def test_a_function_can_be_in_the_catalog_and_the_agents_own_tool_wins_over_its_
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_a_failing_encoder_leaves_the_model_all_tools_of_the_agent_and_is_logged(caplog, is_async):
+async def test_if_the_encoder_fails_the_model_receives_all_tools_of_the_agent_and_the_error_is_logged(caplog, is_async):
     selector = ManyvecToolSelector(max_tools=1, catalog=[make("more")], encoder=BrokenEncoder())
     runner, model = agent(selector)
     _ = await runner.ainvoke(ask("weather")) if is_async else runner.invoke(ask("weather"))
@@ -199,7 +199,7 @@ async def test_a_failing_encoder_leaves_the_model_all_tools_of_the_agent_and_is_
     assert "out of memory" in caplog.text
 
 
-async def test_a_failing_encoder_is_an_error_where_that_is_wanted():
+async def test_if_the_encoder_fails_on_error_raise_raises():
     runner, _ = agent(ManyvecToolSelector(max_tools=1, encoder=BrokenEncoder(), on_error="raise"))
     with pytest.raises(manyvec.EncoderError):
         runner.invoke(ask("weather"))
@@ -207,7 +207,7 @@ async def test_a_failing_encoder_is_an_error_where_that_is_wanted():
         await runner.ainvoke(ask("weather"))
 
 
-def test_tools_with_no_description_and_with_a_schema_of_ten_thousand_characters_are_chosen_like_others():
+def test_tools_without_a_description_or_with_a_very_long_schema_are_selected_like_others():
     arguments = {f"field_{i}": (str, Field(description=f"the value of part {i} of the form")) for i in range(200)}
     schema = create_model("Form", **arguments)
     form = StructuredTool.from_function(make("form").func, name="send_form", description="-", args_schema=schema)
@@ -220,21 +220,21 @@ def test_tools_with_no_description_and_with_a_schema_of_ten_thousand_characters_
         assert model.given == [[name]]
 
 
-def test_of_tools_of_the_agent_that_share_a_name_one_is_given():
+def test_only_one_of_two_tools_with_the_same_name_is_passed_on():
     selector = ManyvecToolSelector(max_tools=1, encoder=HashEncoder(), on_error="raise")
     runner, model = agent(selector, tools=[*TOOLS, make("weather")])
     runner.invoke(ask("weather"))
     assert model.given == [["get_weather"]]
 
 
-def test_a_tool_asked_for_by_its_name_is_always_among_the_chosen():
+def test_a_tool_requested_by_its_name_is_always_selected():
     decoys = [StructuredTool.from_function(make("x").func, name=f"t{i}", description="get mail") for i in range(150)]
     runner, model = agent(ManyvecToolSelector(max_tools=1, encoder=HashEncoder()), tools=[*decoys, *TOOLS])
     runner.invoke(ask("get_mail"))
     assert model.given == [["get_mail"]]
 
 
-async def test_the_choice_with_its_scores_is_in_the_trace():
+async def test_the_selection_is_traced_with_its_scores():
     for is_async in (False, True):
         recorder = Recorder()
         runner, _ = agent(ManyvecToolSelector(max_tools=2, encoder=HashEncoder()), call("get_mail"))
@@ -247,7 +247,7 @@ async def test_the_choice_with_its_scores_is_in_the_trace():
         assert first["tools"][0]["score"] > first["tools"][1]["score"]
 
 
-def test_a_conversation_without_a_word_keeps_all_tools():
+def test_a_conversation_without_words_keeps_all_tools():
     selector = ManyvecToolSelector(max_tools=1, encoder=HashEncoder())
     kept = []
     request = ModelRequest(model=Model(messages=iter([])), messages=[HumanMessage("  ")], tools=list(TOOLS))
@@ -258,13 +258,13 @@ def test_a_conversation_without_a_word_keeps_all_tools():
 def test_bad_arguments_are_errors():
     with pytest.raises(manyvec.InputError, match="max_tools"):
         ManyvecToolSelector(max_tools=0)
-    with pytest.raises(manyvec.InputError, match="share a name"):
+    with pytest.raises(manyvec.InputError, match="same name"):
         ManyvecToolSelector(catalog=[TOOLS[0], make("weather")])
     with pytest.raises(manyvec.InputError, match="on_error"):
         ManyvecToolSelector(on_error="none")
 
 
-def test_importing_the_package_does_not_import_langchain_and_without_it_the_selector_says_what_to_install():
+def test_without_langchain_the_package_imports_and_the_selector_says_what_to_install():
     code = """
 import sys
 sys.modules["langchain"] = None
@@ -274,5 +274,5 @@ try:
 except ImportError as error:
     print(error)
 """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "langchain-manyvec[agents]" in said
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "langchain-manyvec[agents]" in output

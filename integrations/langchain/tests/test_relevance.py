@@ -1,4 +1,4 @@
-"""What relevance scores of `ManyvecVectorStore` mean once calibrated, and how results are kept unlike each other."""
+"""Calibrated relevance scores and maximal marginal relevance of `ManyvecVectorStore`."""
 
 import pytest
 from langchain_core.documents import Document
@@ -35,7 +35,7 @@ def test_a_calibrated_relevance_is_the_share_of_unanswerable_questions_that_find
     assert relevances["early interaction"] >= 0.75 > relevances["early or"] >= 0.25 > relevances["neither nor"]
 
 
-def test_calibration_takes_openings_of_documents_for_questions_and_leaves_out_their_own(index):
+def test_calibration_uses_the_first_words_of_documents_as_questions_and_ignores_their_own_document(index):
     store = ManyvecVectorStore(index)
     # Of the four words of each, the most similar other document has three, three and one.
     store.add_texts(["a b c d", "a b c e", "d x y z"], ids=["1", "2", "3"])
@@ -45,7 +45,7 @@ def test_calibration_takes_openings_of_documents_for_questions_and_leaves_out_th
     assert [round(4 * similarity) for similarity in background] == [1, 3, 3]
 
 
-def test_a_calibration_can_be_kept_and_orders_as_similarity_does(store):
+def test_a_calibration_can_be_saved_and_preserves_the_order_of_similarities(store):
     kept = Calibration(tuple(store.calibrate().background))
     again = ManyvecVectorStore(store.index, calibration=kept)
     found = again.similarity_search_with_relevance_scores("an early interaction")
@@ -63,24 +63,24 @@ def test_an_index_with_one_document_cannot_be_calibrated_from_itself(index):
     assert store.calibration is None
 
 
-# Unlike each other
+# Maximal marginal relevance
 
 
 @pytest.fixture
 def copies(index):
-    """Two copies of the best answer to "late interaction model", and two answers that say other things."""
+    """A store with two copies of the best match for "late interaction model" and two other documents."""
     store = ManyvecVectorStore(index)
     texts = ["late interaction model", "late interaction model", "late interaction", "model"]
     store.add_texts(texts, ids=["copy 1", "copy 2", "half", "other"])
     return store
 
 
-async def test_marginal_relevance_takes_no_copy_of_what_it_has(copies):
+async def test_marginal_relevance_skips_a_copy_of_a_chosen_document(copies):
     query = "late interaction model"
 
     assert ids(copies.similarity_search(query, k=3)) == ["copy 1", "copy 2", "half"]
-    # "half" is 2/3 relevant and (1 + 2/3) / 2 like copy 1, "other" 1/3 and (1 + 1/3) / 2, the second copy wholly both.
-    # 0.2 of the one less 0.8 of the other are -0.53, -0.47 and -0.6.
+    # Relevance and similarity to copy 1: "half" 2/3 and (1 + 2/3) / 2, "other" 1/3 and (1 + 1/3) / 2, copy 2 both 1.
+    # 0.2 * relevance - 0.8 * similarity is -0.53, -0.47 and -0.6.
     assert ids(copies.max_marginal_relevance_search(query, k=2, lambda_mult=0.2)) == ["copy 1", "other"]
     assert ids(await copies.amax_marginal_relevance_search(query, k=2, lambda_mult=0.2)) == ["copy 1", "other"]
 
@@ -91,7 +91,7 @@ def test_marginal_relevance_with_lambda_1_is_the_plain_search(copies):
     assert found == copies.similarity_search("late interaction model", k=4)
 
 
-def test_marginal_relevance_looks_at_fetch_k_documents(copies):
+def test_marginal_relevance_chooses_from_fetch_k_documents(copies):
     query = "late interaction model"
 
     assert ids(copies.max_marginal_relevance_search(query, k=4, fetch_k=2, lambda_mult=0)) == ["copy 1", "copy 2"]

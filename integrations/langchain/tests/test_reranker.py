@@ -1,4 +1,4 @@
-"""`ManyvecReranker` and `ManyvecRerankRetriever`: copies in a new order, from anything, under a tracer."""
+"""`ManyvecReranker` and `ManyvecRerankRetriever`: order, copies and traces."""
 
 import asyncio
 import copy
@@ -27,7 +27,7 @@ DOCUMENTS = [
 
 
 class Fixed(BaseRetriever):
-    """A first stage of somebody else."""
+    """First stage that returns fixed documents."""
 
     def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
         return list(DOCUMENTS)
@@ -39,7 +39,7 @@ class BrokenEncoder(HashEncoder):
 
 
 class Recorder(BaseCallbackHandler):
-    """Keeps runs by name: inputs, outputs or error, and what each is a part of."""
+    """Records runs: name, inputs, outputs or error, and parent."""
 
     def __init__(self) -> None:
         self.runs: dict[Any, dict[str, Any]] = {}
@@ -70,7 +70,7 @@ def reranker() -> ManyvecReranker:
     return ManyvecReranker(encoder=HashEncoder())
 
 
-def test_documents_come_back_in_the_order_of_their_scores_with_ids_and_metadata(reranker):
+def test_documents_are_sorted_by_score_and_keep_ids_and_metadata(reranker):
     best, *_, last = found = reranker.compress_documents(DOCUMENTS, "red apple")
     assert texts(found) == ["a red apple", "red pear", "blue sky", ""]
     assert (best.id, best.metadata["nested"]) == ("b", {"x": [1]})
@@ -79,7 +79,7 @@ def test_documents_come_back_in_the_order_of_their_scores_with_ids_and_metadata(
     assert (last.metadata["score"], last.metadata["relevance_score"]) == (-float("inf"), 0)
 
 
-def test_the_score_of_a_first_stage_is_replaced(reranker):
+def test_the_score_of_an_earlier_stage_is_replaced(reranker):
     pear = reranker.compress_documents(DOCUMENTS, "red pear")[0]
     assert pear.metadata["relevance_score"] == pytest.approx(1, abs=FLOAT16)
 
@@ -91,11 +91,11 @@ def test_the_given_documents_stay_as_they_are(reranker):
 
 
 @pytest.mark.parametrize(("top_n", "n"), [(None, 4), (0, 0), (1, 1), (9, 4)])
-def test_top_n_limits_how_many_come_back(top_n, n):
+def test_at_most_top_n_documents_are_returned(top_n, n):
     assert len(ManyvecReranker(encoder=HashEncoder(), top_n=top_n).compress_documents(DOCUMENTS, "red")) == n
 
 
-def test_no_documents_give_none(reranker):
+def test_no_documents_return_an_empty_list(reranker):
     assert reranker.compress_documents([], "red") == []
 
 
@@ -118,7 +118,7 @@ def test_wrong_arguments_are_errors(index):
 
 
 async def longest_wait(work: Coroutine[Any, Any, Any]) -> float:
-    """Seconds that the event loop did nothing else, at most, while this work was done."""
+    """Return the longest time in seconds that the event loop was blocked by this work."""
     longest = 0.0
 
     async def tick() -> None:
@@ -134,14 +134,14 @@ async def longest_wait(work: Coroutine[Any, Any, Any]) -> float:
     return longest
 
 
-async def test_the_event_loop_goes_on_while_documents_are_encoded():
+async def test_encoding_documents_does_not_block_the_event_loop():
     reranker = ManyvecReranker(encoder=SlowEncoder())
 
     async def three_at_once() -> None:
         found = await asyncio.gather(*(reranker.acompress_documents(DOCUMENTS, "red pear") for _ in range(3)))
         assert [texts(documents)[0] for documents in found] == ["red pear"] * 3
 
-    # A loop that waited for the encoder would show its 0.5 s each time; a busy machine may once or twice.
+    # A blocked loop would show the encoder's 0.5 s in each run; a busy machine may cause one or two slow runs.
     assert 0 < min([await longest_wait(three_at_once()) for _ in range(3)]) < 0.25
 
 
@@ -171,7 +171,7 @@ async def test_an_error_reaches_the_caller_and_the_tracer():
         assert isinstance(recorder.only("ManyvecReranker")["error"], manyvec.EncoderError)
 
 
-async def test_as_a_step_of_a_chain_it_takes_a_query_and_documents(reranker):
+async def test_the_runnable_maps_a_query_and_documents_to_documents(reranker):
     recorder = Recorder()
     chain = reranker.as_runnable() | RunnableLambda(texts)
     question = {"query": "red pear", "documents": DOCUMENTS}

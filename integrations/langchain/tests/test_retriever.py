@@ -1,4 +1,4 @@
-"""`ManyvecRetriever` on a real index: what goes in comes out, per call, per chain, per event loop."""
+"""`ManyvecRetriever` over a real index: per call, in chains and from event loops."""
 
 import asyncio
 import copy
@@ -20,7 +20,7 @@ from langchain_manyvec._convert import to_langchain
 from manyvec import F
 from manyvec.testing import ColorEncoder, HashEncoder
 
-# Unlike keys in each, among them the ones that a store could take for its own.
+# Each document has other keys, some of them names that a store might use itself.
 DOCUMENTS = [
     Document("a late interaction", id="a/1", metadata={"year": 2020, "id": 17}),
     Document("an early interaction", id="b 2", metadata={"year": 2024, "nested": {"tags": ["x", None], "pi": 3.5}}),
@@ -46,10 +46,10 @@ def without_scores(document: Document) -> Document:
     return Document(document.page_content, id=document.id, metadata=metadata)
 
 
-# What comes back
+# Results
 
 
-def test_ids_texts_and_metadata_come_back_exactly_as_they_went_in(retriever):
+def test_ids_texts_and_metadata_are_returned_exactly_as_stored(retriever):
     found = {document.id: without_scores(document) for document in retriever.invoke("interaction")}
 
     assert found == {document.id: document for document in DOCUMENTS}
@@ -87,26 +87,26 @@ def test_changing_a_result_changes_no_later_result(retriever):
     assert without_scores(retriever.invoke("early")[0]) == DOCUMENTS[1]
 
 
-def test_an_empty_index_gives_no_documents(index):
+def test_an_empty_index_returns_no_documents(index):
     assert ManyvecRetriever(index=index).invoke("late interaction") == []
 
 
 # k and filter
 
 
-def test_four_documents_come_back_unless_told_otherwise(index):
+def test_four_documents_are_returned_by_default(index):
     index.add([{"id": f"d{i}", "text": f"page {i}"} for i in range(7)])
 
     assert len(ManyvecRetriever(index=index).invoke("page")) == 4
 
 
-def test_k_of_a_call_wins_over_k_of_the_retriever(retriever):
+def test_k_of_a_call_overrides_k_of_the_retriever(retriever):
     retriever = ManyvecRetriever(index=retriever.index, k=2)
 
     assert [len(retriever.invoke("interaction", k=k)) for k in (None, 0, 1, 3, 5)] == [2, 0, 1, 3, 3]
 
 
-def test_k_of_0_in_the_constructor_gives_no_documents(retriever):
+def test_k_of_0_in_the_constructor_returns_no_documents(retriever):
     assert ManyvecRetriever(index=retriever.index, k=0).invoke("interaction") == []
 
 
@@ -132,7 +132,7 @@ def test_a_retriever_with_a_filter_can_be_printed_and_bound(retriever):
 
 
 def test_a_score_threshold_works_in_the_constructor_and_in_a_call(retriever):
-    # "late interaction" is matched wholly by one document, by half in another, hardly at all in the third.
+    # One document matches both words of "late interaction", the second one word, the third none.
     strict = ManyvecRetriever(index=retriever.index, score_threshold=0.9)
 
     assert ids(strict.invoke("late interaction")) == ["a/1"]
@@ -194,7 +194,7 @@ def test_page_images_of_an_index_are_found_with_their_text_and_compact_evidence(
 
 
 class Depths:
-    """A first stage that remembers what depth it was asked for, and looks at every document."""
+    """First stage that records the depth it was called with and passes every document on."""
 
     def __init__(self) -> None:
         self.asked: list[int | None] = []
@@ -218,7 +218,7 @@ def test_a_depth_works_in_the_constructor_and_in_a_call(retriever):
 # Adding
 
 
-def test_adding_leaves_the_given_documents_as_they_are(index):
+def test_adding_does_not_modify_the_documents(index):
     documents = [*copy.deepcopy(DOCUMENTS), Document("no id", metadata={"year": 2021})]
     before = copy.deepcopy(documents)
 
@@ -242,7 +242,7 @@ def test_documents_without_ids_differ_by_text_and_by_metadata(index):
     assert len(set(ManyvecRetriever(index=index).add_documents(documents))) == index.count() == 3
 
 
-def test_adding_gives_the_ids_in_the_order_of_the_documents(index):
+def test_adding_returns_the_ids_in_the_order_of_the_documents(index):
     documents = iter([Document("one", id="z"), Document("two"), Document("three", id="a"), Document("two")])
 
     given = ManyvecRetriever(index=index).add_documents(documents)
@@ -252,7 +252,7 @@ def test_adding_gives_the_ids_in_the_order_of_the_documents(index):
     assert [document.text for document in index.get(given[:3])] == ["one", "two", "three"]
 
 
-def test_of_documents_with_equal_ids_the_last_is_stored(index):
+def test_the_last_of_several_documents_with_the_same_id_is_stored(index):
     given = ManyvecRetriever(index=index).add_documents([Document("old", id="a"), Document("new", id="a")])
 
     assert given == ["a", "a"]
@@ -291,13 +291,13 @@ async def test_documents_can_be_added_from_an_event_loop(index):
     assert index.count() == 3
 
 
-# Making one
+# Creating and opening
 
 
-def test_from_documents_makes_an_index_and_opens_it_the_next_time(tmp_path):
+def test_from_documents_creates_an_index_and_opens_it_the_next_time(tmp_path):
     def make(documents: list[Document]) -> ManyvecRetriever:
         return ManyvecRetriever.from_documents(
-            documents, tmp_path / "new", encoder=HashEncoder(), filters={"year": int}, k=2, filter={"year": 2024}
+            documents, tmp_path / "new", encoder=HashEncoder(), filter_columns={"year": int}, k=2, filter={"year": 2024}
         )
 
     make(DOCUMENTS)
@@ -309,7 +309,7 @@ def test_from_documents_makes_an_index_and_opens_it_the_next_time(tmp_path):
 
 def test_from_documents_with_another_encoder_than_the_index_has_is_an_error(index):
     with pytest.raises(manyvec.ManifestError, match="hash-64"):
-        ManyvecRetriever.from_documents(DOCUMENTS, index.uri, encoder=HashEncoder(dim=32), filters={"year": int})
+        ManyvecRetriever.from_documents(DOCUMENTS, index.uri, encoder=HashEncoder(dim=32), filter_columns={"year": int})
 
 
 def test_from_uri_reads_what_the_core_wrote(index):
@@ -327,12 +327,12 @@ def test_from_uri_without_an_index_is_an_error(tmp_path):
         ManyvecRetriever.from_uri(tmp_path / "nothing")
 
 
-def test_a_misspelt_field_is_an_error(index):
+def test_a_misspelled_field_is_an_error(index):
     with pytest.raises(ValidationError, match="filters"):
         ManyvecRetriever(index=index, filters={"year": 2024})
 
 
-# In a chain, under a tracer
+# Chains and traces
 
 
 def test_it_is_the_first_step_of_a_chain(retriever):
@@ -355,7 +355,7 @@ TRACED = {
 }
 
 
-async def test_a_tracer_sees_the_query_the_documents_and_what_searched(retriever, new_recorder):
+async def test_a_trace_holds_the_query_the_documents_the_provider_and_the_model(retriever, new_recorder):
     recorder = new_recorder()
     retriever.invoke("late", {"callbacks": [recorder]}, k=1)
     await retriever.ainvoke("early", {"callbacks": [recorder]}, k=1)
@@ -365,7 +365,7 @@ async def test_a_tracer_sees_the_query_the_documents_and_what_searched(retriever
     assert recorder.ended == [["a/1"], ["b 2"]]
 
 
-async def test_a_filter_on_an_undeclared_column_is_an_error_that_a_tracer_sees(retriever, new_recorder):
+async def test_a_filter_on_an_undeclared_column_is_an_error_that_is_traced(retriever, new_recorder):
     recorder = new_recorder()
     config = {"callbacks": [recorder]}
 

@@ -1,4 +1,4 @@
-"""`ManyvecVectorStore` on a real index: what LangChain's suite does not ask."""
+"""`ManyvecVectorStore` over a real index: what LangChain's standard suite does not test."""
 
 import copy
 import shutil
@@ -15,7 +15,7 @@ from langchain_manyvec import ManyvecRetriever, ManyvecVectorStore
 from manyvec import F
 from manyvec.testing import HashEncoder
 
-# Unlike keys in each, among them the ones that a store could take for its own.
+# Each document has other keys, some of them names that a store might use itself.
 DOCUMENTS = [
     Document("a late interaction", id="a/1", metadata={"year": 2020, "id": 17, "score": "2:1"}),
     Document("an early interaction", id="b 2", metadata={"year": 2024, "nested": {"tags": ["x", None], "pi": 3.5}}),
@@ -36,10 +36,10 @@ def ids(documents):
     return [document.id for document in documents]
 
 
-# What comes back
+# Results
 
 
-def test_every_way_to_search_gives_exactly_the_stored_documents(store):
+def test_every_search_method_returns_exactly_the_stored_documents(store):
     def by_id(documents):
         return {document.id: document for document in documents}
 
@@ -67,7 +67,7 @@ def test_the_score_counts_the_matched_words_and_the_relevance_score_is_their_sha
 
 
 class OppositeEncoder(HashEncoder):
-    """Every word of a query is the exact opposite of the same word in a document."""
+    """Encodes a word of a query as the negated vector of the same word in a document."""
 
     def encode_queries(self, queries):
         tokens = super().encode_queries(queries)
@@ -103,7 +103,7 @@ async def test_a_filter_works_in_every_search(store, condition):
         assert [document.id for document, _ in found] == ["b 2"]
 
 
-async def test_every_search_of_an_empty_store_finds_nothing(index):
+async def test_every_search_of_an_empty_store_returns_nothing(index):
     empty = ManyvecVectorStore(index)
 
     assert empty.similarity_search("late") == []
@@ -116,7 +116,7 @@ async def test_every_search_of_an_empty_store_finds_nothing(index):
 # Adding and deleting
 
 
-def test_adding_leaves_documents_metadata_and_ids_as_they_are(index):
+def test_adding_does_not_modify_documents_metadata_or_ids(index):
     documents = [*copy.deepcopy(DOCUMENTS), Document("no id", metadata={"year": 2021})]
     metadatas, given = [{"year": 2021}, {}], ["x", None]
     before = copy.deepcopy((documents, metadatas, given))
@@ -127,7 +127,7 @@ def test_adding_leaves_documents_metadata_and_ids_as_they_are(index):
     assert (documents, metadatas, given) == before
 
 
-def test_given_ids_win_and_missing_ones_are_the_documents_own_or_made(index):
+def test_ids_are_taken_from_the_argument_then_from_the_document_then_from_its_content(index):
     store = ManyvecVectorStore(index)
     documents = [Document("one", id="own 1"), Document("two", id="own 2"), Document("three"), Document("four")]
 
@@ -140,7 +140,7 @@ def test_given_ids_win_and_missing_ones_are_the_documents_own_or_made(index):
     assert index.count() == 4
 
 
-def test_of_equal_ids_in_one_call_the_last_wins(index):
+def test_the_last_of_several_texts_with_the_same_id_is_stored(index):
     store = ManyvecVectorStore(index)
 
     assert store.add_texts(["first", "second"], ids=["a", "a"]) == ["a", "a"]
@@ -172,7 +172,7 @@ def test_a_wrong_number_of_ids_or_metadatas_is_an_error_and_stores_nothing(index
         (Document(" \n", id="bad"), "'bad' has no text"),
     ],
 )
-async def test_what_cannot_be_stored_is_an_error_that_names_it_and_stores_nothing(index, document, message):
+async def test_a_document_that_cannot_be_stored_is_named_in_the_error_and_nothing_is_stored(index, document, message):
     store = ManyvecVectorStore(index)
 
     with pytest.raises(manyvec.InputError, match=message):
@@ -182,28 +182,28 @@ async def test_what_cannot_be_stored_is_an_error_that_names_it_and_stores_nothin
     assert index.count() == 0
 
 
-async def test_deleting_says_true_whether_or_not_the_ids_are_there(store):
+async def test_delete_returns_true_for_known_and_unknown_ids(store):
     assert store.delete(["a/1", "nobody"]) is True
     assert await store.adelete(["nobody"]) is True
     assert store.delete([]) is True
     assert store.index.count() == 2
 
 
-def test_deleting_by_filter_and_everything(store):
+def test_delete_by_filter_and_delete_all(store):
     store.delete(filter={"year": 2020})
     assert store.index.count() == 2
     store.delete(filter={})
     assert store.index.count() == 0
 
 
-def test_deleting_without_saying_what_is_an_error_and_deletes_nothing(store):
+def test_delete_without_arguments_is_an_error_and_deletes_nothing(store):
     with pytest.raises(manyvec.InputError, match="ids or a filter"):
         store.delete()
 
     assert store.index.count() == 3
 
 
-async def test_all_of_it_can_be_done_from_an_event_loop(index):
+async def test_documents_can_be_added_read_and_deleted_from_an_event_loop(index):
     store = ManyvecVectorStore(index)
 
     assert await store.aadd_documents(DOCUMENTS) == ["a/1", "b 2", "ç'3"]
@@ -213,12 +213,14 @@ async def test_all_of_it_can_be_done_from_an_event_loop(index):
     assert index.count() == 4
 
 
-# Making one
+# Creating and opening
 
 
-def test_from_documents_takes_an_encoder_where_embeddings_stand(tmp_path):
+def test_from_documents_takes_an_encoder_in_place_of_embeddings(tmp_path):
     def make(documents):
-        return ManyvecVectorStore.from_documents(documents, HashEncoder(), uri=tmp_path / "new", filters={"year": int})
+        return ManyvecVectorStore.from_documents(
+            documents, HashEncoder(), uri=tmp_path / "new", filter_columns={"year": int}
+        )
 
     make(DOCUMENTS[:2])
     store = make([DOCUMENTS[2], Document("late", id="d", metadata={"year": 2024})])
@@ -243,14 +245,14 @@ def test_an_encoder_can_be_named(tmp_path):
         ManyvecVectorStore.from_texts(["one"], str(tmp_path / "no-such-model"), uri=tmp_path / "new")
 
 
-def test_single_vector_embeddings_are_an_error_that_says_what_to_pass(tmp_path):
+def test_single_vector_embeddings_raise_an_error_that_names_what_to_pass(tmp_path):
     with pytest.raises(TypeError, match=r"DeterministicFakeEmbedding makes one .*'minilm'"):
         ManyvecVectorStore.from_documents(DOCUMENTS, DeterministicFakeEmbedding(size=6), uri=tmp_path / "new")
 
     assert not (tmp_path / "new").exists()
 
 
-def test_a_place_to_keep_the_index_has_to_be_given():
+def test_uri_is_required():
     with pytest.raises(TypeError, match="uri"):
         ManyvecVectorStore.from_texts(["one"], HashEncoder())
 
@@ -275,7 +277,7 @@ async def test_it_is_langchains_own_retriever_in_each_search_type(store, search_
 
 
 class Recorder(BaseCallbackHandler):
-    """Keeps what a trace is told of a retriever."""
+    """Records the metadata that a trace of a retriever holds."""
 
     def __init__(self):
         self.metadata = []
@@ -284,7 +286,7 @@ class Recorder(BaseCallbackHandler):
         self.metadata.append(metadata)
 
 
-def test_a_tracer_of_its_retriever_sees_what_searched(store):
+def test_a_trace_of_its_retriever_holds_provider_and_model(store):
     recorder = Recorder()
     store.as_retriever().invoke("late", {"callbacks": [recorder]})
 

@@ -1,4 +1,4 @@
-"""What the tests share: a handler that remembers LlamaIndex's events."""
+"""Fixture for all tests: a handler that records LlamaIndex's events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contracts of `manyvec.testing`, which the LangChain package fulfils too."""
+"""The contracts of `manyvec.testing`, which the LangChain package passes as well."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TestRetriever(testing.RetrieverContract):
 
 
 class TestVectorStoreAsRetriever(TestRetriever):
-    """What LlamaIndex makes of the store is a retriever like any other."""
+    """The vector store, used as a retriever."""
 
     def make(self, index, *, k=3, filter=None):
         return ManyvecVectorStore(index), k, filter

@@ -1,4 +1,4 @@
-"""The retriever inside what LlamaIndex builds of retrievers: fusion, routers, query engines and chat engines."""
+"""The retriever in LlamaIndex's fusion retriever, router, query engines and chat engines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ids(nodes) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["reciprocal_rerank", "relative_score", "dist_based_score", "simple"])
-def test_a_fusion_of_retrievers_ranks_what_both_found_first(retriever: ManyvecRetriever, mode: str) -> None:
+def test_a_fusion_of_retrievers_ranks_nodes_found_by_both_first(retriever: ManyvecRetriever, mode: str) -> None:
     other = retriever.with_options(similarity_top_k=1)
     fusion = QueryFusionRetriever(
         [retriever, other], llm=MockLLM(), num_queries=1, mode=mode, similarity_top_k=2, use_async=False
@@ -43,7 +43,7 @@ def test_a_fusion_of_retrievers_ranks_what_both_found_first(retriever: ManyvecRe
     assert ids(asyncio.run(fusion.aretrieve("green apple")))[0] == "pie"
 
 
-def test_a_router_takes_the_retriever_its_selector_names(tmp_path: Path, retriever: ManyvecRetriever) -> None:
+def test_a_router_uses_the_retriever_that_its_selector_names(tmp_path: Path, retriever: ManyvecRetriever) -> None:
     class ByWord(BaseSelector):
         def _get_prompts(self):
             return {}
@@ -68,7 +68,7 @@ def test_a_router_takes_the_retriever_its_selector_names(tmp_path: Path, retriev
     assert ids(asyncio.run(router.aretrieve("fruit green apple")))[0] == "pie"
 
 
-def test_engines_that_cite_and_rerank_answer_from_the_nodes_found(retriever: ManyvecRetriever) -> None:
+def test_citation_and_reranking_engines_answer_from_the_nodes_found(retriever: ManyvecRetriever) -> None:
     cited = CitationQueryEngine.from_args(None, llm=MockLLM(), retriever=retriever)
     assert "Source 1:\ngreen apple pie" in str(cited.query("green apple"))
     engine = RetrieverQueryEngine(

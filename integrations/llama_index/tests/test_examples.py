@@ -1,4 +1,4 @@
-"""The examples run as they stand: offline, with LlamaIndex's mock where they want a language model."""
+"""The examples run unchanged and offline, with LlamaIndex's mock as the language model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_example_is_run() -> None:
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_an_example_runs_offline_and_prints_what_it_is_about(name: str) -> None:
+def test_an_example_runs_offline_and_prints_this(name: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"}
     done = subprocess.run(
         [sys.executable, EXAMPLES / name], capture_output=True, text=True, env=environment | {"HF_HUB_OFFLINE": "1"}

@@ -1,4 +1,4 @@
-"""Filters: LlamaIndex's own `build_metadata_filter_fn` says which nodes pass, the index on disk has to agree."""
+"""Filters pass the same nodes as LlamaIndex's `build_metadata_filter_fn`."""
 
 from __future__ import annotations
 
@@ -93,15 +93,13 @@ SINGLE = [
 
 
 @pytest.mark.parametrize("one", SINGLE, ids=lambda one: f"{one.key} {one.operator.value} {one.value}")
-def test_an_operator_passes_the_nodes_that_llamaindex_itself_passes(
-    retriever: ManyvecRetriever, one: MetadataFilter
-) -> None:
+def test_an_operator_passes_the_same_nodes_as_in_llamaindex(retriever: ManyvecRetriever, one: MetadataFilter) -> None:
     passes = build_metadata_filter_fn(METADATA.__getitem__, MetadataFilters(filters=[one]))
     assert passing(retriever, one) == {id for id in METADATA if passes(id)}
 
 
 @pytest.mark.parametrize("condition", ["and", "or", "not"])
-def test_a_condition_joins_filters_as_llamaindex_itself_joins_them(retriever: ManyvecRetriever, condition: str) -> None:
+def test_a_condition_combines_filters_as_in_llamaindex(retriever: ManyvecRetriever, condition: str) -> None:
     for one, other in zip(SINGLE, SINGLE[7:] + SINGLE[:7], strict=True):
         together = MetadataFilters(filters=[one, other], condition=FilterCondition(condition))
         passes = build_metadata_filter_fn(METADATA.__getitem__, together)
@@ -109,7 +107,7 @@ def test_a_condition_joins_filters_as_llamaindex_itself_joins_them(retriever: Ma
         assert passing(retriever, one, other, condition=condition) == expected, (one, other)
 
 
-def test_nested_filters_are_worked_out_from_the_inside(retriever: ManyvecRetriever) -> None:
+def test_nested_filters_are_evaluated_from_the_inside(retriever: ManyvecRetriever) -> None:
     recent = where("year", ">=", 2023)
     neither = MetadataFilters(
         filters=[where("tags", "contains", "llm"), where("lang", "==", "en")], condition=FilterCondition.NOT
@@ -122,12 +120,14 @@ def test_nested_filters_are_worked_out_from_the_inside(retriever: ManyvecRetriev
 
 
 @pytest.mark.parametrize("condition", ["and", "or", "not"])
-def test_no_filters_let_every_node_pass_under_any_condition(retriever: ManyvecRetriever, condition: str) -> None:
+def test_an_empty_list_of_filters_passes_every_node_under_any_condition(
+    retriever: ManyvecRetriever, condition: str
+) -> None:
     assert passing(retriever, condition=condition) == set(METADATA)
     assert passing(retriever, MetadataFilters(filters=[], condition=FilterCondition(condition))) == set(METADATA)
 
 
-def test_a_condition_left_out_is_and(retriever: ManyvecRetriever) -> None:
+def test_a_missing_condition_is_and(retriever: ManyvecRetriever) -> None:
     filters = MetadataFilters(filters=[where("year", "==", 2023), where("lang", "==", "en")], condition=None)
     assert [found.node_id for found in retriever.with_options(filters=filters).retrieve("note")] == ["all"]
 
@@ -144,13 +144,16 @@ def test_a_quote_does_not_end_the_value(retriever: ManyvecRetriever) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "said"),
+    ("one", "message"),
     [
         (where("year", "text_match_insensitive", "2"), "'year' is a int"),
         (where("lang", "text_match_insensitive", 2), "'lang' must be of type str, got 2"),
         (where("year", ">", "2023"), "'year' must be of type int"),
         (where("lang", "nin", "en"), "list of values"),
-        (where("author", "==", "x"), "no filter column 'author'; declared are: year: int.*filter_columns={'author'"),
+        (
+            where("author", "==", "x"),
+            "no filter column 'author'; declared columns: year: int.*filter_columns={'author'",
+        ),
         (where("author", "is_empty"), "no filter column 'author'"),
         (where("author", "any", ["x"]), "no filter column 'author'"),
         (where("year", "==", "2023"), "'year' must be of type int"),
@@ -160,14 +163,14 @@ def test_a_quote_does_not_end_the_value(retriever: ManyvecRetriever) -> None:
         (where("tags", "text_match", "ir"), r"'tags' is a list\[str\]"),
         (where("tags", "==", "ir"), "contains"),
         (where("tags", "any", "ir"), "list of values"),
-        (MetadataFilter.model_construct(key="year", value=2023, operator="near"), "no filter operator 'near'"),
+        (MetadataFilter.model_construct(key="year", value=2023, operator="near"), "unknown filter operator 'near'"),
     ],
     ids=lambda value: f"{value.key} {value.operator}" if isinstance(value, MetadataFilter) else "",
 )
-def test_a_filter_the_index_cannot_answer_is_an_error_that_says_why(
-    retriever: ManyvecRetriever, one: MetadataFilter, said: str
+def test_an_invalid_filter_is_an_error_that_says_why(
+    retriever: ManyvecRetriever, one: MetadataFilter, message: str
 ) -> None:
-    with pytest.raises(FilterError, match=said):
+    with pytest.raises(FilterError, match=message):
         passing(retriever, one)
 
 
@@ -235,7 +238,7 @@ nested = st.recursive(
 
 
 def passes(part: MetadataFilter | MetadataFilters, values: dict[str, object]) -> bool:
-    """LlamaIndex's own function for each comparison; nested filters, which it refuses, by its rules for a flat list."""
+    """Apply LlamaIndex's function to each comparison, and its rules for flat lists to nested filters, which it rejects."""
     if isinstance(part, MetadataFilter):
         return build_metadata_filter_fn(lambda _: values, MetadataFilters(filters=[part]))("")
     results = [passes(inner, values) for inner in part.filters]
@@ -246,7 +249,7 @@ def passes(part: MetadataFilter | MetadataFilters, values: dict[str, object]) ->
 
 @settings(max_examples=8, deadline=None, database=None)
 @given(rows=st.lists(metadata, min_size=4, max_size=16), filters=st.lists(nested, min_size=20, max_size=20))
-def test_any_filters_over_any_metadata_agree_with_llamaindex_itself(
+def test_any_filters_over_any_metadata_agree_with_llamaindex(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]], filters: list[object]
 ) -> None:
     store = ManyvecVectorStore.create(tmp_path_factory.mktemp("index"), HashEncoder(8), filter_columns=COLUMNS)

@@ -1,4 +1,4 @@
-"""LlamaIndex's ingestion pipeline into the store: each node once, changed documents replaced, nothing encoded twice."""
+"""LlamaIndex's ingestion pipeline with the store: nodes are stored once, changed documents replaced."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def without_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def test_two_runs_store_each_node_once_and_encode_nothing_again(tmp_path: Path) -> None:
+def test_two_runs_store_and_encode_each_node_once(tmp_path: Path) -> None:
     encoder = CountingEncoder()
     store = ManyvecVectorStore.create(tmp_path, encoder)
     nodes = pipeline(store).run(documents=documents(1, 2))
@@ -46,13 +46,13 @@ def test_two_runs_store_each_node_once_and_encode_nothing_again(tmp_path: Path) 
     assert len(encoder.texts) == store.client.count() == len(nodes)
 
 
-async def test_two_runs_of_the_async_pipeline_do_so_too(store: ManyvecVectorStore) -> None:
+async def test_two_runs_of_the_async_pipeline_store_each_node_once(store: ManyvecVectorStore) -> None:
     nodes = await pipeline(store).arun(documents=documents(1, 2))
     await pipeline(store).arun(documents=documents(1, 2))
     assert store.client.count() == len(nodes)
 
 
-def test_random_ids_are_stored_once_where_the_pipeline_keeps_a_docstore(store: ManyvecVectorStore) -> None:
+def test_nodes_with_random_ids_are_stored_once_if_the_pipeline_has_a_docstore(store: ManyvecVectorStore) -> None:
     splitter = SentenceSplitter(chunk_size=64, chunk_overlap=0)
     docstore = SimpleDocumentStore()
     for _ in range(2):
@@ -74,7 +74,7 @@ def test_a_changed_document_replaces_its_old_nodes(store: ManyvecVectorStore) ->
     assert all("new" in text for text in texts)
 
 
-def test_a_document_that_is_gone_takes_its_nodes_along(store: ManyvecVectorStore) -> None:
+def test_the_nodes_of_a_removed_document_are_deleted(store: ManyvecVectorStore) -> None:
     docstore, strategy = SimpleDocumentStore(), DocstoreStrategy.UPSERTS_AND_DELETE
     pipeline(store, docstore=docstore, docstore_strategy=strategy).run(documents=documents(1, 2))
     pipeline(store, docstore=docstore, docstore_strategy=strategy).run(documents=documents(2))
@@ -93,7 +93,7 @@ def test_documents_that_are_not_split_are_upserted_and_deleted(store: ManyvecVec
     assert store.client.ids() == ["doc-2", "doc-3"]
 
 
-def test_a_cache_spares_the_embedding_and_survives_in_a_file(tmp_path: Path, store: ManyvecVectorStore) -> None:
+def test_a_persisted_cache_avoids_encoding_again(tmp_path: Path, store: ManyvecVectorStore) -> None:
     encoder = CountingEncoder()
     n_encoded = []
     for _ in range(2):
@@ -106,7 +106,7 @@ def test_a_cache_spares_the_embedding_and_survives_in_a_file(tmp_path: Path, sto
     assert store.client.count() == 2
 
 
-def test_nodes_of_a_pipeline_come_back_with_what_they_were_cut_from(store: ManyvecVectorStore) -> None:
+def test_nodes_of_a_pipeline_keep_their_source_document(store: ManyvecVectorStore) -> None:
     nodes = pipeline(store).run(documents=documents(7))
     stored = {node.node_id: node for node in store.get_nodes()}
     for node in nodes:

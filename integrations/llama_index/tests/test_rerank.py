@@ -1,4 +1,4 @@
-"""`ManyvecRerank`: what `RerankerContract` leaves to each framework: events, fields, and what of a node is read."""
+"""`ManyvecRerank`: what `RerankerContract` does not test: events, fields and the text that is scored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def nodes(*texts: str) -> list[NodeWithScore]:
 
 
 @pytest.mark.parametrize("given", [[], nodes("red apple", "green apple")], ids=["nothing", "two nodes"])
-def test_rerank_events_and_the_callback_come_with_each_call(recorder, given) -> None:
+def test_each_call_emits_rerank_events_and_the_callback(recorder, given) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     rerank = ManyvecRerank(HashEncoder(), top_n=1, callback_manager=CallbackManager([debug]))
     found = rerank.postprocess_nodes(given, query_str="green apple")
@@ -39,12 +39,12 @@ def test_rerank_events_and_the_callback_come_with_each_call(recorder, given) -> 
     assert after.payload[EventPayload.NODES] == found
 
 
-def test_a_query_is_needed() -> None:
+def test_a_query_is_required() -> None:
     with pytest.raises(manyvec.InputError, match="query"):
         ManyvecRerank(HashEncoder()).postprocess_nodes(nodes("a"))
 
 
-def test_the_first_stage_s_score_is_kept_only_if_asked_and_hidden_from_models() -> None:
+def test_the_retrieval_score_is_kept_on_request_and_hidden_from_models() -> None:
     given = nodes("green apple")
     (plain,) = ManyvecRerank(HashEncoder()).postprocess_nodes(given, query_str="apple")
     assert plain.node == given[0].node
@@ -55,7 +55,7 @@ def test_the_first_stage_s_score_is_kept_only_if_asked_and_hidden_from_models() 
     assert given == nodes("green apple")
 
 
-def test_without_an_index_the_metadata_that_embedding_models_see_is_read_too() -> None:
+def test_without_an_index_the_metadata_for_embedding_models_is_scored_too() -> None:
     titled = TextNode(id_="t", text="a fruit", metadata={"title": "apple", "file": "pear"})
     titled.excluded_embed_metadata_keys = ["file"]
     given = [*nodes("pear"), NodeWithScore(node=titled)]
@@ -71,7 +71,7 @@ def test_a_node_that_holds_a_retriever_is_reranked_without_copying_that(tmp_path
     assert found.node.obj is retriever
 
 
-def test_its_settings_are_fields_that_come_back_from_a_dict() -> None:
+def test_settings_are_fields_that_survive_to_dict_and_from_dict() -> None:
     rerank = ManyvecRerank("minilm", top_n=3, device="cpu", keep_retrieval_score=True)
     settings = {"model": "minilm", "top_n": 3, "device": "cpu", "keep_retrieval_score": True}
     assert settings.items() <= rerank.to_dict().items()
@@ -79,10 +79,10 @@ def test_its_settings_are_fields_that_come_back_from_a_dict() -> None:
     assert (ManyvecRerank().model, ManyvecRerank().top_n) == ("minilm", 5)
 
 
-def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_invalid_arguments_are_errors(tmp_path: Path) -> None:
     index = manyvec.Index.create(tmp_path, HashEncoder())
     for wrong in ({"model": "minilm"}, {"device": "cpu"}):
-        with pytest.raises(manyvec.InputError, match="index brings its own encoder"):
+        with pytest.raises(manyvec.InputError, match="either an index"):
             ManyvecRerank(index=index, **wrong)
     with pytest.raises(manyvec.InputError, match="on its device already"):
         ManyvecRerank(HashEncoder(), device="cpu")

@@ -1,4 +1,4 @@
-"""`ManyvecRetriever` over a real index on disk; `HashEncoder` gives a node the number of query words it holds."""
+"""`ManyvecRetriever` over a real index; with `HashEncoder` a node's score is the number of query words it holds."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def ids(found: Sequence[NodeWithScore]) -> list[str]:
     return [node.node_id for node in found]
 
 
-def test_words_count_in_the_score_where_a_lexical_weight_is_given(tmp_path: Path) -> None:
+def test_a_lexical_weight_adds_bm25_to_the_score(tmp_path: Path) -> None:
     texts = {"long": "green juice " + "of many fruits " * 9, "short": "juice juice", "tea": "green tea"}
     nodes = [TextNode(id_=id, text=text) for id, text in texts.items()]
     retriever = ManyvecRetriever.from_nodes(nodes, tmp_path, HashEncoder(), similarity_top_k=3, lexical_weight=1)
@@ -93,14 +93,14 @@ def test_words_count_in_the_score_where_a_lexical_weight_is_given(tmp_path: Path
 
 
 def found_again(node: BaseNode, folder: Path) -> BaseNode:
-    """The node, stored in a new index and retrieved through a second retriever."""
+    """Store the node in a new index and retrieve it through a second retriever."""
     ManyvecRetriever.from_nodes([node], folder, HashEncoder())
     (found,) = ManyvecRetriever.from_uri(folder, HashEncoder()).retrieve("anything")
     return found.node
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
-def test_a_text_node_comes_back_equal(tmp_path: Path, node: TextNode) -> None:
+def test_a_text_node_is_restored_unchanged(tmp_path: Path, node: TextNode) -> None:
     found = found_again(node, tmp_path)
     assert type(found) is TextNode
     assert found == node
@@ -120,17 +120,17 @@ def test_a_text_node_comes_back_equal(tmp_path: Path, node: TextNode) -> None:
     ],
     ids=lambda node: node.class_name(),
 )
-def test_a_node_of_another_class_comes_back_as_one(tmp_path: Path, node: BaseNode) -> None:
+def test_a_node_of_another_class_is_restored_unchanged(tmp_path: Path, node: BaseNode) -> None:
     found = found_again(node, tmp_path)
     assert type(found) is type(node)
     assert found == node
 
 
-def test_in_place_of_an_index_node_comes_the_node_it_holds(tmp_path: Path) -> None:
+def test_an_index_node_is_replaced_by_the_node_it_holds(tmp_path: Path) -> None:
     assert found_again(IndexNode(id_="x", text="a summary", index_id="other", obj=LINKED), tmp_path) == LINKED
 
 
-def test_the_chunks_of_a_splitter_come_back_equal(tmp_path: Path) -> None:
+def test_the_chunks_of_a_splitter_are_restored_unchanged(tmp_path: Path) -> None:
     document = Document(id_="story", text="One sentence here. " * 40, metadata={"author": "A. N. Other"})
     chunks = SentenceSplitter(chunk_size=64, chunk_overlap=0).get_nodes_from_documents([document])
     retriever = ManyvecRetriever.from_nodes(chunks, tmp_path, HashEncoder(), similarity_top_k=99)
@@ -146,7 +146,7 @@ def test_an_embedding_is_not_stored(tmp_path: Path) -> None:
     assert node.embedding == [0.5, 0.5]
 
 
-def test_other_readers_see_a_plain_node_as_it_is_and_two_keys_more_on_a_linked_one(retriever: ManyvecRetriever) -> None:
+def test_a_linked_node_has_two_additional_metadata_keys_and_a_plain_one_none(retriever: ManyvecRetriever) -> None:
     plain, linked = retriever.index.get(["plain", "linked"])
     assert plain == manyvec.Document("plain", "red apple", {"year": 2021})
     assert linked.text == "green tea"
@@ -154,7 +154,7 @@ def test_other_readers_see_a_plain_node_as_it_is_and_two_keys_more_on_a_linked_o
     assert linked.metadata["_ref_doc_id"] == "menu.pdf"
 
 
-def test_documents_of_any_other_writer_are_retrieved_as_text_nodes(tmp_path: Path) -> None:
+def test_documents_of_other_writers_are_retrieved_as_text_nodes(tmp_path: Path) -> None:
     index = manyvec.Index.create(tmp_path, HashEncoder())
     index.add(
         [
@@ -169,9 +169,9 @@ def test_documents_of_any_other_writer_are_retrieved_as_text_nodes(tmp_path: Pat
     assert second.node == TextNode(id_="none", text="white wine")
 
 
-def test_nodes_come_best_first_with_the_index_s_own_scores(retriever: ManyvecRetriever) -> None:
+def test_nodes_are_sorted_by_the_scores_of_the_index(retriever: ManyvecRetriever) -> None:
     found = retriever.retrieve("green apple")
-    # Both words are in it, and one in each of the others; vectors are stored in half precision.
+    # The first node holds both words, the others one each; vectors are stored in half precision.
     assert ids(found)[0] == "a 'quoted' id"
     assert found[0].score == pytest.approx(2.0, abs=2e-3)
     assert found[0].score > found[1].score
@@ -181,12 +181,12 @@ def test_nodes_come_best_first_with_the_index_s_own_scores(retriever: ManyvecRet
 
 
 @pytest.mark.parametrize(("k", "n_found"), [(0, 0), (1, 1), (3, 3), (50, 3)])
-def test_similarity_top_k_is_how_many_nodes_come_at_most(retriever: ManyvecRetriever, k: int, n_found: int) -> None:
+def test_at_most_similarity_top_k_nodes_are_returned(retriever: ManyvecRetriever, k: int, n_found: int) -> None:
     retriever.similarity_top_k = k
     assert len(retriever.retrieve("apple")) == n_found
 
 
-def test_two_nodes_come_where_no_number_was_given_as_elsewhere_in_llamaindex(retriever: ManyvecRetriever) -> None:
+def test_two_nodes_are_returned_by_default_as_elsewhere_in_llamaindex(retriever: ManyvecRetriever) -> None:
     assert len(retriever.retrieve("apple")) == 2
 
 
@@ -195,7 +195,7 @@ def test_a_negative_similarity_top_k_is_an_error(retriever: ManyvecRetriever) ->
         retriever.with_options(similarity_top_k=-1).retrieve("apple")
 
 
-def test_options_for_one_call_leave_the_retriever_as_it_was(retriever: ManyvecRetriever) -> None:
+def test_with_options_does_not_modify_the_retriever(retriever: ManyvecRetriever) -> None:
     assert ids(retriever.with_options(similarity_top_k=9, filters={"year": 2023}).retrieve("apple")) == ["linked"]
     assert (retriever.similarity_top_k, retriever.filters) == (2, None)
     filtered = retriever.with_options(filters=F("year") < 2023)
@@ -204,7 +204,7 @@ def test_options_for_one_call_leave_the_retriever_as_it_was(retriever: ManyvecRe
     assert filtered.with_options(similarity_top_k=0).retrieve("tea") == []
 
 
-def test_nodes_and_query_are_left_untouched_and_results_are_new_objects(tmp_path: Path) -> None:
+def test_nodes_and_query_are_not_modified_and_results_are_new_objects(tmp_path: Path) -> None:
     nodes, query = copy.deepcopy(NODES), QueryBundle("green tea")
     retriever = ManyvecRetriever.from_nodes(nodes, tmp_path, HashEncoder())
     found = retriever.retrieve(query)[0]
@@ -215,29 +215,29 @@ def test_nodes_and_query_are_left_untouched_and_results_are_new_objects(tmp_path
     assert retriever.retrieve(query)[0].node == LINKED
 
 
-def test_an_empty_index_gives_no_nodes(tmp_path: Path) -> None:
+def test_an_empty_index_returns_no_nodes(tmp_path: Path) -> None:
     retriever = ManyvecRetriever.from_nodes([], tmp_path, HashEncoder())
     assert retriever.retrieve("anything") == []
     assert asyncio.run(retriever.aretrieve("anything")) == []
 
 
-def test_an_empty_query_gives_no_nodes(retriever: ManyvecRetriever) -> None:
+def test_an_empty_query_returns_no_nodes(retriever: ManyvecRetriever) -> None:
     assert retriever.retrieve("") == []
 
 
-def test_a_query_that_is_an_image_alone_is_an_error(retriever: ManyvecRetriever) -> None:
-    with pytest.raises(manyvec.InputError, match=r"a\.png, and hash-64 reads no images: ask with a text"):
+def test_an_image_query_is_an_error_if_the_model_reads_no_images(retriever: ManyvecRetriever) -> None:
+    with pytest.raises(manyvec.InputError, match=r"a\.png, but hash-64 reads no images: search with text"):
         retriever.retrieve(QueryBundle("", image_path="a.png"))
 
 
 class Seeing(HashEncoder):
-    """Reads the words that an image file holds."""
+    """Encodes the words in an image file."""
 
     def encode_images(self, images: Sequence[str]) -> TokenBatch:
         return self.encode_documents([Path(image).read_text() for image in images])
 
 
-def test_a_query_that_is_an_image_finds_what_is_like_it(tmp_path: Path) -> None:
+def test_an_image_query_finds_similar_nodes(tmp_path: Path) -> None:
     retriever = ManyvecRetriever.from_nodes(NODES, tmp_path / "index", Seeing(), filter_columns={"year": int})
     (tmp_path / "a.png").write_text("green tea")
     query = QueryBundle("", image_path=str(tmp_path / "a.png"))
@@ -247,7 +247,7 @@ def test_a_query_that_is_an_image_finds_what_is_like_it(tmp_path: Path) -> None:
     assert retriever.with_options(similarity_top_k=0).retrieve(query) == []
 
 
-def test_evidence_says_which_words_matched_and_no_model_reads_it(retriever: ManyvecRetriever) -> None:
+def test_evidence_names_the_matched_words_and_is_hidden_from_models(retriever: ManyvecRetriever) -> None:
     (found,) = retriever.with_options(similarity_top_k=1, evidence=True).retrieve("green tea")
     words = found.node.metadata["evidence"]["words"]
     assert [(word["word"], word["text"], word["span"]) for word in words] == [
@@ -260,14 +260,14 @@ def test_evidence_says_which_words_matched_and_no_model_reads_it(retriever: Many
     assert retriever.evidence is False
 
 
-def test_add_nodes_answers_ids_in_order_and_replaces_nodes_of_the_same_id(retriever: ManyvecRetriever) -> None:
+def test_add_nodes_returns_ids_in_order_and_replaces_nodes_with_the_same_id(retriever: ManyvecRetriever) -> None:
     newer = TextNode(id_="plain", text="yellow banana")
     assert retriever.add_nodes(node for node in (newer, LINKED)) == ["plain", "linked"]
     assert retriever.index.count() == 3
     assert retriever.retrieve("yellow banana")[0].node == newer
 
 
-def test_from_nodes_run_twice_stores_each_node_once_and_encodes_nothing_again(tmp_path: Path) -> None:
+def test_from_nodes_called_twice_stores_and_encodes_each_node_once(tmp_path: Path) -> None:
     class Counting(HashEncoder):
         n_encoded = 0
 
@@ -281,7 +281,7 @@ def test_from_nodes_run_twice_stores_each_node_once_and_encodes_nothing_again(tm
     assert ManyvecRetriever.from_uri(tmp_path, HashEncoder()).index.count() == 3
 
 
-def test_a_node_that_cannot_be_stored_is_named_and_none_of_the_call_is_stored(retriever: ManyvecRetriever) -> None:
+def test_a_node_that_cannot_be_stored_is_named_in_the_error_and_nothing_is_stored(retriever: ManyvecRetriever) -> None:
     new = TextNode(id_="new", text="fine")
     with pytest.raises(manyvec.InputError, match="'blank'"):
         retriever.add_nodes([new, TextNode(id_="blank", text=" ")])
@@ -300,7 +300,7 @@ def test_a_missing_index_and_another_encoder_are_errors(tmp_path: Path) -> None:
         ManyvecRetriever.from_uri(tmp_path / "index", HashEncoder(dim=32))
 
 
-async def test_fifty_concurrent_calls_get_the_answers_of_fifty_single_ones(tmp_path: Path) -> None:
+async def test_fifty_concurrent_calls_return_what_single_calls_return(tmp_path: Path) -> None:
     nodes = [TextNode(id_=f"n{i}", text=f"common word{i}") for i in range(50)]
     retriever = ManyvecRetriever.from_nodes(nodes, tmp_path, HashEncoder(), similarity_top_k=3)
     queries = [f"word{i} common" for i in range(50)]
@@ -309,7 +309,7 @@ async def test_fifty_concurrent_calls_get_the_answers_of_fifty_single_ones(tmp_p
     assert answers == [retriever.retrieve(query) for query in queries]
 
 
-def test_a_query_engine_answers_from_the_nodes_without_any_key(retriever: ManyvecRetriever) -> None:
+def test_a_query_engine_answers_from_the_nodes_without_an_api_key(retriever: ManyvecRetriever) -> None:
     engine = RetrieverQueryEngine(
         retriever.with_options(similarity_top_k=1), get_response_synthesizer(llm=MockLLM(), response_mode="compact")
     )
@@ -319,7 +319,7 @@ def test_a_query_engine_answers_from_the_nodes_without_any_key(retriever: Manyve
     assert ids(asyncio.run(engine.aquery("red apple")).source_nodes) == ["plain"]
 
 
-def test_what_a_query_transform_wrote_is_searched_for(retriever: ManyvecRetriever) -> None:
+def test_the_text_of_a_query_transform_is_searched_for(retriever: ManyvecRetriever) -> None:
     class Hypothetical(BaseQueryTransform):
         def _get_prompts(self) -> dict[str, object]:
             return {}
@@ -345,7 +345,7 @@ def test_retrieval_events_carry_the_query_and_the_nodes(retriever: ManyvecRetrie
     assert [event.nodes for event in recorder.events[1::2]] == found
 
 
-def test_a_callback_manager_hears_of_the_retrieval(retriever: ManyvecRetriever) -> None:
+def test_a_callback_manager_is_notified_of_the_retrieval(retriever: ManyvecRetriever) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     ManyvecRetriever(retriever.index, callback_manager=CallbackManager([debug])).retrieve("green tea")
     assert len(debug.get_event_pairs(CBEventType.RETRIEVE)) == 1

@@ -1,4 +1,4 @@
-"""`ManyvecToolRetriever` alone, in agents, and beside an `ObjectIndex`."""
+"""`ManyvecToolRetriever` alone, in agents, and with an `ObjectIndex`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ import manyvec
 from manyvec.testing import CountingEncoder, HashEncoder
 
 
-def get_weather(position: str) -> str:
-    """Tell the weather at a place."""
-    return f"sunny in {position}"
+def get_weather(city: str) -> str:
+    """Tell the weather of a city."""
+    return f"sunny in {city}"
 
 
 def add(a: int, b: int) -> str:
@@ -40,7 +40,7 @@ def job(number: int) -> FunctionTool:
     )
 
 
-# LlamaIndex uses what pydantic and its own workflows have deprecated.
+# LlamaIndex uses deprecated features of pydantic and of its own workflows.
 of_agents = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TOOLS = [get_weather, FunctionTool.from_defaults(add), *map(job, range(30))]
 
@@ -54,14 +54,14 @@ def names(tools) -> list[str]:
     return [tool.metadata.name for tool in tools]
 
 
-def test_the_very_tool_that_was_given_is_found(retriever: ManyvecToolRetriever) -> None:
+def test_the_tool_objects_themselves_are_returned(retriever: ManyvecToolRetriever) -> None:
     assert retriever.retrieve("add two numbers")[0] is TOOLS[1]
     assert retriever.retrieve("weather in Lima")[0].call("Lima").content == "sunny in Lima"
     assert retriever.retrieve("") == []
     assert ManyvecToolRetriever(encoder=HashEncoder()).retrieve("anything") == []
 
 
-def test_an_exact_name_is_found_whatever_the_postprocessors_do() -> None:
+def test_an_exact_name_is_found_regardless_of_postprocessors() -> None:
     none = SimilarityPostprocessor(similarity_cutoff=2.0)
     retriever = ManyvecToolRetriever(TOOLS, 1, encoder=HashEncoder(), node_postprocessors=[none])
     assert retriever.retrieve("weather in Lima") == []
@@ -96,17 +96,17 @@ def test_tools_are_added_and_removed(retriever: ManyvecToolRetriever) -> None:
     assert "play_music" not in names(retriever.retrieve("play_music"))
 
 
-def test_two_tools_of_a_name_and_tools_without_one_are_refused(retriever: ManyvecToolRetriever) -> None:
+def test_duplicate_and_missing_names_are_errors(retriever: ManyvecToolRetriever) -> None:
     with pytest.raises(manyvec.InputError, match="get_weather"):
         retriever.add([job(99), get_weather])
     assert "job_99" not in names(retriever.retrieve("job_99"))
     nameless = FunctionTool.from_defaults(add)
     nameless.metadata.name = ""
-    with pytest.raises(manyvec.InputError, match="needs a name"):
+    with pytest.raises(manyvec.InputError, match="must have a name"):
         ManyvecToolRetriever([nameless], encoder=HashEncoder())
 
 
-def test_a_catalog_that_was_kept_encodes_only_what_is_new(tmp_path: Path) -> None:
+def test_a_persisted_catalog_encodes_only_new_tools(tmp_path: Path) -> None:
     ManyvecToolRetriever(TOOLS, encoder=HashEncoder()).persist(tmp_path / "tools")
     encoder = CountingEncoder()
     kept = ManyvecToolRetriever.from_persist_path(tmp_path / "tools", [*TOOLS, job(30)], 2, encoder=encoder)
@@ -129,7 +129,7 @@ print(ManyvecToolMapping().to_node(FunctionTool.from_defaults(add)).node_id)
     assert done.stdout.strip() == ManyvecToolMapping().to_node(TOOLS[1]).node_id
 
 
-def test_an_object_index_over_a_store_that_is_kept_holds_each_tool_once(tmp_path: Path) -> None:
+def test_an_object_index_over_a_persistent_store_holds_each_tool_once(tmp_path: Path) -> None:
     tools = [tool if isinstance(tool, FunctionTool) else FunctionTool.from_defaults(tool) for tool in TOOLS]
     for _ in range(2):
         store = ManyvecVectorStore.create(tmp_path, HashEncoder())
@@ -145,14 +145,14 @@ def test_an_object_index_over_a_store_that_is_kept_holds_each_tool_once(tmp_path
 
 
 @of_agents
-async def test_a_function_agent_sees_the_tools_that_fit_and_calls_one_of_them(retriever: ManyvecToolRetriever) -> None:
+async def test_a_function_agent_receives_the_tools_that_fit_and_calls_one(retriever: ManyvecToolRetriever) -> None:
     seen = []
 
     def answer(messages: list[ChatMessage], tools=(), **_: object) -> ChatMessage:
         seen.append(names(tools))
         if messages[-1].role == "tool":
             return ChatMessage(role="assistant", content=f"It is {messages[-1].content}")
-        call = ToolCallBlock(tool_call_id="1", tool_name="get_weather", tool_kwargs={"place": "Lima"})
+        call = ToolCallBlock(tool_call_id="1", tool_name="get_weather", tool_kwargs={"city": "Lima"})
         return ChatMessage(role="assistant", blocks=[call])
 
     agent = FunctionAgent(tool_retriever=retriever, llm=MockFunctionCallingLLM(response_generator=answer))
@@ -162,7 +162,7 @@ async def test_a_function_agent_sees_the_tools_that_fit_and_calls_one_of_them(re
 
 
 class Scripted(CustomLLM):
-    """Answers with one text after the other."""
+    """Replies with the given strings in order."""
 
     answers: list[str]
 
@@ -179,7 +179,7 @@ class Scripted(CustomLLM):
 
 
 @of_agents
-async def test_a_react_agent_finds_the_tool_it_names_even_if_the_request_does_not(
+async def test_a_react_agent_can_call_a_tool_that_the_request_does_not_mention(
     retriever: ManyvecToolRetriever,
 ) -> None:
     answers = ['Thought: I add.\nAction: add\nAction Input: {"a": 2, "b": 3}', "Thought: done.\nAnswer: it is 5"]

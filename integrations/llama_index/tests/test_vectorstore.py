@@ -1,4 +1,4 @@
-"""`ManyvecVectorStore` over a real index on disk, alone and inside LlamaIndex's own index."""
+"""`ManyvecVectorStore` over a real index, alone and in LlamaIndex's `VectorStoreIndex`."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ import manyvec
 from manyvec.testing import ColorEncoder, HashEncoder
 
 
-def cut_from(document: str, id: str, text: str, **metadata: object) -> TextNode:
+def split_from(document: str, id: str, text: str, **metadata: object) -> TextNode:
     source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
     return TextNode(id_=id, text=text, metadata=metadata, relationships=source)
 
 
 MENU = [
-    cut_from("menu", "m1", "red apple pie", year=2021),
-    cut_from("menu", "m2", "green tea", year=2022),
-    cut_from("o'brien's list", "o1", "green apple", year=2023),
+    split_from("menu", "m1", "red apple pie", year=2021),
+    split_from("menu", "m2", "green tea", year=2022),
+    split_from("o'brien's list", "o1", "green apple", year=2023),
     TextNode(id_="alone", text="black coffee"),
 ]
 
@@ -67,7 +67,7 @@ NODES = [
 ]
 
 
-def test_nodes_come_back_equal_to_what_went_in(tmp_path: Path) -> None:
+def test_nodes_are_restored_unchanged(tmp_path: Path) -> None:
     given = copy.deepcopy(NODES)
     store = ManyvecVectorStore.create(tmp_path, HashEncoder())
     assert store.add(given) == [node.node_id for node in NODES]
@@ -80,36 +80,36 @@ def test_nodes_come_back_equal_to_what_went_in(tmp_path: Path) -> None:
     assert result.similarities == sorted(result.similarities, reverse=True)
 
 
-def test_of_equal_ids_in_one_call_the_last_is_stored(store: ManyvecVectorStore) -> None:
+def test_the_last_of_several_nodes_with_the_same_id_is_stored(store: ManyvecVectorStore) -> None:
     assert store.add([TextNode(id_="m1", text="first"), TextNode(id_="m1", text="second")]) == ["m1", "m1"]
     assert [node.text for node in store.get_nodes(["m1"])] == ["second"]
 
 
-def test_a_node_that_cannot_be_stored_is_named_and_none_is_stored(store: ManyvecVectorStore) -> None:
+def test_a_node_that_cannot_be_stored_is_named_in_the_error_and_nothing_is_stored(store: ManyvecVectorStore) -> None:
     fine = TextNode(id_="fine", text="fine")
-    for bad, said in [
+    for bad, message in [
         (TextNode(id_="bad", text=""), "'bad' has no text"),
         (ImageNode(id_="bad", image_path="a.png"), "'bad' has no text"),
         (TextNode(id_="bad", text="x", metadata={"at": {1, 2}}), r"'bad': metadata\['at'\] is a set"),
         (TextNode(id_="bad", text="x", metadata={"year": "2021"}), r"'bad': metadata\['year'\] must be of type int"),
         (TextNode(id_="bad", text="x", metadata={"_ref_doc_id": "y"}), "'_ref_doc_id' is reserved"),
     ]:
-        with pytest.raises(manyvec.InputError, match=said):
+        with pytest.raises(manyvec.InputError, match=message):
             store.add([fine, bad])
     assert store.get_nodes(["fine"]) == []
 
 
-def test_a_document_s_nodes_are_deleted_by_its_id(store: ManyvecVectorStore) -> None:
+def test_delete_removes_the_nodes_of_a_document(store: ManyvecVectorStore) -> None:
     store.delete("menu")
     store.delete("unknown")
     assert found(store) == ["o1", "alone"]
     store.delete("o'brien's list")
-    # A document stored whole is its own source.
+    # A document that was stored whole is its own source.
     store.delete("alone")
     assert found(store) == []
 
 
-def test_a_document_s_nodes_are_deleted_from_an_index_that_knows_no_documents(tmp_path: Path) -> None:
+def test_delete_works_in_an_index_without_a_column_for_source_documents(tmp_path: Path) -> None:
     index = manyvec.Index.create(tmp_path, HashEncoder())
     ManyvecRetriever(index).add_nodes(MENU)
     store = ManyvecVectorStore(index)
@@ -132,7 +132,7 @@ def test_nodes_are_deleted_by_id_by_filter_or_by_both(store: ManyvecVectorStore)
     assert store.client.filter_columns["year"] == "int"
 
 
-def test_nodes_are_got_by_id_by_filter_or_by_both(store: ManyvecVectorStore) -> None:
+def test_nodes_are_returned_by_id_by_filter_or_by_both(store: ManyvecVectorStore) -> None:
     assert store.get_nodes(["o1", "unknown", "m1"]) == [MENU[2], MENU[0]]
     assert store.get_nodes(filters=year(">=", 2022)) == [MENU[1], MENU[2]]
     assert store.get_nodes(["o1", "m1"], year("<", 2023)) == [MENU[0]]
@@ -140,7 +140,7 @@ def test_nodes_are_got_by_id_by_filter_or_by_both(store: ManyvecVectorStore) -> 
     assert {node.node_id for node in store.get_nodes()} == {node.node_id for node in MENU}
 
 
-def test_a_query_looks_only_at_the_nodes_and_documents_it_names(store: ManyvecVectorStore) -> None:
+def test_a_query_is_restricted_to_the_nodes_and_documents_it_names(store: ManyvecVectorStore) -> None:
     assert found(store, node_ids=["m2", "alone", "unknown"]) == ["m2", "alone"]
     assert found(store, doc_ids=["menu"]) == ["m1", "m2"]
     assert found(store, doc_ids=["o'brien's list", "alone"]) == ["o1", "alone"]
@@ -149,23 +149,23 @@ def test_a_query_looks_only_at_the_nodes_and_documents_it_names(store: ManyvecVe
     assert len(found(store, node_ids=[], doc_ids=[])) == 4
 
 
-def test_the_best_come_first_and_no_more_than_asked_for(store: ManyvecVectorStore) -> None:
+def test_the_best_nodes_are_returned_first_and_at_most_similarity_top_k(store: ManyvecVectorStore) -> None:
     result = store.query(VectorStoreQuery(query_str="green apple", similarity_top_k=2))
     assert result.ids == ["o1", "m1"]
     assert result.similarities == [hit.score for hit in store.client.search("green apple", 2)]
     assert found(store, k=0) == []
 
 
-def test_a_text_search_finds_only_nodes_that_share_a_word(store: ManyvecVectorStore) -> None:
+def test_a_text_search_finds_only_nodes_that_share_a_word_with_the_query(store: ManyvecVectorStore) -> None:
     assert set(found(store, "green juice", mode=VectorStoreQueryMode.TEXT_SEARCH)) == {"m2", "o1"}
     assert found(store, "green juice", mode=VectorStoreQueryMode.TEXT_SEARCH, filters=year(">", 2022)) == ["o1"]
     assert found(store, "water", mode=VectorStoreQueryMode.TEXT_SEARCH) == []
 
 
-def test_a_hybrid_search_adds_words_to_late_interaction(store: ManyvecVectorStore) -> None:
+def test_a_hybrid_search_mixes_bm25_into_late_interaction(store: ManyvecVectorStore) -> None:
     hybrid = {"mode": VectorStoreQueryMode.HYBRID}
     store.add([TextNode(id_="long", text="green juice " + "of many fruits " * 9)])
-    # Its words are all there, but beside many others: BM25 prefers the short one.
+    # The long text holds both words among many others, so BM25 prefers the short one.
     store.add([TextNode(id_="short", text="juice juice")])
     by_words = found(store, "green juice", **hybrid, alpha=0)
     assert set(by_words[:4]) == {"long", "short", "m2", "o1"}
@@ -183,7 +183,7 @@ def test_a_hybrid_search_adds_words_to_late_interaction(store: ManyvecVectorStor
         found(store, "green juice", **hybrid, alpha=2)
 
 
-def test_mmr_passes_over_a_node_that_says_the_same(store: ManyvecVectorStore) -> None:
+def test_mmr_skips_a_copy_of_a_chosen_node(store: ManyvecVectorStore) -> None:
     store.add([TextNode(id_="o2", text="green apple"), TextNode(id_="o3", text="a red apple")])
     assert found(store, "green apple", 2) == ["o1", "o2"]
     mmr = {"mode": VectorStoreQueryMode.MMR}
@@ -196,18 +196,18 @@ def test_mmr_passes_over_a_node_that_says_the_same(store: ManyvecVectorStore) ->
 
 
 @pytest.mark.parametrize("mode", ["sparse", "semantic_hybrid", "svm", "linear_regression", "logistic_regression"])
-def test_a_mode_that_there_is_not_is_an_error(store: ManyvecVectorStore, mode: str) -> None:
+def test_an_unsupported_mode_is_an_error(store: ManyvecVectorStore, mode: str) -> None:
     with pytest.raises(manyvec.InputError, match=f"{mode}.*use default"):
         found(store, mode=VectorStoreQueryMode(mode))
 
 
-def test_a_query_without_text_is_an_error_and_an_empty_one_finds_nothing(store: ManyvecVectorStore) -> None:
+def test_a_query_without_text_is_an_error_and_an_empty_text_finds_nothing(store: ManyvecVectorStore) -> None:
     with pytest.raises(manyvec.InputError, match="query_str"):
         store.query(VectorStoreQuery(query_embedding=[0.5, 0.5], similarity_top_k=1))
     assert found(store, "") == []
 
 
-def test_async_twins_do_the_same(store: ManyvecVectorStore) -> None:
+def test_async_methods_do_the_same(store: ManyvecVectorStore) -> None:
     async def calls() -> None:
         query = VectorStoreQuery(query_str="green apple", similarity_top_k=2)
         assert (await store.aquery(query)).ids == ["o1", "m1"]
@@ -223,7 +223,7 @@ def test_async_twins_do_the_same(store: ManyvecVectorStore) -> None:
     asyncio.run(calls())
 
 
-def test_an_index_that_is_there_is_opened_and_keeps_its_columns(tmp_path: Path) -> None:
+def test_an_existing_index_is_opened_and_keeps_its_columns(tmp_path: Path) -> None:
     ManyvecVectorStore.create(tmp_path / "index", HashEncoder(), filter_columns={"year": int}).add(MENU)
     assert len(ManyvecVectorStore.create(tmp_path / "index", HashEncoder()).get_nodes()) == 4
     assert len(ManyvecVectorStore.from_uri(tmp_path / "index", HashEncoder()).get_nodes()) == 4
@@ -237,15 +237,14 @@ def test_an_index_that_is_there_is_opened_and_keeps_its_columns(tmp_path: Path) 
         ManyvecVectorStore.from_uri(tmp_path / "nowhere", HashEncoder())
 
 
-def test_an_index_that_something_else_made_is_opened_with_its_own_columns(tmp_path: Path) -> None:
-    manyvec.Index.create(tmp_path, HashEncoder(), filter_columns={"year": int}).add(
-        [{"id": "a", "text": "green apple"}]
-    )
+def test_an_index_of_another_writer_is_opened_with_its_own_columns(tmp_path: Path) -> None:
+    index = manyvec.Index.create(tmp_path, HashEncoder(), filter_columns={"year": int})
+    index.add([{"id": "a", "text": "green apple"}])
     store = ManyvecVectorStore.create(tmp_path, HashEncoder(), filter_columns={"year": int})
     assert store.get_nodes() == [TextNode(id_="a", text="green apple")]
 
 
-def test_llamaindex_s_own_index_is_built_filled_searched_and_emptied_without_any_key(
+def test_a_vector_store_index_can_be_built_searched_and_changed_without_an_api_key(
     store: ManyvecVectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -294,14 +293,14 @@ def as_base64(image: bytes) -> str:
     return base64.b64encode(image).decode()
 
 
-def test_an_image_node_comes_back_with_its_image_from_store_and_retriever(tmp_path: Path) -> None:
+def test_an_image_node_is_restored_with_its_image_by_store_and_retriever(tmp_path: Path) -> None:
     store = ManyvecVectorStore.create(tmp_path / "index", ColorEncoder())
     node = ImageNode(id_="red", image=as_base64(picture("red")), image_mimetype="image/png", metadata={"page": 3})
     text = TextNode(id_="text", text="a blue text")
     given = copy.deepcopy(node)
     assert store.add([node, text]) == ["red", "text"]
     assert node == given and store.get_nodes(["red", "text"]) == [node, text]
-    # The image lies beside the metadata, once.
+    # The image is stored outside the metadata.
     (stored,) = store.client.get("red")
     assert stored.image == picture("red") and "image" not in stored.metadata["_llama_index"]
     result = store.query(VectorStoreQuery(query_str="red", similarity_top_k=1))
@@ -313,7 +312,7 @@ def test_an_image_node_comes_back_with_its_image_from_store_and_retriever(tmp_pa
     assert found.node.metadata["evidence"]["words"][0]["patch"] == [0, 1]
 
 
-def test_an_image_node_with_a_path_brings_the_image_along(tmp_path: Path) -> None:
+def test_the_image_at_the_path_of_an_image_node_is_stored(tmp_path: Path) -> None:
     (tmp_path / "page.png").write_bytes(picture("blue"))
     store = ManyvecVectorStore.create(tmp_path / "index", ColorEncoder())
     store.add([ImageNode(id_="blue", text="caption", image_path=str(tmp_path / "page.png"))])
@@ -323,7 +322,7 @@ def test_an_image_node_with_a_path_brings_the_image_along(tmp_path: Path) -> Non
     assert found.image_path == str(tmp_path / "page.png")
 
 
-def test_a_page_that_something_else_stored_is_an_image_node(tmp_path: Path) -> None:
+def test_a_page_of_another_writer_is_an_image_node(tmp_path: Path) -> None:
     index = manyvec.Index.create(tmp_path / "index", ColorEncoder())
     index.add([{"id": "red", "image": picture("red"), "text": "report.pdf, page 1"}, {"id": "t", "text": "red"}])
     page, text = ManyvecVectorStore(index).get_nodes(["red", "t"])
@@ -334,9 +333,12 @@ def test_a_page_that_something_else_stored_is_an_image_node(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
-        ({"image_url": "http://127.0.0.1:9/page.png", "text": "caption"}, "node 'bad': its image is at http://127.0"),
+        (
+            {"image_url": "http://127.0.0.1:9/page.png", "text": "caption"},
+            "node 'bad': its image is the URL http://127.0",
+        ),
         ({"image": "no base64!"}, "node 'bad': its image is not base64"),
         ({"image": as_base64(b"no image")}, "document 'bad': its image is no image that PIL can read"),
         ({"image_path": "nowhere.png"}, "document 'bad': its image cannot be read"),
@@ -344,10 +346,10 @@ def test_a_page_that_something_else_stored_is_an_image_node(tmp_path: Path) -> N
     ],
     ids=["url", "base64", "damaged", "path", "nothing"],
 )
-def test_an_image_that_cannot_be_had_is_an_error_that_names_the_node(
-    tmp_path: Path, fields: dict[str, str], said: str
+def test_an_unreadable_image_is_an_error_that_names_the_node(
+    tmp_path: Path, fields: dict[str, str], message: str
 ) -> None:
     store = ManyvecVectorStore.create(tmp_path / "index", ColorEncoder())
-    with pytest.raises(manyvec.InputError, match=said):
+    with pytest.raises(manyvec.InputError, match=message):
         store.add([ImageNode(id_="bad", **fields)])
     assert store.get_nodes() == []

@@ -66,7 +66,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         **kwargs: Any,
     ) -> None:
         if index is not None and (model is not None or device is not None):
-            raise InputError("pass either an index, which has an encoder, or a model and device; Index.open takes an encoder")
+            raise InputError("pass either an index, which has an encoder, or a model: Index.open takes an encoder")
         if device is not None and model is not None and not isinstance(model, str):
             raise InputError("device needs the name of a model: an encoder object is on its device already")
         name = index.model if index is not None else "minilm" if model is None else model

@@ -118,8 +118,8 @@ def _image(node: ImageNode) -> bytes | Path | None:
         return Path(node.image_path)
     if node.image_url:
         raise InputError(
-            f"node {node.node_id!r}: its image is the URL {node.image_url}, which is not fetched: load it and pass it as "
-            "image (base64) or image_path"
+            f"node {node.node_id!r}: its image is the URL {node.image_url}, which is not fetched: load it and pass "
+            "it as image (base64) or image_path"
         )
     return None
 
@@ -132,7 +132,7 @@ def to_nodes(hits: Sequence[Hit], index: Index) -> list[BaseNode]:
 
 
 def to_node_with_score(hit: Hit, node: BaseNode) -> NodeWithScore:
-    """Attach the score and, hidden from models, the evidence. Metadata stored under the evidence key is kept instead."""
+    """Attach the score and, hidden from models, the evidence. Metadata under the evidence key is kept instead."""
     if hit.evidence is not None and EVIDENCE_KEY not in node.metadata:
         node.metadata[EVIDENCE_KEY] = hit.evidence.to_dict()
         node.excluded_embed_metadata_keys.append(EVIDENCE_KEY)

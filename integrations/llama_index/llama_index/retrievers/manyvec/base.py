@@ -35,8 +35,8 @@ class ManyvecRetriever(BaseRetriever):
         retriever.with_options(similarity_top_k=20, filters={"year": [2023, 2024]}).retrieve("the same, in two years")
 
     A node's score is the sum over the query's tokens, so it grows with the length of the query: the cutoff of a
-    `SimilarityPostprocessor` fits queries of one length only. Any manyvec index can be searched, also one that LangChain
-    or the command line filled. A query without text but with an `image_path` is searched by the image, if the model of
+    `SimilarityPostprocessor` fits queries of one length only. Any manyvec index can be searched, also one filled by
+    LangChain or the command line. A query without text but with an `image_path` is searched by the image, if the model of
     the index reads images.
 
     Args:
@@ -138,8 +138,8 @@ class ManyvecRetriever(BaseRetriever):
     def add_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
         """Add nodes to the index. A node whose id exists is replaced.
 
-        Only a node's text is encoded, not its metadata. Of an `ImageNode` the image (`image` or `image_path`) is encoded
-        instead, if the model of the index reads images.
+        Only a node's text is encoded, not its metadata. Of an `ImageNode` the image (`image` or `image_path`) is
+        encoded instead, if the model of the index reads images.
 
         Args:
             nodes: Nodes with text or an image, and with metadata that JSON can represent.
@@ -199,8 +199,8 @@ class ManyvecRetriever(BaseRetriever):
         encode_images = getattr(self.index.encoder, "encode_images", None)
         if encode_images is None:
             raise InputError(
-                f"the query is the image {path}, but {self.index.model} reads no images: search with text, or build the "
-                "index with a model that reads images, such as ColPali"
+                f"the query is the image {path}, but {self.index.model} reads no images: search with text, or build "
+                "the index with a model that reads images, such as ColPali"
             )
         ids = self.index.ids(where)
         scores = self.index.score(encode_images([path]), ids)

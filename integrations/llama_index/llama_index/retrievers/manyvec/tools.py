@@ -189,5 +189,5 @@ def _schema(tool: BaseTool) -> dict[str, Any]:
 
 def _name(tool: BaseTool) -> str:
     if not tool.metadata.name:
-        raise InputError(f"a tool must have a name; the tool with the description {tool.metadata.description!r} has none")
+        raise InputError(f"a tool must have a name, the one described as {tool.metadata.description!r} has none")
     return tool.metadata.name

@@ -228,12 +228,16 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             hits = self._index.search(text, max(k, n_choices), filter=where)
             hits = diversify(self._index, hits, k, threshold if threshold is not None else 0.5)
         else:
-            raise InputError(f"query mode {query.mode.value!r} is not supported; use default, text_search, hybrid or mmr")
+            raise InputError(
+                f"query mode {query.mode.value!r} is not supported; use default, text_search, hybrid or mmr"
+            )
         return hits
 
     def _where(self, filters: Filters | None, node_ids: Sequence[str] | None) -> Filter:
         named = None if node_ids is None else HasId(node_ids)
-        return AllOf(tuple(part for part in (to_filter(filters, self._index.filter_columns), named) if part is not None))
+        return AllOf(
+            tuple(part for part in (to_filter(filters, self._index.filter_columns), named) if part is not None)
+        )
 
     def _split_from(self, ref_doc_ids: Sequence[str]) -> Filter:
         """Return a filter for the nodes split from these documents, and for these documents themselves."""
