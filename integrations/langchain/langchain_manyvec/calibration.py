@@ -1,7 +1,7 @@
 """`Calibration`: turn similarities into relevance scores that a threshold can be chosen for.
 
-The similarities of a model fall into a narrow range that differs from model to model, so a fixed threshold means little. A
-calibration compares a similarity with those that the best document reaches for questions the corpus does not answer:
+The similarities of a model fall into a narrow range that differs from model to model, so a fixed threshold says little.
+A calibration compares a similarity with those that the best document reaches for questions the corpus does not answer:
 the threshold then states how often an irrelevant document passes.
 """
 

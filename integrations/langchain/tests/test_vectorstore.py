@@ -240,6 +240,13 @@ async def test_from_texts_works_from_an_event_loop_and_from_uri_opens_what_it_ma
     assert store.get_by_ids(["1", "3"]) == [Document("one", id="1", metadata={"a": 1}), Document("three", id="3")]
 
 
+def test_the_former_argument_filters_raises_an_error_that_names_filter_columns(tmp_path):
+    with pytest.raises(TypeError, match="filter_columns"):
+        ManyvecVectorStore.from_documents(DOCUMENTS, HashEncoder(), uri=tmp_path / "new", filters={"year": int})
+    with pytest.raises(TypeError, match="filter_columns"):
+        ManyvecRetriever.from_documents(DOCUMENTS, tmp_path / "new", encoder=HashEncoder(), filters={"year": int})
+
+
 def test_an_encoder_can_be_named(tmp_path):
     with pytest.raises(manyvec.EncoderError, match="no-such-model"):
         ManyvecVectorStore.from_texts(["one"], str(tmp_path / "no-such-model"), uri=tmp_path / "new")

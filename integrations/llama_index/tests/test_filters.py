@@ -120,9 +120,7 @@ def test_nested_filters_are_evaluated_from_the_inside(retriever: ManyvecRetrieve
 
 
 @pytest.mark.parametrize("condition", ["and", "or", "not"])
-def test_an_empty_list_of_filters_passes_every_node_under_any_condition(
-    retriever: ManyvecRetriever, condition: str
-) -> None:
+def test_an_empty_list_of_filters_passes_every_node(retriever: ManyvecRetriever, condition: str) -> None:
     assert passing(retriever, condition=condition) == set(METADATA)
     assert passing(retriever, MetadataFilters(filters=[], condition=FilterCondition(condition))) == set(METADATA)
 
@@ -238,7 +236,7 @@ nested = st.recursive(
 
 
 def passes(part: MetadataFilter | MetadataFilters, values: dict[str, object]) -> bool:
-    """Apply LlamaIndex's function to each comparison, and its rules for flat lists to nested filters, which it rejects."""
+    """Apply LlamaIndex's function to comparisons, and its rules for flat lists to nested filters, which it rejects."""
     if isinstance(part, MetadataFilter):
         return build_metadata_filter_fn(lambda _: values, MetadataFilters(filters=[part]))("")
     results = [passes(inner, values) for inner in part.filters]

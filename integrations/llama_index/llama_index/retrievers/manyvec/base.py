@@ -36,8 +36,8 @@ class ManyvecRetriever(BaseRetriever):
 
     A node's score is the sum over the query's tokens, so it grows with the length of the query: the cutoff of a
     `SimilarityPostprocessor` fits queries of one length only. Any manyvec index can be searched, also one filled by
-    LangChain or the command line. A query without text but with an `image_path` is searched by the image, if the model of
-    the index reads images.
+    LangChain or the command line. A query without text but with an `image_path` is searched by the image, if the
+    model of the index reads images.
 
     Args:
         index: Index from `manyvec.Index.create` or `manyvec.Index.open`.

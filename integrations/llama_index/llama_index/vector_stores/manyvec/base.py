@@ -234,10 +234,8 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         return hits
 
     def _where(self, filters: Filters | None, node_ids: Sequence[str] | None) -> Filter:
-        named = None if node_ids is None else HasId(node_ids)
-        return AllOf(
-            tuple(part for part in (to_filter(filters, self._index.filter_columns), named) if part is not None)
-        )
+        parts = [to_filter(filters, self._index.filter_columns), None if node_ids is None else HasId(node_ids)]
+        return AllOf(tuple(part for part in parts if part is not None))
 
     def _split_from(self, ref_doc_ids: Sequence[str]) -> Filter:
         """Return a filter for the nodes split from these documents, and for these documents themselves."""
