@@ -76,11 +76,6 @@ class ColumnType:
 class Filter:
     """A condition on documents; combine with `&`, `|` and `~`."""
 
-    @staticmethod
-    def of(condition: Filter | Mapping[str, Any]) -> Filter:
-        """Convert a dict such as `{"lang": "en"}` to a filter; a filter is returned unchanged."""
-        return from_dict(condition)
-
     def __and__(self, other: Filter) -> Filter:
         return AllOf((self, _filter(other)))
 

@@ -33,9 +33,6 @@ _Store = TypeVar("_Store", bound="ManyvecVectorStore")
 
 # Number of nodes that BM25 finds for a text search, before late interaction ranks them.
 _TEXT_DEPTH = 300
-# Share of late interaction in a hybrid search without `alpha`; a lexical weight of 0.3 was the best on twelve judged
-# sets (`examples/benchmarks/mix.py`).
-_ALPHA = 0.7
 # MMR chooses from this many times the number of nodes asked for.
 _MMR_FACTOR = 4
 
@@ -213,7 +210,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         k = query.similarity_top_k
         if query.mode == VectorStoreQueryMode.HYBRID:
             k = query.hybrid_top_k if query.hybrid_top_k is not None else k
-            alpha = query.alpha if query.alpha is not None else _ALPHA
+            alpha = query.alpha if query.alpha is not None else 1 - LEXICAL_WEIGHT
             if not 0 <= alpha <= 1:
                 raise InputError(f"alpha must be between 0 (BM25 only) and 1 (late interaction only), got {alpha!r}")
             hits = self._index.search(text, k, filter=where, lexical_weight=1 - alpha)
