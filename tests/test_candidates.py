@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from manyvec import F, Index, InputError, ShapeError, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
 from manyvec.retrieval.centroid_lists import _largest
+from manyvec.storage.maintenance import extend_lists
 from manyvec.testing import HashEncoder
 from manyvec.vectors.codebook import Assignments, Codebook, _unit, n_centroids_for
 
@@ -236,10 +237,10 @@ def test_new_changed_and_deleted_documents_are_right_before_and_after_the_next_o
 
 
 def test_a_codebook_is_drawn_anew_when_the_corpus_has_outgrown_it(index):
-    before = index._store.assignments().codebook
+    before = index._store.centroids.assignments().codebook
     index.add({"id": f"more {i}", "text": text} for i, text in enumerate(texts(2_000, seed=2)))
     index.optimize()
-    after = index._store.assignments()
+    after = index._store.centroids.assignments()
     assert len(after.codebook) == 2 * len(before)
     assert len(after) == index.count()
     tables = lancedb.connect(index.uri).list_tables().tables
@@ -255,25 +256,24 @@ class StopError(Exception):
 def test_an_optimize_that_is_stopped_half_way_leaves_the_old_lists_and_the_next_completes_it(index, monkeypatch):
     expected = index.search(QUERIES[0], k=10)
     index.add({"id": f"more {i}", "text": text} for i, text in enumerate(texts(2_000, seed=2)))
-    monkeypatch.setattr("manyvec.retrieval.centroid_lists.BUILD_WINDOW_BYTES", 2**20)
     calls = []
 
-    def stop_at_the_third(assignments, add=index._store.add_assignments):
+    def stop_at_the_third(assignments, add=index._store.centroids.add_assignments):
         calls.append(assignments)
         if len(calls) == 3:
             raise StopError
         add(assignments)
 
-    monkeypatch.setattr(index._store, "add_assignments", stop_at_the_third)
-    old = index._store.assignments().codebook.fingerprint
+    monkeypatch.setattr(index._store.centroids, "add_assignments", stop_at_the_third)
+    old = index._store.centroids.assignments().codebook.fingerprint
     with pytest.raises(StopError):
-        index.optimize()
+        extend_lists(index._store, more_than=0, window_bytes=2**20)
     again = opened(index.uri)
-    assert again._store.assignments().codebook.fingerprint == old
+    assert again._store.centroids.assignments().codebook.fingerprint == old
     assert again.search(QUERIES[0], k=1)[0].id == expected[0].id
     again.optimize()
-    assert again._store.assignments().codebook.fingerprint != old
-    assert len(again._store.assignments()) == again.count()
+    assert again._store.centroids.assignments().codebook.fingerprint != old
+    assert len(again._store.centroids.assignments()) == again.count()
     tables = lancedb.connect(index.uri).list_tables().tables
     assert sum(table.startswith(("codebook_", "assigned_")) for table in tables) == 2
     assert overlap([again.search(QUERIES[0], k=10)], [exhaustive(again).search(QUERIES[0], k=10)]) >= 0.9
@@ -294,7 +294,7 @@ def test_a_damaged_codebook_is_a_warning_and_exact_search(index, damage, caplog)
     assert again.search(QUERIES[0], k=10) == exhaustive(index).search(QUERIES[0], k=10)
     assert "cannot be read" in caplog.text
     again.optimize()
-    assert len(Index.open(index.uri, ENCODER)._store.assignments()) == N
+    assert len(Index.open(index.uri, ENCODER)._store.centroids.assignments()) == N
 
 
 def test_documents_all_alike_come_in_the_order_of_their_ids(tmp_path):

@@ -13,9 +13,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from manyvec import Document, Index, InputError, PageEvidence, Reranker, TokenBatch
 from manyvec.evidence.pages import explain_pages, for_browser
 from manyvec.retrieval.search import SearchOptions
-from manyvec.storage.ingest import content_hash
-from manyvec.storage.schema import Manifest
-from manyvec.storage.table import Snapshot, Store
+from manyvec.storage.maintenance import encode_residuals
+from manyvec.storage.schema import Manifest, content_hash
+from manyvec.storage.snapshot import Snapshot
+from manyvec.storage.table import Store
 from manyvec.testing import ColorEncoder, HashEncoder
 from manyvec.vectors.batch import offsets_of
 
@@ -242,11 +243,10 @@ def test_metadata_of_a_page_is_written_without_reading_the_other_pages(tmp_path,
     assert index.search("red", k=5, evidence=True)[3].evidence.grid == (3, 5)
 
 
-def test_residual_codes_are_made_of_pages_and_keep_their_images(tmp_path, monkeypatch):
-    monkeypatch.setattr("manyvec.storage.ingest.MIN_RESIDUAL_TOKENS", 200)
+def test_residual_codes_are_made_of_pages_and_keep_their_images(tmp_path):
     index = Index.create(tmp_path / "index", ENCODER, storage="residual")
     index.add([*DOCUMENTS, {"id": "large", "image": page({(3, 3): "red"}, rows=20, columns=30)}])
-    index.optimize()
+    encode_residuals(index._store, min_tokens=200)
     assert index._store.snapshot().states().is_coded.all()
     assert index.get("red")[0].image == RED
     hits = {hit.id: hit.evidence for hit in index.search("red", evidence=True)}
@@ -423,7 +423,7 @@ def test_numbers_that_cannot_be_patches_do_not_make_an_enormous_map():
 
 
 def test_images_are_not_read_by_a_search_without_evidence(index, monkeypatch):
-    monkeypatch.delattr("manyvec.storage.table.Snapshot.images")
+    monkeypatch.delattr("manyvec.storage.snapshot.Snapshot.images")
     assert len(index.search("red")) == 3
     with pytest.raises(AttributeError):
         index.search("red", evidence=True)

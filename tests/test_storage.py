@@ -10,8 +10,8 @@ import pytest
 
 from manyvec import F, Index, InputError, ManifestError, TokenBatch
 from manyvec.candidates import CentroidLists, Exhaustive, Fuse, Lexical, NativeMultivector, Query, Scope
-from manyvec.storage.ingest import MIN_RESIDUAL_TOKENS
-from manyvec.storage.table import Snapshot
+from manyvec.storage.maintenance import MIN_RESIDUAL_TOKENS, encode_residuals
+from manyvec.storage.snapshot import Snapshot
 from manyvec.testing import HashEncoder
 from manyvec.vectors.batch import offsets_of, pool
 from manyvec.vectors.codec import STORAGES, bytes_per_token
@@ -156,7 +156,6 @@ def test_metadata_that_someone_writes_while_codes_are_made_is_kept(residual, mon
 
 
 def test_residual_stopped_half_way_is_searched_as_it_is_and_completed_by_the_next_optimize(residual, monkeypatch):
-    monkeypatch.setattr("manyvec.storage.ingest.BUILD_WINDOW_BYTES", 2**20)
     before = ids(residual.search("w1 w2 w3 w4", k=5))
     recode, n_calls = type(residual._store).recode, []
 
@@ -168,7 +167,7 @@ def test_residual_stopped_half_way_is_searched_as_it_is_and_completed_by_the_nex
 
     monkeypatch.setattr(type(residual._store), "recode", stopped)
     with pytest.raises(KeyboardInterrupt):
-        residual.optimize()
+        encode_residuals(residual._store, window_bytes=2**20)
     is_coded = residual._store.snapshot().states().is_coded
     assert 0 < is_coded.sum() < len(is_coded)
     for index in (residual, Index.open(residual.uri, ENCODER), Index.open(residual.uri, ENCODER, cache_bytes=10)):

@@ -30,7 +30,7 @@ from lancedb.index import HnswSq, IvfPq, IvfRq
 
 from manyvec import Index
 from manyvec.candidates import Exhaustive
-from manyvec.storage.table import disk_bytes
+from manyvec.storage.lance import disk_bytes
 
 
 def indexes(n_tokens: int) -> dict[str, Any]:

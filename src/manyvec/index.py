@@ -21,9 +21,11 @@ from manyvec.retrieval.candidates import Auto, Candidates, Query, Scope
 from manyvec.retrieval.centroid_lists import PostingListLoader
 from manyvec.retrieval.search import SearchOptions, search
 from manyvec.storage.cache import CachedVersion
-from manyvec.storage.ingest import AddReport, batches, check_page, content_hash, encode, is_same, recode, to_row
-from manyvec.storage.schema import FILTER_PREFIX, Manifest
-from manyvec.storage.table import Store, disk_bytes, where_ids
+from manyvec.storage.ingest import AddReport, add_batch, batches
+from manyvec.storage.lance import disk_bytes, where_ids
+from manyvec.storage.maintenance import encode_residuals, extend_lists
+from manyvec.storage.schema import FILTER_PREFIX, Manifest, content_hash
+from manyvec.storage.table import Store
 from manyvec.timing import stage
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
@@ -229,7 +231,7 @@ class Index:
         with self._writing, tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
             try:
                 for batch in batches(documents, self.count()):
-                    report += self._add_batch(batch)
+                    report += add_batch(self._store, batch, lambda: self.encoder)
                     bar.update(len(batch))
             except (InputError, EncoderError, StoreError) as error:
                 if not report.total:
@@ -414,10 +416,11 @@ class Index:
             show_progress: draw a bar with documents per second.
         """
         with self._writing:
-            recode(self._store, show_progress=show_progress)
+            encode_residuals(self._store, show_progress=show_progress)
             self._store.optimize(keep)
             if isinstance(self.candidates, Auto):
-                self._lists.extend(self.candidates.exhaustive_tokens, show_progress=show_progress)
+                more_than = self.candidates.exhaustive_tokens
+                extend_lists(self._store, more_than=more_than, show_progress=show_progress)
 
     def info(self) -> IndexInfo:
         manifest = self._store.manifest
@@ -495,25 +498,6 @@ class Index:
             part_tokens = tokens.select(np.arange(part.start, part.stop))
             hits += search(scope, self.candidates, queries[part], part_tokens, wanted)
         return hits
-
-    def _add_batch(self, documents: Sequence[Document]) -> AddReport:
-        latest = {document.id: document for document in documents}
-        rows = [to_row(document, self._store.manifest.columns) for document in latest.values()]
-        if page := next((row for row in rows if row.image is not None), None):
-            check_page(page, self.encoder, self._store)
-        stored = self._store.find(list(latest))
-        changed = [row for row in rows if not is_same(stored.get(row.id), row, with_metadata=True)]
-        # Where the text is as it was, only its metadata is written: the vectors stay, and are not made again.
-        kept = [row for row in changed if is_same(stored.get(row.id), row, with_metadata=False)]
-        new = [row for row in changed if row not in kept]
-        if kept and self._store.update_metadata(kept) < len(kept):
-            # What another process deleted or changed meanwhile has no vectors to keep.
-            now = self._store.find([row.id for row in kept])
-            new += [row for row in kept if not is_same(now.get(row.id), row, with_metadata=True)]
-        if new:
-            self._store.upsert(new, encode(new, self.encoder, self._store.manifest))
-        updated = sum(row.id in stored for row in changed)
-        return AddReport(len(changed) - updated, updated, len(documents) - len(changed))
 
 
 def _uri(uri: str | PathLike[str]) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.storage.cache import CachedVersion
-from manyvec.storage.ingest import train_codebook
-from manyvec.storage.table import BUILD_WINDOW_BYTES, Snapshot, Store, windows
+from manyvec.storage.snapshot import Snapshot
+from manyvec.storage.table import Store
 from manyvec.vectors.batch import offsets_of, ragged_rows
-from manyvec.vectors.codebook import Assignments, Codebook, n_centroids_for
+from manyvec.vectors.codebook import Assignments, Codebook
 from manyvec.vectors.kernels import QueryKernel
 from manyvec.vectors.llvm import processor
 
@@ -176,7 +176,7 @@ def _not_small(values: NDArray[np.float32], n: int) -> Positions:
 
 
 class PostingListLoader:
-    """The centroid lists of one index: extends what is stored, and hands out the lists over a version of the table."""
+    """The centroid lists of one index: reads them and hands them out over a version of the table."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -209,41 +209,7 @@ class PostingListLoader:
             return lists
 
     def _read(self, snapshot: Snapshot) -> Assignments | None:
-        name = snapshot.codebook
+        name = snapshot.assignments_key
         if self._assignments is None or self._assignments[0] != name:
-            self._assignments = name, self._store.assignments()
+            self._assignments = name, self._store.centroids.assignments()
         return self._assignments[1]
-
-    def extend(self, more_than: int, *, show_progress: bool) -> None:
-        """Assign what is not assigned yet, to a new codebook where the corpus has outgrown the old one.
-
-        A new codebook is used from the moment it is complete; stopped half-way, the old one stays in use.
-
-        Args:
-            more_than: indexes of no more token vectors are left without lists.
-        """
-        from tqdm.auto import tqdm
-
-        snapshot = self._store.snapshot()
-        states = snapshot.states()
-        n_tokens = int(states.n_tokens.sum())
-        if n_tokens <= more_than:
-            return
-        assigned = self._store.assignments()
-        if assigned is None or n_centroids_for(n_tokens) >= 2 * len(assigned.codebook):
-            codebook = train_codebook(snapshot, states, n_centroids_for(n_tokens))
-            missing = np.arange(len(states.row_ids))
-            self._store.start_codebook(codebook)
-        else:
-            codebook, positions = assigned.codebook, assigned.positions_in(states.row_ids, states.updated)
-            missing = np.setdiff1d(np.arange(len(states.row_ids)), positions)
-        with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
-            for window in windows(snapshot.token_bytes(states, missing), BUILD_WINDOW_BYTES):
-                rows = missing[window]
-                tokens = snapshot.tokens(states.row_ids[rows])
-                assignments = Assignments.of(codebook, states.row_ids[rows], states.updated[rows], tokens)
-                self._store.add_assignments(assignments)
-                bar.update(len(rows))
-        # Also when only the lists grew: the new version tells readers to look again.
-        if len(missing):
-            self._store.use_codebook(codebook.fingerprint)

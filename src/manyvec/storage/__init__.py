@@ -1,1 +1,1 @@
-"""One LanceDB table: its schema, reading and writing it, and what is held of it in memory."""
+"""The LanceDB tables of an index: schema, reading, writing, maintenance, and token vectors in memory."""

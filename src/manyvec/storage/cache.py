@@ -1,8 +1,8 @@
-"""Token vectors held in memory for one version of the table, as many as a budget allows, and the rest from disk.
+"""`CachedVersion`: one version of the table with as many token vectors in memory as a budget allows.
 
-A `CachedVersion` never changes. When the table does, `refreshed` makes a new one that shares the vectors of all
-documents that stayed as they were, so that one added document costs one document's reading, and a search that runs
-meanwhile goes on with the version it started with.
+A `CachedVersion` never changes. When the table does, `refreshed` returns a new one that shares the vectors of all
+unchanged documents: after one document is added, only that one is read, and searches that are running go on with the
+version they started with.
 """
 
 from __future__ import annotations
@@ -13,27 +13,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.storage.table import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
+from manyvec.storage.snapshot import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, concatenated, offsets_of
 from manyvec.vectors.maxsim import ScoredPositions, Scorer, Scores, top_k
 
-# Segments are merged up to this size: larger copies would cost more than scoring a few segments more.
+# Segments are merged up to this size: copying larger ones costs more than scoring a few more segments.
 _MERGE_BYTES = 256 * 2**20
 _ON_DISK = -1
-# Its id as Python has it and the numbers of `RowStates` and `CachedVersion`, 120 together; and what LanceDB's index of
-# the words and the room that arrays leave behind were measured to take (`examples/benchmarks/growth.py`).
-_BYTES_A_DOCUMENT = 120 + 400
+# 120 for the id as a Python string and the numbers in `RowStates` and `CachedVersion`; the rest was measured for
+# LanceDB's full-text index and for freed arrays (`examples/benchmarks/growth.py`).
+_BYTES_PER_DOCUMENT = 120 + 400
 
 
 @dataclass(frozen=True, eq=False)
 class CachedVersion:
-    """The documents of one table version. Document i is row `states.row_ids[i]`.
+    """The documents of one table version. The document at position i is the row `states.row_ids[i]`.
 
     Attributes:
-        segments: token vectors in memory.
-        segment_of: (n_documents,) which segment holds a document, -1 for none.
-        place_of: (n_documents,) where in its segment; rising within each segment.
+        snapshot: The version.
+        states: All rows of the version.
+        segments: Token vectors in memory.
+        segment_of: (n_documents,) number of the segment that holds the document, -1 for none.
+        position_of: (n_documents,) position of the document in its segment; ascending within each segment.
     """
 
     snapshot: Snapshot
@@ -44,7 +46,12 @@ class CachedVersion:
 
     @classmethod
     def load(cls, snapshot: Snapshot, budget: int) -> CachedVersion:
-        """Read a version's token vectors, in row order, until with what is held of each document the budget is full."""
+        """Read the token vectors of a version into memory, in row order, until the budget is used up.
+
+        Args:
+            snapshot: The version.
+            budget: Bytes for token vectors and for what is kept in memory of every document.
+        """
         nothing = np.empty(0, np.int64)
         states = RowStates(nothing, nothing, nothing, np.empty(0, object), np.empty(0, bool))
         return cls(snapshot, states, (), nothing, nothing).refreshed(snapshot, budget)
@@ -54,13 +61,15 @@ class CachedVersion:
 
     @property
     def bytes_held(self) -> int:
+        """Bytes of the token vectors in memory."""
         return sum(segment.nbytes for segment in self.segments)
 
     def refreshed(self, snapshot: Snapshot, budget: int) -> CachedVersion:
-        """The same for another version: unchanged documents keep their vectors, new and changed ones are read.
+        """Return another version; unchanged documents keep their vectors, new and changed ones are read.
 
         Args:
-            budget: bytes, as for `load`; what is held already stays if they have become fewer.
+            snapshot: The other version.
+            budget: Bytes, as for `load`. Vectors in memory stay there even if the budget has become smaller.
         """
         states = snapshot.states()
         segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
@@ -69,9 +78,9 @@ class CachedVersion:
             before = np.searchsorted(self.states.row_ids, states.row_ids).clip(max=len(self) - 1)
             same = (self.states.row_ids[before] == states.row_ids) & (self.states.updated[before] == states.updated)
             segment_of[same], position_of[same] = self.segment_of[before[same]], self.position_of[before[same]]
-        segments = _without_dead(self.segments, segment_of, position_of)
+        segments = _used_segments(self.segments, segment_of, position_of)
 
-        free = budget - _BYTES_A_DOCUMENT * len(states.row_ids) - sum(segment.nbytes for segment in segments)
+        free = budget - _BYTES_PER_DOCUMENT * len(states.row_ids) - sum(segment.nbytes for segment in segments)
         missing = np.flatnonzero(segment_of == _ON_DISK)
         fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= free]
         for is_coded in (True, False):
@@ -82,22 +91,22 @@ class CachedVersion:
         return CachedVersion(snapshot, states, tuple(segments), segment_of, position_of)
 
     def positions(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(n,) which documents these rows are; they must be rows of this version."""
+        """Return the positions of rows, which must be rows of this version."""
         return np.searchsorted(self.states.row_ids, row_ids)
 
     def passing(self, where: str) -> NDArray[np.int64]:
-        """(n,) the documents for which the condition holds, in rising order."""
+        """Return the positions, ascending, of the documents that satisfy a condition."""
         return self.positions(self.snapshot.row_ids(where))
 
     def match(self, text: str, limit: int, where: str | None = None) -> ScoredPositions:
-        """At most `limit` documents that have the text's words best, and their BM25, best first, then by id."""
+        """Return the at most `limit` best documents by BM25 with their scores, best first, then by id."""
         row_ids, scores = self.snapshot.match(text, limit, where)
         positions = self.positions(row_ids)
         order = top_k(scores, self.states.ids[positions], limit)
         return ScoredPositions(positions[order], scores[order])
 
     def tokens(self, documents: NDArray[np.int64]) -> TokenBatch:
-        """float16 token vectors of a few documents, in this order, read only as far as they are not in memory."""
+        """Return float16 token vectors of a few documents, in this order, from memory where they are held there."""
         row_ids, segment_of = self.states.row_ids[documents], self.segment_of[documents]
         on_disk = np.flatnonzero(segment_of == _ON_DISK)
         read = dict(zip(on_disk.tolist(), self.snapshot.tokens(row_ids[on_disk]), strict=True)) if len(on_disk) else {}
@@ -105,40 +114,63 @@ class CachedVersion:
             read[i] if i in read else self.segments[segment_of[i]].select([position]).decoded().vectors
             for i, position in enumerate(self.position_of[documents].tolist())
         ]
-        return TokenBatch.unchecked(np.concatenate(vectors), offsets_of([len(own) for own in vectors]))
+        return TokenBatch.unchecked(np.concatenate(vectors), offsets_of([len(rows) for rows in vectors]))
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether no token vectors are left on disk alone."""
+        """Whether all token vectors are in memory."""
         return bool((self.segment_of != _ON_DISK).all())
 
     @stage("score")
     def score(self, scorer: Scorer, queries: TokenBatch, documents: NDArray[np.int64] | None = None) -> Scores:
-        """(n_queries, n_documents) scores of these documents, given in rising order, or of all."""
+        """Score documents.
+
+        Args:
+            scorer: Computes the scores.
+            queries: Token vectors of the queries.
+            documents: Positions, ascending; None for all documents.
+
+        Returns:
+            (n_queries, n_documents) scores.
+        """
         chosen = np.arange(len(self)) if documents is None else documents
         scores = np.full((len(queries), len(chosen)), -np.inf, np.float32)
-        for here, tokens, subset in self._parts(chosen):
-            scores[:, here] = scorer.score_many(queries, tokens, subset)
+        for chosen_at, tokens, subset in self._parts(chosen):
+            scores[:, chosen_at] = scorer.score_many(queries, tokens, subset)
         return scores
 
     @stage("score")
     def best(
         self, scorer: Scorer, queries: TokenBatch, k: int, documents: NDArray[np.int64] | None = None
     ) -> list[ScoredPositions]:
-        """For each query documents that the k best of these, given in rising order, or of all, are among."""
+        """Return for each query some documents that include its k best.
+
+        Args:
+            scorer: Computes the scores.
+            queries: Token vectors of the queries.
+            k: Number of documents wanted.
+            documents: Positions, ascending, of the documents to score; None for all.
+
+        Returns:
+            Positions and scores in no order: up to k for each segment or window that was scored.
+        """
         chosen = np.arange(len(self)) if documents is None else documents
-        found: list[list[ScoredPositions]] = [
+        best_of_parts: list[list[ScoredPositions]] = [
             [ScoredPositions(np.empty(0, np.int64), np.empty(0, np.float32))] for _ in range(len(queries))
         ]
-        for here, tokens, subset in self._parts(chosen):
-            for parts, best in zip(found, scorer.top_k(queries, tokens, k, subset), strict=True):
-                parts.append(ScoredPositions(chosen[here[best.positions]], best.scores))
-        return [ScoredPositions(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
+        for chosen_at, tokens, subset in self._parts(chosen):
+            for parts, best in zip(best_of_parts, scorer.top_k(queries, tokens, k, subset), strict=True):
+                parts.append(ScoredPositions(chosen[chosen_at[best.positions]], best.scores))
+        return [ScoredPositions(*map(np.concatenate, zip(*parts, strict=True))) for parts in best_of_parts]
 
     def _parts(
         self, chosen: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], StoredBatch, NDArray[np.int64] | None]]:
-        """Places in `chosen`, a batch that has these documents' token vectors, and where in it: None for all of it."""
+        """Yield the chosen documents in parts that are scored together.
+
+        Yields:
+            Positions in `chosen`, a batch that holds these documents, and their positions in it (None for all of it).
+        """
         segment_of = self.segment_of[chosen]
         for number, segment in enumerate(self.segments):
             if len(here := np.flatnonzero(segment_of == number)):
@@ -152,7 +184,10 @@ class CachedVersion:
 
 
 def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> StoredBatch:
-    """One segment of these documents, all kept one way, filled window by window: memory never holds it twice."""
+    """Read one segment of documents that are all stored the same way.
+
+    It is filled window by window, so that memory never holds it twice.
+    """
     is_coded = bool(states.is_coded[documents[0]])
     offsets = offsets_of(states.n_tokens[documents])
     held: StoredBatch | None = None
@@ -169,25 +204,28 @@ def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -
     return held
 
 
-def _without_dead(
+def _used_segments(
     segments: tuple[StoredBatch, ...], segment_of: NDArray[np.int64], position_of: NDArray[np.int64]
 ) -> list[StoredBatch]:
-    """The segments, those of which less than half is still alive cut down to that; places are mended in place."""
+    """Return the segments without those that are no longer used; one of which less than half is used is compacted.
+
+    `segment_of` and `position_of` are updated in place.
+    """
     kept: list[StoredBatch] = []
     for number, segment in enumerate(segments):
-        alive = np.flatnonzero(segment_of == number)
-        if not len(alive):
+        used = np.flatnonzero(segment_of == number)
+        if not len(used):
             continue
-        if 2 * segment.lengths[position_of[alive]].sum() < segment.n_tokens:
-            segment = segment.select(position_of[alive])
-            position_of[alive] = np.arange(len(alive))
-        segment_of[alive] = len(kept)
+        if 2 * segment.lengths[position_of[used]].sum() < segment.n_tokens:
+            segment = segment.select(position_of[used])
+            position_of[used] = np.arange(len(used))
+        segment_of[used] = len(kept)
         kept.append(segment)
     return kept
 
 
 def _merge_newest(segments: list[StoredBatch], segment_of: NDArray[np.int64], position_of: NDArray[np.int64]) -> None:
-    """Join the last two segments while the newer is at least half the older: n additions leave log n segments."""
+    """Merge the last two segments while the newer is at least half as large: n additions leave log n segments."""
     while len(segments) > 1:
         older, newer = segments[-2:]
         if older.kind != newer.kind:
@@ -196,7 +234,7 @@ def _merge_newest(segments: list[StoredBatch], segment_of: NDArray[np.int64], po
         if 2 * newer.nbytes < older.nbytes or size > _MERGE_BYTES:
             return
         last = len(segments) - 1
-        # In row order, and without the dead.
+        # In row order, and without documents that are no longer used.
         merged = np.flatnonzero(segment_of >= last - 1)
         positions = position_of[merged] + np.where(segment_of[merged] == last, len(older), 0)
         segments[-2:] = [concatenated(older, newer).select(positions)]

@@ -1,10 +1,9 @@
-"""From documents to rows: batches, what was changed in them, the report of what was done, rows in fewer bytes."""
+"""From documents to stored rows: batches, what has changed in them, and their token vectors."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,31 +13,34 @@ import numpy as np
 from manyvec.errors import EncoderError, InputError
 from manyvec.filters import ColumnType
 from manyvec.models.image import read_image
-from manyvec.storage.schema import Manifest, Row
-from manyvec.storage.table import BUILD_WINDOW_BYTES, RowStates, Snapshot, Store, Stored, windows
+from manyvec.storage.schema import Manifest, Row, content_hash
+from manyvec.storage.table import Store
 from manyvec.types import Document
 from manyvec.vectors.batch import TokenBatch, pool
-from manyvec.vectors.codebook import Codebook, n_centroids_for
 
 if TYPE_CHECKING:
     from manyvec.models.loading import Encoder
 
-# One commit holds this many documents, or a share of what there is already, but no more than this many characters or
-# bytes of images: what a killed run loses at most. LanceDB looks through all ids at each commit: with batches of one
-# size the time to add n documents would grow with the square of n.
+# One commit holds at most this many documents (or this share of those already stored, if that is more) and at most this
+# many characters or bytes of images: an interrupted run loses no more than that. LanceDB looks through all ids at each
+# commit, so with batches of a fixed size the time to add n documents would grow with the square of n.
 _BATCH_DOCUMENTS = 256
 _BATCH_SHARE = 1 / 64
 _BATCH_CHARACTERS = 1_000_000
 _BATCH_IMAGE_BYTES = 32 * 2**20
-# Images are decoded so many at a time: about 200 MB of pixels for pages at 150 dots an inch.
+# Images decoded at a time: about 200 MB of pixels for pages at 150 dots per inch.
 _DECODED_PAGES = 32
-# Centroids for residuals are drawn once there are so many token vectors; until then these are kept as float16.
-MIN_RESIDUAL_TOKENS = 65_536
 
 
 @dataclass(frozen=True)
 class AddReport:
-    """What `Index.add` did: documents new, replaced, and left alone because they were there as they are."""
+    """Result of `Index.add`.
+
+    Attributes:
+        added: Documents whose id is new.
+        updated: Documents that replaced one with the same id.
+        unchanged: Documents that were already stored with the same text, image and metadata.
+    """
 
     added: int = 0
     updated: int = 0
@@ -49,13 +51,50 @@ class AddReport:
 
     @property
     def total(self) -> int:
+        """All documents of the call."""
         return self.added + self.updated + self.unchanged
 
 
-def batches(documents: Iterable[Document | Mapping[str, Any]], n_stored: int = 0) -> Iterator[list[Document]]:
-    """Documents, checked, in lists that are committed together; an error comes after the batches before it.
+@dataclass(frozen=True)
+class Changes:
+    """The rows of a batch that have to be written.
 
-    Their images are bytes, read from the files that they lie in.
+    Attributes:
+        metadata: Rows that are stored with the same text and image, but with other metadata.
+        content: Rows that are new or have another text or image, which must be encoded.
+        n_new: How many of these have an id that is not stored.
+    """
+
+    metadata: list[Row]
+    content: list[Row]
+    n_new: int
+
+    def __len__(self) -> int:
+        return len(self.metadata) + len(self.content)
+
+    @classmethod
+    def between(cls, rows: Sequence[Row], store: Store) -> Changes:
+        """Compare rows with distinct ids with what is stored."""
+        stored = store.find([row.id for row in rows])
+        metadata, content, n_new = [], [], 0
+        for row in rows:
+            found = stored.get(row.id)
+            n_new += found is None
+            if found is None or found.content_hash != row.content_hash:
+                content.append(row)
+            elif found.metadata != row.metadata:
+                metadata.append(row)
+        return cls(metadata, content, n_new)
+
+
+def batches(documents: Iterable[Document | Mapping[str, Any]], n_stored: int = 0) -> Iterator[list[Document]]:
+    """Yield checked documents in lists that are committed together. An error comes after the batches before it.
+
+    Images are read from their files, so that `Document.image` is bytes.
+
+    Args:
+        documents: Documents, or dicts as `Document.of` takes them.
+        n_stored: Documents that the index holds already; large indexes get large batches.
     """
     batch: list[Document] = []
     fill = 0.0
@@ -74,20 +113,37 @@ def batches(documents: Iterable[Document | Mapping[str, Any]], n_stored: int = 0
         yield batch
 
 
-def _with_bytes(document: Document) -> Document:
-    if not isinstance(document.image, Path):
-        return document
-    try:
-        return replace(document, image=document.image.read_bytes())
-    except OSError as error:
-        raise InputError(f"document {document.id!r}: its image cannot be read: {error}") from error
+def add_batch(store: Store, documents: Sequence[Document], get_encoder: Callable[[], Encoder]) -> AddReport:
+    """Store a batch of documents, encoding only those whose text or image has changed.
+
+    Args:
+        store: The index.
+        documents: Documents with images as bytes. If an id occurs more than once, the last document wins.
+        get_encoder: Returns the index's encoder; called only if a document must be encoded or has an image.
+
+    Raises:
+        InputError: A document cannot be encoded or stored. Nothing with another text or image was written.
+    """
+    latest = {document.id: document for document in documents}
+    rows = [to_row(document, store.manifest.columns) for document in latest.values()]
+    if page := next((row for row in rows if row.image is not None), None):
+        _check_page(page, get_encoder(), store)
+    changes = Changes.between(rows, store)
+    content = changes.content
+    if changes.metadata and store.update_metadata(changes.metadata) < len(changes.metadata):
+        # Rows that another process has deleted or changed meanwhile have no token vectors to keep.
+        again = Changes.between(changes.metadata, store)
+        content = [*content, *again.metadata, *again.content]
+    if content:
+        store.upsert(content, encode(content, get_encoder(), store.manifest))
+    return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes))
 
 
 def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:
-    """A document as it is stored.
+    """Return a document as it is stored.
 
     Raises:
-        InputError: a value under a declared filter column has another type.
+        InputError: The value of a declared filter column has another type.
     """
     filter_values = {
         name: kind.convert(document.metadata.get(name), f"document {document.id!r}: metadata[{name!r}]")
@@ -98,53 +154,26 @@ def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:
     return Row(document.id, document.text, document.metadata_json(), hashed, filter_values, image)
 
 
-def is_same(stored: Stored | None, row: Row, *, with_metadata: bool) -> bool:
-    """Whether a row is stored with this text, this image and, if asked, this metadata."""
-    if stored is None or stored.content_hash != row.content_hash:
-        return False
-    return not with_metadata or stored.metadata == row.metadata
-
-
-def content_hash(text: str, image: bytes | None = None) -> str:
-    """A hash of the text; of a page, followed by a colon and that of its image."""
-    parts = [text.encode()] if image is None else [text.encode(), image]
-    return ":".join(hashlib.blake2b(part, digest_size=16).hexdigest() for part in parts)
-
-
-def check_page(page: Row, encoder: Encoder, store: Store) -> None:
-    """Refuse a row with an image where it cannot be encoded, or not be kept."""
-    if not hasattr(encoder, "encode_images"):
-        raise InputError(
-            f"document {page.id!r} has an image, and {encoder.name} reads only texts: build an index with a model "
-            "that reads images (see `manyvec models`), or leave the image out"
-        )
-    if not store.manifest.images:
-        raise InputError(
-            f"document {page.id!r} has an image, and the index {store.uri} was made by a manyvec that kept none: "
-            "build the index again"
-        )
-
-
 def encode(rows: Sequence[Row], encoder: Encoder, manifest: Manifest) -> TokenBatch:
-    """Token vectors of rows, pooled, in their order: of the image where a row has one, else of the text.
+    """Return the pooled token vectors of rows, in their order: of the image where a row has one, else of the text.
 
     Raises:
-        InputError: an image cannot be read, or there is no token in it or in a text; the document is named.
-        EncoderError: the encoder gave something else than it was asked for.
+        InputError: An image cannot be read, or an image or text has no tokens; the document is named.
+        EncoderError: The encoder returned another number of items, or another dim.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].image is None)
-    # Not both in one call: a model of pages refuses even an empty list of texts.
+    # Separate calls: models that read images refuse even an empty list of texts.
     parts = [
-        _encode_alike([rows[i] for i in group], encoder, manifest, are_pages=are_pages)
+        _encode_group([rows[i] for i in group], encoder, manifest, are_pages=are_pages)
         for are_pages, group in itertools.groupby(order, key=lambda i: rows[i].image is not None)
     ]
     return TokenBatch.concatenate(parts).select(np.argsort(order))
 
 
-def _encode_alike(rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, are_pages: bool) -> TokenBatch:
+def _encode_group(rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, are_pages: bool) -> TokenBatch:
     tokens = _encode_pages(rows, encoder) if are_pages else encoder.encode_documents([row.text for row in rows])
     if len(tokens) != len(rows) or tokens.dim != manifest.dim:
-        raise EncoderError(f"{encoder.name} gave {tokens!r} for {len(rows)} documents of dim {manifest.dim}")
+        raise EncoderError(f"{encoder.name} returned {tokens!r} for {len(rows)} documents of dim {manifest.dim}")
     if len(empty := np.flatnonzero(tokens.lengths == 0)):
         source = "image" if are_pages else "text"
         raise InputError(f"document {rows[empty[0]].id!r}: {encoder.name} finds no token in its {source}")
@@ -161,46 +190,24 @@ def _encode_pages(rows: Sequence[Row], encoder: Any) -> TokenBatch:
     return TokenBatch.concatenate(parts)
 
 
-def train_codebook(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
-    """A codebook from about 8 token vectors for each centroid, drawn at random from four times as many.
-
-    Those of a few documents, all taken, would be too much alike.
-    """
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(states.row_ids))
-    n_drawn = max(65_536, 8 * n_centroids)
-    n_documents = int(np.searchsorted(np.cumsum(states.n_tokens[order]), 4 * n_drawn)) + 1
-    documents = np.sort(order[:n_documents])
-    share = min(1.0, n_drawn / max(1, int(states.n_tokens[documents].sum())))
-    parts = []
-    for window in windows(snapshot.token_bytes(states, documents), BUILD_WINDOW_BYTES):
-        vectors = snapshot.tokens(states.row_ids[documents[window]]).vectors
-        parts.append(vectors[np.sort(rng.choice(len(vectors), max(1, round(share * len(vectors))), replace=False))])
-    return Codebook.train(np.concatenate(parts), n_centroids)
+def _check_page(page: Row, encoder: Encoder, store: Store) -> None:
+    """Refuse a row with an image that cannot be encoded or stored."""
+    if not hasattr(encoder, "encode_images"):
+        raise InputError(
+            f"document {page.id!r} has an image, and {encoder.name} reads only texts: build an index with a model "
+            "that reads images (see `manyvec models`), or leave the image out"
+        )
+    if not store.manifest.images:
+        raise InputError(
+            f"document {page.id!r} has an image, and the index {store.uri} was made by a manyvec that kept none: "
+            "build the index again"
+        )
 
 
-def recode(store: Store, *, show_progress: bool) -> None:
-    """Take what `residual` storage still keeps as float16 into codes; the centroids are drawn once there are enough.
-
-    Stopped half-way, the rest stays as it is and is searched.
-    """
-    if store.manifest.storage != "residual":
-        return
-    from tqdm.auto import tqdm
-
-    snapshot = store.snapshot()
-    states = snapshot.states()
-    pending = np.flatnonzero(~states.is_coded)
-    n_tokens = int(states.n_tokens.sum())
-    if store.codec is None and n_tokens >= MIN_RESIDUAL_TOKENS:
-        store.use_codec(train_codebook(snapshot, states, n_centroids_for(n_tokens)))
-    if store.codec is None or not len(pending):
-        return
-    with tqdm(total=len(pending), unit=" documents", desc="codes", disable=not show_progress) as bar:
-        for window in windows(snapshot.token_bytes(states, pending), BUILD_WINDOW_BYTES):
-            rows = pending[window]
-            ids = states.ids[rows].tolist()
-            stored = snapshot.find(ids)
-            tokens = snapshot.uncoded_tokens(states.row_ids[rows], spans=True)
-            store.recode(ids, [stored[id].content_hash for id in ids], tokens)
-            bar.update(len(rows))
+def _with_bytes(document: Document) -> Document:
+    if not isinstance(document.image, Path):
+        return document
+    try:
+        return replace(document, image=document.image.read_bytes())
+    except OSError as error:
+        raise InputError(f"document {document.id!r}: its image cannot be read: {error}") from error

@@ -1,7 +1,8 @@
-"""What a row of an index holds: the manifest that says it, the table's schema, and values as Arrow has them."""
+"""What a row of an index holds: the manifest, the schema of the table, and conversions to and from Arrow."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,14 +24,29 @@ if TYPE_CHECKING:
 FORMAT = 2
 # Format 1 called the filter columns `filters`.
 _READ_FORMATS = (1, 2)
-# Declared filter columns stand beside our own in the table; the prefix lets users call one "id" or "text".
+# Filter columns are in the same table as our own columns; the prefix lets users call one "id" or "text".
 FILTER_PREFIX = "meta_"
 MANIFEST_KEY = "manyvec"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index says of itself; kept with the table and checked when it is opened."""
+    """Description of an index, stored in the metadata of the column `tokens` and checked when the index is opened.
+
+    Attributes:
+        model: Name of the encoder.
+        fingerprint: Hash of the encoder's weights and settings.
+        dim: Dimension of the token vectors.
+        filter_columns: Types of the filter columns, as `ColumnType.parse` reads them.
+        storage: How token vectors are stored; one of `codec.STORAGES`.
+        pool_factor: One in this many token vectors of a document is kept.
+        images: Whether the table has a column for page images.
+        format: Version of the table's layout and of this description.
+        library: Version of manyvec that created the index.
+
+    Raises:
+        InputError: An unknown storage, a pool factor below 1, or a filter column whose name LanceDB cannot hold.
+    """
 
     model: str
     fingerprint: str
@@ -48,7 +64,7 @@ class Manifest:
         if not self.pool_factor >= 1:
             raise InputError(f"pool_factor must be 1 or more, got {self.pool_factor!r}")
         for name in self.filter_columns:
-            # LanceDB reads a dot as a path into a struct, and a backtick breaks every update.
+            # LanceDB reads a dot as a path into a struct, and a backtick makes every update fail.
             if not name or any(c in name for c in ".`") or not name.isprintable():
                 raise InputError(
                     f"a filter column cannot be called {name!r}: leave out dots, backticks and line breaks"
@@ -56,10 +72,20 @@ class Manifest:
 
     @property
     def columns(self) -> dict[str, ColumnType]:
+        """The filter columns with parsed types."""
         return {name: ColumnType.parse(written) for name, written in self.filter_columns.items()}
 
     @classmethod
     def parse(cls, written: bytes | None, uri: str) -> Manifest:
+        """Read the manifest of an index.
+
+        Args:
+            written: JSON; None if the table has none.
+            uri: The index, for error messages.
+
+        Raises:
+            ManifestError: It is missing, damaged, or of an unknown format.
+        """
         if written is None:
             raise ManifestError(f"the table 'documents' in {uri} has no manyvec manifest: another program wrote it")
         try:
@@ -83,7 +109,16 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Row:
-    """One document as it is stored, apart from its token vectors."""
+    """A document as it is stored, without its token vectors.
+
+    Attributes:
+        id: Id of the document.
+        text: Its text.
+        metadata: Its metadata as JSON.
+        content_hash: See `content_hash`.
+        filter_values: Values of all filter columns; None for a missing one.
+        image: Page image as the bytes of a file.
+    """
 
     id: str
     text: str
@@ -93,12 +128,19 @@ class Row:
     image: bytes | None = None
 
 
+def content_hash(text: str, image: bytes | None = None) -> str:
+    """Return a hash of a text; for a page, that of its text, a colon, and that of its image."""
+    parts = [text.encode()] if image is None else [text.encode(), image]
+    return ":".join(hashlib.blake2b(part, digest_size=16).hexdigest() for part in parts)
+
+
 def schema_of(manifest: Manifest) -> pa.Schema:
+    """Return the schema of the documents' table."""
     import pyarrow as pa
 
     scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     scalars[datetime] = pa.timestamp("us", "UTC")
-    # Compression would save 8 % of the disk and cost 2.4x at read.
+    # Compression would save 8 % of the disk and make reads take 2.4 times as long.
     token_metadata = {MANIFEST_KEY: json.dumps(asdict(manifest)), "lance-encoding:compression": "none"}
     fields = [
         pa.field("id", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"}),
@@ -107,17 +149,17 @@ def schema_of(manifest: Manifest) -> pa.Schema:
         pa.field("content_hash", pa.string(), nullable=False),
         pa.field("n_tokens", pa.int32(), nullable=False),
         pa.field("tokens", pa.list_(pa.list_(pa.float16(), manifest.dim)), metadata=token_metadata),
-        # Flat, because LanceDB compresses no list of fixed-size lists: 1 byte a token instead of 8.
+        # Flat, because LanceDB does not compress lists of fixed-size lists: 1 byte per token instead of 8.
         pa.field("spans", pa.list_(pa.uint32())),
     ]
     if manifest.storage != "float16":
         codes = pa.list_(pa.list_(pa.uint8(), bytes_per_token(manifest.storage, manifest.dim)))
         fields.append(pa.field("codes", codes, metadata={"lance-encoding:compression": "none"}))
     if manifest.storage == "residual":
-        # False where the vectors are float16 still, because there are no centroids yet.
+        # False for rows that are still float16, written before the centroids existed.
         fields.append(pa.field("is_coded", pa.bool_(), nullable=False))
     if manifest.images:
-        # The file as it came: it is compressed already.
+        # Image files are compressed already.
         fields.append(pa.field("image", pa.large_binary(), metadata={"lance-encoding:compression": "none"}))
     for name, kind in manifest.columns.items():
         scalar = scalars[kind.scalar]
@@ -126,6 +168,7 @@ def schema_of(manifest: Manifest) -> pa.Schema:
 
 
 def row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
+    """Return the columns of rows by name, without those of the token vectors."""
     names = ["id", "text", "metadata", "content_hash", *(["image"] if manifest.images else [])]
     columns = {name: [getattr(row, name) for row in rows] for name in names}
     return columns | {
@@ -134,7 +177,7 @@ def row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
 
 
 def ragged(rows: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:
-    """A list of fixed-size lists for each document, without a copy."""
+    """Return a list of fixed-size lists per document, without a copy."""
     import pyarrow as pa
 
     lists = pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(rows).ravel(), rows.shape[1])
@@ -142,10 +185,10 @@ def ragged(rows: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:
 
 
 def span_steps(spans: NDArray[np.int32], offsets: NDArray[np.int64]) -> pa.ListArray:
-    """For each document two numbers a token: how far it starts from where the one before it does, and its length.
+    """Encode spans as two small numbers per token: the distance from the start of the token before, and the length.
 
-    A step back is an odd number, a step forward an even one (zigzag), so that both are small. Of a patch of an image,
-    (row, column), the second number may be below 0: it wraps around here, and back in `spans_of`.
+    Distances are zigzag-encoded: forward steps are even, backward steps odd. For a patch of an image, (row, column),
+    the second number may be negative; it wraps around here, and back in `spans_of`.
     """
     import pyarrow as pa
 
@@ -157,7 +200,7 @@ def span_steps(spans: NDArray[np.int32], offsets: NDArray[np.int64]) -> pa.ListA
 
 
 def spans_of(steps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The (n, 2) spans that `span_steps` was made of."""
+    """Decode `span_steps` to (n_tokens, 2) spans."""
     numbers = steps.astype(np.int64)
     forward = (numbers[:, 0] >> 1) ^ -(numbers[:, 0] & 1)
     sums = np.concatenate([[0], np.cumsum(forward)])
@@ -166,6 +209,7 @@ def spans_of(steps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> NDArray[n
 
 
 def codebook_table(codebook: Codebook) -> pa.Table:
+    """Return the centroids as a table with the column `vector`."""
     import pyarrow as pa
 
     vectors = pa.FixedSizeListArray.from_arrays(codebook.centroids.ravel(), codebook.dim)
@@ -184,13 +228,13 @@ def rows_of(column: pa.ChunkedArray, dtype: type) -> tuple[NDArray[Any], NDArray
     return np.asarray(rows.reshape(-1, width), dtype), offsets
 
 
-def vectors_of(array: Any, dim: int) -> NDArray[np.float32]:
-    """(n, dim) of a fixed-size-list array."""
+def vectors_of(array: pa.FixedSizeListArray, dim: int) -> NDArray[np.float32]:
+    """Return the (n, dim) values of a fixed-size-list array."""
     return np.ascontiguousarray(array.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim), np.float32)
 
 
 def assignments_of(codebook: Codebook, rows: pa.Table) -> Assignments:
-    """Rows as they were appended; of a row assigned several times the last counts."""
+    """Return the assignments in rows as they were appended; if a row was assigned again, the last one counts."""
     row_ids, updated = rows["row_id"].to_numpy(), rows["updated"].to_numpy()
     order = np.lexsort((updated, row_ids))
     is_last = np.append(row_ids[order][1:] != row_ids[order][:-1], len(order) > 0)

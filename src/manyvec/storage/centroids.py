@@ -1,0 +1,149 @@
+"""Tables of centroids beside the documents: those of `residual` codes, and those of the centroid lists.
+
+A codebook is named by the hash of its centroids. `codec_NAME` holds the centroids that codes refer to; it is never
+changed. `codebook_NAME` holds the centroids of the lists and `assigned_NAME` the centroids of each document. Metadata
+of the documents' column `tokens` names the codebooks in use: LanceDB has no transaction over two tables, so a codebook
+is written completely before that metadata points to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from manyvec.errors import ManifestError
+from manyvec.storage.lance import translated
+from manyvec.storage.schema import Manifest, assignments_of, codebook_table, vectors_of
+from manyvec.vectors.codebook import Assignments, Codebook
+from manyvec.vectors.codec import Codec
+
+if TYPE_CHECKING:
+    import lancedb
+    from lancedb.table import Table
+
+logger = logging.getLogger(__name__)
+
+# Keys in the metadata of the column `tokens`. The first holds a codebook's name and the number of rows assigned.
+ASSIGNMENTS_KEY = "manyvec-codebook"
+_CODEC_KEY = "manyvec-codec"
+
+
+class CentroidTables:
+    """The codec of an index, and the codebook and assignments of its centroid lists."""
+
+    def __init__(self, uri: str, manifest: Manifest, database: lancedb.DBConnection, documents: Table) -> None:
+        self._uri = uri
+        self._manifest = manifest
+        self._database = database
+        self._documents = documents
+        self._codec: Codec | None = None
+        self._codec_codebook: Codebook | None = None
+
+    def codec(self) -> Codec | None:
+        """Return how new token vectors are encoded.
+
+        Returns:
+            None for `float16`, and for `residual` as long as it has no centroids.
+
+        Raises:
+            ManifestError: The centroids of `residual` cannot be read; the codes are lost without them.
+        """
+        storage, dim = self._manifest.storage, self._manifest.dim
+        if self._codec is None and storage == "residual":
+            with translated(f"read the index {self._uri}"):
+                name = self._metadata(_CODEC_KEY)
+            if name:
+                try:
+                    self._codec_codebook = self._read(f"codec_{name}")
+                except (RuntimeError, OSError, ValueError, KeyError) as error:
+                    raise ManifestError(f"the centroids of the index {self._uri} cannot be read: {error}") from error
+                self._codec = Codec(storage, dim, self._codec_codebook.centroids)
+        elif self._codec is None and storage != "float16":
+            self._codec = Codec(storage, dim)
+        return self._codec
+
+    def codec_codebook(self) -> Codebook | None:
+        """Return the codebook that `residual` codes refer to; None for other codecs or before it exists."""
+        self.codec()
+        return self._codec_codebook
+
+    def set_codec(self, codebook: Codebook) -> None:
+        """Encode new token vectors relative to these centroids. Does nothing if the index already has centroids."""
+        name = codebook.fingerprint
+        with translated(f"write to the index {self._uri}"):
+            self._documents.checkout_latest()
+            if self.codec() is None:
+                self._database.create_table(f"codec_{name}", codebook_table(codebook), mode="overwrite")
+                self._point(_CODEC_KEY, name)
+
+    def assignments(self) -> Assignments | None:
+        """Return the codebook of the centroid lists with each document's centroids.
+
+        Returns:
+            None if there is no codebook, or if it cannot be read, which is logged: every document is scored then.
+        """
+        with translated(f"read the index {self._uri}"):
+            name = self._metadata(ASSIGNMENTS_KEY).partition(" ")[0]
+        if not name:
+            return None
+        try:
+            codebook = self._read(f"codebook_{name}")
+            rows = self._database.open_table(f"assigned_{name}").to_arrow().combine_chunks()
+        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            logger.warning(
+                "the codebook %s of %s cannot be read (%s): every document is scored", name, self._uri, error
+            )
+            return None
+        return assignments_of(codebook, rows)
+
+    def start_assignments(self, codebook: Codebook) -> None:
+        """Write a codebook without assignments. Searches use it once `set_assignments` names it."""
+        import pyarrow as pa
+
+        name = codebook.fingerprint
+        assigned = {"row_id": pa.int64(), "updated": pa.int64(), "centroids": pa.list_(pa.uint16())}
+        with translated(f"write to the index {self._uri}"):
+            # An interrupted run, or damage, may have left tables of this name.
+            self._database.create_table(f"codebook_{name}", codebook_table(codebook), mode="overwrite")
+            self._database.create_table(f"assigned_{name}", schema=pa.schema(assigned), mode="overwrite")
+
+    def add_assignments(self, assignments: Assignments) -> None:
+        """Append the centroids of documents to a codebook's assignments."""
+        import pyarrow as pa
+
+        columns = {
+            "row_id": assignments.row_ids,
+            "updated": assignments.updated,
+            "centroids": pa.ListArray.from_arrays(
+                pa.array(assignments.offsets.astype(np.int32)), pa.array(assignments.centroids)
+            ),
+        }
+        with translated(f"write to the index {self._uri}"):
+            self._database.open_table(f"assigned_{assignments.codebook.fingerprint}").add(pa.table(columns))
+
+    def set_assignments(self, codebook: Codebook) -> None:
+        """Let searches use a codebook whose assignments are complete, and drop all others."""
+        name = codebook.fingerprint
+        with translated(f"write to the index {self._uri}"):
+            self._documents.checkout_latest()
+            count = self._database.open_table(f"assigned_{name}").count_rows()
+            # The count makes the value differ when only the assignments grew: it tells readers to read them again.
+            self._point(ASSIGNMENTS_KEY, f"{name} {count}")
+            for table in self._database.list_tables().tables:
+                if table.startswith(("codebook_", "assigned_")) and not table.endswith(name):
+                    self._database.drop_table(table)
+
+    def _metadata(self, key: str) -> str:
+        return str((self._documents.schema.field("tokens").metadata or {}).get(key.encode(), b"").decode())
+
+    def _point(self, key: str, value: str) -> None:
+        self._documents.update_field_metadata({"path": "tokens", "metadata": {key: value}})
+
+    def _read(self, table: str) -> Codebook:
+        vectors = self._database.open_table(table).to_arrow()["vector"].combine_chunks()
+        codebook = Codebook(vectors_of(vectors, self._manifest.dim))
+        if not table.endswith(f"_{codebook.fingerprint}"):
+            raise ValueError(f"the fingerprint of {table} is {codebook.fingerprint}")
+        return codebook

@@ -1,0 +1,55 @@
+"""Connections to LanceDB: how they are made, which errors they raise, and how ids become SQL conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError
+from manyvec.filters import quote
+
+if TYPE_CHECKING:
+    import lancedb
+
+# LanceDB takes 6 ms for 1,000 values in an IN (...) and 40 ms for 10,000.
+_IDS_PER_CONDITION = 1000
+
+
+def connect(uri: str) -> lancedb.DBConnection:
+    """Connect to a LanceDB database: a folder, a bucket, or `memory://`."""
+    import lancedb
+
+    return lancedb.connect(
+        uri,
+        storage_options={"new_table_enable_stable_row_ids": "true"},
+        # Looking for other processes' commits takes 0.2 ms on a local disk.
+        read_consistency_interval=timedelta(0),
+    )
+
+
+@contextmanager
+def translated(action: str) -> Iterator[None]:
+    """Raise errors of LanceDB as `StoreError("cannot <action>: …")`; manyvec's own errors pass unchanged."""
+    try:
+        yield
+    except (InputError, StoreError, IndexNotFoundError, ManifestError):
+        raise
+    # LanceDB raises RuntimeError for most disk errors and ValueError for the others.
+    except (RuntimeError, OSError, ValueError) as error:
+        raise StoreError(f"cannot {action}: {error}") from error
+
+
+def where_ids(ids: Sequence[str]) -> Iterator[str]:
+    """Yield SQL conditions that together select these ids, each short enough for one statement."""
+    for start in range(0, len(ids), _IDS_PER_CONDITION):
+        yield f"id IN ({', '.join(quote(id) for id in ids[start : start + _IDS_PER_CONDITION])})"
+
+
+def disk_bytes(uri: str) -> int | None:
+    """Return the size of an index in a folder, all stored versions included; None for one in a bucket."""
+    if "://" in uri:
+        return None
+    return sum(path.stat().st_size for path in Path(uri).rglob("*") if path.is_file())

@@ -1,0 +1,109 @@
+"""What `Index.optimize` does beside LanceDB's own compaction: codes for `residual` storage, and centroid lists."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from manyvec.storage.snapshot import BUILD_WINDOW_BYTES, RowStates, Snapshot, windows
+from manyvec.storage.table import Store
+from manyvec.vectors.codebook import Assignments, Codebook, n_centroids_for
+
+# `residual` storage gets its centroids once the index holds this many token vectors; until then it stores float16.
+MIN_RESIDUAL_TOKENS = 65_536
+
+
+def train_codebook(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
+    """Train a codebook on about 8 token vectors per centroid.
+
+    They are drawn from documents that hold four times as many: neighbouring vectors of few documents are too similar.
+    """
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(states.row_ids))
+    n_drawn = max(65_536, 8 * n_centroids)
+    n_documents = int(np.searchsorted(np.cumsum(states.n_tokens[order]), 4 * n_drawn)) + 1
+    documents = np.sort(order[:n_documents])
+    share = min(1.0, n_drawn / max(1, int(states.n_tokens[documents].sum())))
+    parts = []
+    for window in windows(snapshot.token_bytes(states, documents), BUILD_WINDOW_BYTES):
+        vectors = snapshot.tokens(states.row_ids[documents[window]]).vectors
+        parts.append(vectors[np.sort(rng.choice(len(vectors), max(1, round(share * len(vectors))), replace=False))])
+    return Codebook.train(np.concatenate(parts), n_centroids)
+
+
+def encode_residuals(
+    store: Store,
+    *,
+    show_progress: bool = False,
+    min_tokens: int = MIN_RESIDUAL_TOKENS,
+    window_bytes: int = BUILD_WINDOW_BYTES,
+) -> None:
+    """Encode token vectors that `residual` storage still holds as float16. Other storages are left alone.
+
+    If interrupted, the rest stays float16 and is searched as such; the next call goes on.
+
+    Args:
+        store: The index.
+        show_progress: Whether to draw a bar with documents per second.
+        min_tokens: Token vectors that the index must hold before centroids are trained.
+        window_bytes: Bytes of token vectors per commit.
+    """
+    if store.manifest.storage != "residual":
+        return
+    from tqdm.auto import tqdm
+
+    snapshot = store.snapshot()
+    states = snapshot.states()
+    pending = np.flatnonzero(~states.is_coded)
+    n_tokens = int(states.n_tokens.sum())
+    if store.centroids.codec() is None and n_tokens >= min_tokens:
+        store.centroids.set_codec(train_codebook(snapshot, states, n_centroids_for(n_tokens)))
+    if store.centroids.codec() is None or not len(pending):
+        return
+    with tqdm(total=len(pending), unit=" documents", desc="codes", disable=not show_progress) as bar:
+        for window in windows(snapshot.token_bytes(states, pending), window_bytes):
+            rows = pending[window]
+            ids = states.ids[rows].tolist()
+            stored = snapshot.find(ids)
+            tokens = snapshot.uncoded_tokens(states.row_ids[rows], spans=True)
+            store.recode(ids, [stored[id].content_hash for id in ids], tokens)
+            bar.update(len(rows))
+
+
+def extend_lists(
+    store: Store, *, more_than: int, show_progress: bool = False, window_bytes: int = BUILD_WINDOW_BYTES
+) -> None:
+    """Assign documents that have no centroids yet; train a new codebook if the index has outgrown the old one.
+
+    A new codebook is used only once it is complete: if interrupted, the old one stays in use.
+
+    Args:
+        store: The index.
+        more_than: Indexes with at most this many token vectors get no lists.
+        show_progress: Whether to draw a bar with documents per second.
+        window_bytes: Bytes of token vectors per commit.
+    """
+    from tqdm.auto import tqdm
+
+    snapshot = store.snapshot()
+    states = snapshot.states()
+    n_tokens = int(states.n_tokens.sum())
+    if n_tokens <= more_than:
+        return
+    assigned = store.centroids.assignments()
+    if assigned is None or n_centroids_for(n_tokens) >= 2 * len(assigned.codebook):
+        codebook = train_codebook(snapshot, states, n_centroids_for(n_tokens))
+        missing = np.arange(len(states.row_ids))
+        store.centroids.start_assignments(codebook)
+    else:
+        codebook, positions = assigned.codebook, assigned.positions_in(states.row_ids, states.updated)
+        missing = np.setdiff1d(np.arange(len(states.row_ids)), positions)
+    with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
+        for window in windows(snapshot.token_bytes(states, missing), window_bytes):
+            rows = missing[window]
+            tokens = snapshot.tokens(states.row_ids[rows])
+            store.centroids.add_assignments(
+                Assignments.of(codebook, states.row_ids[rows], states.updated[rows], tokens)
+            )
+            bar.update(len(rows))
+    if len(missing):
+        store.centroids.set_assignments(codebook)

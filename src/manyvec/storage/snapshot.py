@@ -1,0 +1,248 @@
+"""`Snapshot`: one version of an index's table, which later commits do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.errors import InputError, ManifestError, StoreError
+from manyvec.storage.centroids import ASSIGNMENTS_KEY
+from manyvec.storage.lance import translated, where_ids
+from manyvec.storage.schema import Manifest, rows_of, spans_of
+from manyvec.timing import stage
+from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, offsets_of
+from manyvec.vectors.codec import Codec, bytes_per_token
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from lancedb.table import Table
+
+RowIds = Sequence[int] | NDArray[np.int64]
+# Bytes of token vectors read at a time: to score them from disk, to load them into memory, and to find the centroids of
+# many, which is faster in large groups. Each of LanceDB's threads keeps some memory of the largest read that it took
+# part in (`examples/benchmarks/growth.py`).
+SCORE_WINDOW_BYTES = 4 * 2**20
+LOAD_WINDOW_BYTES = 2**20
+BUILD_WINDOW_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is known of a stored document without reading its text or token vectors."""
+
+    row_id: int
+    metadata: str
+    content_hash: str
+
+    @property
+    def text_hash(self) -> str:
+        """The part of the hash that covers the text; see `schema.content_hash`."""
+        return self.content_hash.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class RowStates:
+    """Every row of a version, in ascending order of row ids.
+
+    Attributes:
+        row_ids: (n,) ascending.
+        updated: (n,) table version that last wrote the row. Together with the row id it identifies the row's content.
+        n_tokens: (n,) number of token vectors.
+        ids: (n,) ids of the documents.
+        is_coded: (n,) bool, whether the token vectors are stored as codes (otherwise as float16).
+    """
+
+    row_ids: NDArray[np.int64]
+    updated: NDArray[np.int64]
+    n_tokens: NDArray[np.int64]
+    ids: NDArray[np.object_]
+    is_coded: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of the table, so that the steps of a search agree with each other while others write.
+
+    Attributes:
+        uri: The index.
+        version: The table version.
+        manifest: The index's manifest.
+    """
+
+    uri: str
+    version: int
+    manifest: Manifest
+    _table: Table
+    _codec: Callable[[], Codec | None]
+
+    @property
+    def assignments_key(self) -> str:
+        """A string that changes whenever `CentroidTables.assignments` has something new to read; empty for none."""
+        with translated(f"read the index {self.uri}"):
+            metadata = self._table.schema.field("tokens").metadata or {}
+        return str(metadata.get(ASSIGNMENTS_KEY.encode(), b"").decode())
+
+    def count(self, where: str | None = None) -> int:
+        """Return the number of rows, or of those that satisfy a condition."""
+        with translated(f"read the index {self.uri}"):
+            return int(self._table.count_rows(where))
+
+    def row_ids(self, where: str | None = None) -> NDArray[np.int64]:
+        """Return the row ids, ascending, of all rows or of those that satisfy a condition."""
+        with translated(f"read the index {self.uri}"):
+            query = self._table.search().select(["id"]).with_row_id(True).limit(None)
+            found = (query.where(where) if where else query).to_arrow()["_rowid"]
+        return np.sort(found.to_numpy().astype(np.int64))
+
+    def states(self) -> RowStates:
+        """Return id, length and last change of every row."""
+        with translated(f"read the index {self.uri}"):
+            columns = ["id", "n_tokens", "_row_last_updated_at_version"]
+            columns += ["is_coded"] if self.manifest.storage == "residual" else []
+            table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow()
+        row_ids = table["_rowid"].to_numpy().astype(np.int64)
+        order = np.argsort(row_ids)
+        is_coded = np.full(len(order), self.manifest.storage != "float16")
+        if self.manifest.storage == "residual":
+            is_coded = table["is_coded"].to_numpy()[order]
+        return RowStates(
+            row_ids[order],
+            table["_row_last_updated_at_version"].to_numpy().astype(np.int64)[order],
+            table["n_tokens"].to_numpy().astype(np.int64)[order],
+            table["id"].to_numpy(zero_copy_only=False)[order],
+            is_coded,
+        )
+
+    def find(self, ids: Sequence[str]) -> dict[str, Stored]:
+        """Return what is stored under these ids; unknown ids are left out."""
+        found: dict[str, Stored] = {}
+        for where in where_ids(ids):
+            with translated(f"read the index {self.uri}"):
+                query = self._table.search().select(["id", "metadata", "content_hash"]).with_row_id(True).limit(None)
+                rows = query.where(where).to_arrow().to_pylist()
+            found |= {r["id"]: Stored(r["_rowid"], r["metadata"], r["content_hash"]) for r in rows}
+        return found
+
+    def texts(self, row_ids: RowIds, *, spans: bool = False) -> list[dict[str, Any]]:
+        """Return `id`, `text`, `metadata` (as JSON), `is_page` and, if asked, `spans` of rows, in this order."""
+        columns = ["id", "text", "metadata", "content_hash"]
+        table = self.take(row_ids, [*columns, "spans"] if spans else columns)
+        # The hash of a page has two parts (`schema.content_hash`), so its image need not be read.
+        rows = [row | {"is_page": ":" in row["content_hash"]} for row in table.select(columns).to_pylist()]
+        if spans and rows:
+            all_spans, offsets = _spans_in(table)
+            for row, row_spans in zip(rows, np.split(all_spans, offsets[1:-1]), strict=True):
+                row["spans"] = row_spans
+        return rows
+
+    def images(self, row_ids: RowIds) -> list[bytes | None]:
+        """Return the page images of rows as file bytes, in this order; None for rows without an image."""
+        if not self.manifest.images:
+            return [None] * len(row_ids)
+        return list(self.take(row_ids, ["image"])["image"].to_pylist())
+
+    def tokens(self, row_ids: RowIds) -> TokenBatch:
+        """Return the token vectors of rows as float16, in this order, decoded where they are stored as codes."""
+        if self.manifest.storage != "residual":
+            return self.stored_tokens(row_ids, is_coded=self.manifest.storage != "float16").decoded()
+        # Rows that `optimize` has not reached yet are float16.
+        is_coded = self.take(row_ids, ["is_coded"])["is_coded"].to_numpy()
+        chosen = np.asarray(row_ids, np.int64)
+        groups = [np.flatnonzero(is_coded), np.flatnonzero(~is_coded)]
+        parts = [
+            self.stored_tokens(chosen[positions], is_coded=coded).decoded()
+            for positions, coded in zip(groups, (True, False), strict=True)
+            if len(positions)
+        ]
+        return TokenBatch.concatenate(parts).select(np.argsort(np.concatenate(groups)))
+
+    def token_bytes(self, states: RowStates, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the (n,) bytes that the token vectors of these documents take, on disk and in memory."""
+        coded, half = (bytes_per_token(storage, self.manifest.dim) for storage in (self.manifest.storage, "float16"))
+        return states.n_tokens[documents] * np.where(states.is_coded[documents], coded, half)
+
+    def stored_tokens(self, row_ids: RowIds, *, is_coded: bool) -> StoredBatch:
+        """Return the token vectors of rows, in this order, as they are stored.
+
+        Args:
+            row_ids: Rows that are all stored as codes or all as float16.
+            is_coded: Whether they are stored as codes; see `RowStates`.
+        """
+        if not is_coded:
+            return self.uncoded_tokens(row_ids)
+        if (codec := self._codec()) is None:
+            raise ManifestError(f"the index {self.uri} holds codes, but its manifest names no centroids for them")
+        codes, offsets = rows_of(self.take(row_ids, ["codes"])["codes"], np.uint8)
+        return CodedBatch.unchecked(codes, offsets, codec)
+
+    def uncoded_tokens(self, row_ids: RowIds, *, spans: bool = False) -> TokenBatch:
+        """Return the token vectors of rows that are stored as float16, in this order, with their spans if asked."""
+        table = self.take(row_ids, ["tokens", "spans"] if spans else ["tokens"])
+        vectors, offsets = rows_of(table["tokens"], np.float16)
+        return TokenBatch.unchecked(vectors, offsets, _spans_in(table)[0] if spans else None)
+
+    def match(self, text: str, limit: int, where: str | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return row ids and BM25 scores of the at most `limit` rows that match the words best, in no order."""
+        from lancedb.query import MatchQuery
+
+        if limit < 1:  # LanceDB would take it for no limit.
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        with translated(f"search the index {self.uri}"):
+            words = MatchQuery(text, "text")  # type: ignore[call-arg]  # its defaults are pydantic's
+            # Selecting the ids too would take half as long again.
+            query = self._table.search(words, query_type="fts").select(["_score"]).with_row_id(True)
+            found = (query.where(where) if where else query).limit(limit).to_arrow()
+        return found["_rowid"].to_numpy().astype(np.int64), found["_score"].to_numpy()
+
+    def nearest(self, tokens: NDArray[np.floating], limit: int, where: str | None = None) -> list[int]:
+        """Return the row ids that LanceDB's own multivector search over `tokens` finds, best first."""
+        if self.manifest.storage != "float16":
+            raise InputError(f"LanceDB searches float16 token vectors; the index {self.uri} keeps codes")
+        with translated(f"search the index {self.uri}"):
+            query = self._table.search(np.asarray(tokens, np.float16), vector_column_name="tokens")
+            query = query.distance_type("cosine")  # type: ignore[attr-defined]
+            query = query.select(["id"]).with_row_id(True)
+            found = (query.where(where) if where else query).limit(limit).to_arrow()
+        return [int(row_id) for row_id in found["_rowid"].to_pylist()]
+
+    @stage("fetch")
+    def take(self, row_ids: RowIds, columns: list[str]) -> pa.Table:
+        """Return columns of rows, in this order; a row may occur more than once.
+
+        Raises:
+            StoreError: A row is not in this version.
+        """
+        chosen = np.asarray(row_ids, np.int64)
+        ascending, positions = np.unique(chosen, return_inverse=True)
+        with translated(f"read the index {self.uri}"):
+            # take_row_ids returns rows in storage order, drops repeated ids, and leaves out unknown ones silently.
+            table = self._table.take_row_ids(ascending.tolist()).select(columns).with_row_id().to_arrow()
+        found = table["_rowid"].to_numpy().astype(np.int64)
+        if len(found) != len(ascending):
+            raise StoreError(
+                f"{len(ascending) - len(found)} of {len(ascending)} rows are not in version {self.version}"
+            )
+        order = np.argsort(found)[positions]
+        return table if np.array_equal(order, np.arange(len(order))) else table.take(order)
+
+
+def windows(n_bytes: NDArray[np.int64], window_bytes: int = SCORE_WINDOW_BYTES) -> Iterator[slice]:
+    """Yield runs of documents whose token vectors fill one window; a larger document is a run of its own."""
+    ends = np.cumsum(n_bytes)
+    start = 0
+    while start < len(n_bytes):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + window_bytes, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
+def _spans_in(table: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the (n_tokens, 2) spans of all rows, and the offsets of the rows."""
+    chunks = table["spans"].chunks
+    offsets = offsets_of(np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]) // 2)
+    return spans_of(np.concatenate([chunk.flatten().to_numpy().reshape(-1, 2) for chunk in chunks]), offsets), offsets
