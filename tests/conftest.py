@@ -1,4 +1,4 @@
-"""What the tests share: where the evaluation data lies, and a web server."""
+"""Fixtures that the tests share: backends, the folder of evaluation data, and a web server."""
 
 from __future__ import annotations
 
@@ -6,25 +6,39 @@ import os
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from manyvec.vectors import llvm as machine
+from manyvec.vectors.backend import Backend
+from manyvec.vectors.llvm import Cpu, host_cpu
+from manyvec.vectors.llvm_backend import LlvmBackend
+from manyvec.vectors.torch_backend import TorchBackend
 
 
 def pytest_generate_tests(metafunc):
-    """`processor`: this one, one with AVX2 alone where this has more, and one that no machine code is made for."""
-    if "processor" in metafunc.fixturenames:
-        own = machine.processor()
-        lesser = [machine.Cpu("haswell", "", 8, has_int8=False)] if own and own.lanes == 16 else []
-        kinds = [*([own] if own else []), *lesser, None]
-        metafunc.parametrize("processor", kinds, ids=[f"{kind.lanes} lanes" if kind else "no code" for kind in kinds])
+    """Run a test that takes `backend` once for each backend."""
+    if "backend" in metafunc.fixturenames:
+        backends = _backends()
+        metafunc.parametrize("backend", backends.values(), ids=backends.keys())
+
+
+def _backends() -> dict[str, Backend]:
+    """Kernels for this CPU, for AVX2 where this CPU has more, with int8 emulated where it has none; and torch."""
+    backends: dict[str, Backend] = {}
+    if cpu := host_cpu():
+        backends["int8 kernels" if cpu.has_int8 else "float kernels"] = LlvmBackend(cpu)
+        if cpu.lanes == 16:
+            backends["AVX2 kernels"] = LlvmBackend(Cpu("haswell", "", 8, has_int8=False))
+        if not cpu.has_int8:
+            backends["emulated int8 kernels"] = LlvmBackend(replace(cpu, has_int8=True))
+    return {**backends, "torch": TorchBackend()}
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """A folder of data sets in BEIR layout: `MANYVEC_DATA`, or else shared/data beside the checkout."""
+    """Folder of data sets in BEIR layout: `MANYVEC_DATA`, or else shared/data beside the checkout."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("MANYVEC_DATA", beside))
     if not folder.is_dir():
@@ -34,7 +48,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def running():
-    """A context manager: an ASGI application, served on a port of this machine by the server that users get."""
+    """Context manager that serves an ASGI application on a local port with uvicorn, and yields its URL."""
     uvicorn = pytest.importorskip("uvicorn", reason="needs the serve extra: pip install 'manyvec[serve]'")
 
     @contextmanager

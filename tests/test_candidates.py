@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyvec import F, Index, InputError, ShapeError, TokenBatch
+from manyvec import F, Index, InputError, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
 from manyvec.retrieval.centroid_lists import _largest
 from manyvec.storage.maintenance import extend_lists
 from manyvec.testing import HashEncoder
-from manyvec.vectors.codebook import Assignments, Codebook, _unit, n_centroids_for
+from manyvec.vectors.codebook import _unit
 
 ENCODER = HashEncoder(32)
 N = 500
@@ -77,55 +77,6 @@ def log_of(index, caplog, **options):
     return hits, caplog.messages[-1]
 
 
-def test_k_grows_with_the_square_root_of_the_tokens():
-    assert [n_centroids_for(n) for n in (0, 1, 10_000, 1_000_000, 16_000_000, 10**12)] == [
-        16,
-        16,
-        2048,
-        16384,
-        65536,
-        65536,
-    ]
-
-
-def test_k_means_moves_centroids_to_the_middle_of_their_vectors():
-    rng = np.random.default_rng(0)
-    corners = np.eye(4, dtype=np.float32)[[0] * 50 + [1] * 50 + [2] * 50 + [3] * 50]
-    vectors = _unit(corners + 0.1 * rng.standard_normal(corners.shape).astype(np.float32))
-    codebook = Codebook.train(vectors, 16, iterations=5)
-    np.testing.assert_allclose(np.linalg.norm(codebook.centroids, axis=1), 1, atol=1e-5)
-    nearest = codebook.assign(vectors)
-    assert ((vectors * codebook.centroids[nearest]).sum(axis=1) > 0.8).all()
-    start = Codebook.train(vectors, 16, iterations=0)
-    gained = (vectors * codebook.centroids[nearest]).sum() - (vectors * start.centroids[start.assign(vectors)]).sum()
-    assert gained > 0
-
-
-def test_training_repeats_and_its_fingerprint_tells_codebooks_apart():
-    vectors = ENCODER.encode_documents(TEXTS[:50]).vectors
-    one, same = Codebook.train(vectors, 64), Codebook.train(vectors, 64)
-    assert one.fingerprint == same.fingerprint
-    assert Codebook.train(vectors, 64, seed=1).fingerprint != one.fingerprint
-
-
-def test_assignment_takes_the_nearest_centroid_in_blocks_of_any_size(monkeypatch):
-    batch = ENCODER.encode_documents(TEXTS[:30])
-    codebook = Codebook.train(batch.vectors, 32)
-    expected = (batch.vectors @ codebook.centroids.T).argmax(axis=1)
-    assigned = codebook.assign(batch.vectors.astype(np.float16))
-    # Those between two centroids may go to either.
-    assert (assigned == expected).mean() > 0.99
-    monkeypatch.setattr("manyvec.vectors.codebook._BLOCK_BYTES", 4 * 32 * 7)
-    assert codebook.assign(batch.vectors.astype(np.float16)).tolist() == assigned.tolist()
-
-
-def test_many_centroids_of_few_unlike_vectors_are_assigned_too():
-    words = _unit(np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32))
-    vectors = words[np.arange(2048) % 20]
-    codebook = Codebook.train(vectors, 2048)
-    np.testing.assert_allclose(codebook.centroids[codebook.assign(vectors)], vectors, atol=1e-5)
-
-
 def test_an_index_is_built_and_searched_without_llvmlite_as_with_it(index):
     """In a process that cannot import it, over the same documents: lists, candidates and scores are torch's."""
     code = f"""
@@ -133,8 +84,9 @@ import json, sys
 sys.modules["llvmlite"] = None
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_candidates import QUERIES, opened
-from manyvec.vectors import llvm as machine
-assert machine.processor() is None
+from manyvec.vectors.backend import default_backend
+from manyvec.vectors.torch_backend import TorchBackend
+assert default_backend() == TorchBackend()
 index = opened({index.uri!r})
 kept = [[(hit.id, hit.score) for hit in hits] for hits in index.search_many(QUERIES[:8])]
 texts = [f"novel{{i}} " + query for i, query in enumerate(QUERIES)]
@@ -150,40 +102,6 @@ print(json.dumps([kept, [[hit.id for hit in index.search(f"novel{{i}}", 1)] for 
         assert [id for id, _ in theirs] == [id for id, _ in ours]
         np.testing.assert_allclose([score for _, score in theirs], [score for _, score in ours], rtol=1e-5)
     assert new == [[f"new-{i}"] for i in range(8)]
-
-
-@pytest.mark.parametrize("dim", [38, 128])
-def test_many_vectors_find_the_nearest_of_many_centroids_or_one_as_near(monkeypatch, dim, processor):
-    monkeypatch.setattr("manyvec.vectors.codebook.processor", lambda: processor)
-    rng = np.random.default_rng(0)
-    topics = _unit(rng.standard_normal((50, dim)).astype(np.float32))
-    noise = rng.standard_normal((9_000, dim)).astype(np.float32) * 0.7 / dim**0.5
-    vectors = _unit(topics[rng.integers(50, size=9_000)] + noise)
-    codebook, vectors = Codebook(vectors[:2048]), vectors[2048:]
-    similarities = vectors @ codebook.centroids.T
-    found = np.take_along_axis(similarities, codebook.assign(vectors)[:, None], axis=1)[:, 0]
-    assert (found == similarities.max(axis=1)).mean() > 0.9
-    assert (similarities.max(axis=1) - found).max() < 0.05
-    assert np.abs(codebook.similarities(vectors[:500]) - similarities[:500]).max() < 0.02
-    # Few are compared with all.
-    assert np.abs(similarities[:9].max(axis=1) - similarities[np.arange(9), codebook.assign(vectors[:9])]).max() < 0.02
-
-
-def test_too_few_vectors_or_another_dim_are_refused():
-    with pytest.raises(InputError, match="16 centroids need as many vectors to start from, got 3"):
-        Codebook.train(np.eye(3, dtype=np.float32), 16)
-    with pytest.raises(ShapeError, match="vectors have dim 3, the codebook 4"):
-        Codebook(np.eye(4, dtype=np.float32)).assign(np.eye(3, dtype=np.float32))
-
-
-def test_each_document_keeps_each_of_its_centroids_once():
-    codebook = Codebook(np.eye(4, dtype=np.float32))
-    eye = np.eye(4, dtype=np.float32)
-    tokens = TokenBatch.from_list([eye[[2, 0, 2, 2]], eye[[3]], eye[[1, 1]]])
-    assigned = Assignments.of(codebook, np.array([10, 20, 30]), np.array([1, 1, 2]), tokens)
-    assert assigned.offsets.tolist() == [0, 2, 3, 4]
-    assert assigned.centroids.tolist() == [0, 2, 3, 1]
-    assert assigned.positions_in(np.array([5, 10, 30]), np.array([1, 1, 9])).tolist() == [1, -1, -1]
 
 
 def test_lists_find_what_scoring_everything_finds(built):

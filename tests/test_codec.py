@@ -7,7 +7,9 @@ from numpy.testing import assert_allclose
 from manyvec import InputError, MaxSimScorer, TokenBatch
 from manyvec.vectors.batch import CodedBatch, offsets_of
 from manyvec.vectors.codec import STORAGES, Codec, bytes_per_token, rotation
+from manyvec.vectors.llvm_backend import LlvmBackend
 from manyvec.vectors.maxsim import maxsim_reference
+from manyvec.vectors.torch_backend import TorchBackend
 
 CODED = STORAGES[1:]
 DIMS = (5, 48, 64, 96, 128, 384, 1024)
@@ -19,7 +21,7 @@ def unit_vectors(rng, n, dim):
 
 
 def encoded(rng, storage, lengths, dim):
-    """Random documents and the same in a codec's bytes."""
+    """Return random documents and their codes."""
     vectors = unit_vectors(rng, sum(lengths), dim)
     centroids = unit_vectors(rng, 7, dim) if storage == "residual" else None
     codec = Codec(storage, dim, centroids)
@@ -84,7 +86,7 @@ def test_the_rotation_keeps_lengths_and_angles(dim):
 
 
 def rounding(query, codes):
-    """How much a score may change because query tokens are rounded to int8, each by its own scale (Cauchy-Schwarz)."""
+    """Bound the change of a score when query tokens are rounded to int8, each by its own scale (Cauchy-Schwarz)."""
     codec = codes.codec
     rotated = query @ rotation(codec.dim) if codec.is_rotated else query
     steps = np.abs(rotated).max(axis=1, keepdims=True) / 127
@@ -101,17 +103,16 @@ def rounding(query, codes):
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any),
     n_query_tokens=st.integers(1, 7),
 )
-def test_codes_score_as_their_decoded_vectors_do(processor, seed, storage, dim, lengths, n_query_tokens):
+def test_codes_score_as_their_decoded_vectors_do(backend, seed, storage, dim, lengths, n_query_tokens):
     rng = np.random.default_rng(seed)
     _, codes = encoded(rng, storage, lengths, dim)
     decoded = TokenBatch(codes.codec.decode(codes.codes), codes.offsets, allow_empty=True)
     query = unit_vectors(rng, n_query_tokens, dim)
     expected = maxsim_reference(query, decoded)
-    tolerance = rounding(query, codes) if processor and processor.has_int8 else 1e-5
+    is_rounded = isinstance(backend, LlvmBackend) and backend.cpu.has_int8
+    tolerance = rounding(query, codes) if is_rounded else 1e-5
     subset = np.flatnonzero(rng.random(len(lengths)) < 0.5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manyvec.vectors.maxsim.processor", lambda: processor)
-        scores, some = (MaxSimScorer().score(query, codes, of) for of in (None, subset))
+    scores, some = (MaxSimScorer(backend=backend).score(query, codes, of) for of in (None, subset))
     assert_allclose(scores, expected, rtol=0, atol=tolerance)
     assert_allclose(some, expected[subset], rtol=0, atol=tolerance)
 
@@ -129,10 +130,9 @@ def test_scores_of_codes_tell_documents_apart(storage):
 
 
 @pytest.mark.parametrize("storage", CODED)
-def test_equal_documents_tie_wherever_they_stand(processor, storage, monkeypatch):
-    monkeypatch.setattr("manyvec.vectors.maxsim.processor", lambda: processor)
-    monkeypatch.setattr("manyvec.vectors.maxsim._TOKENS_AT_A_TIME", 20)
+def test_equal_documents_tie_wherever_they_are(backend, storage):
+    backend = TorchBackend(block_tokens=20) if isinstance(backend, TorchBackend) else backend
     documents, codes = encoded(np.random.default_rng(4), storage, [9, 5, 30, 7], 96)
     again = codes.select([0, 1, 0, 2, 3, 0, 1])
-    scores = MaxSimScorer().score(documents[2][:7], again)
+    scores = MaxSimScorer(backend=backend).score(documents[2][:7], again)
     assert scores[0] == scores[2] == scores[5] and scores[1] == scores[6]

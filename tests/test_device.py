@@ -10,10 +10,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from manyvec import DeviceMemoryError, F, Index, InputError, MaxSimScorer, ShapeError, TokenBatch
 from manyvec.candidates import Auto
 from manyvec.testing import HashEncoder
-from manyvec.vectors.batch import CodedBatch, offsets_of
+from manyvec.vectors.batch import CodedBatch, document_blocks, offsets_of
 from manyvec.vectors.codec import STORAGES, Codec
 from manyvec.vectors.cuda import DeviceDocuments, DeviceScorer, halved_until_it_fits
-from manyvec.vectors.maxsim import document_blocks, maxsim_reference, top_k
+from manyvec.vectors.maxsim import maxsim_reference, top_k
 
 QUERY = np.array([[1, 0], [0, 1]], np.float32)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,4 +1,4 @@
-"""MaxSim: numbers done by hand, and every fast way against the slow exact one."""
+"""MaxSim: numbers done by hand, and every backend against the slow reference."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 
 from manyvec import InputError, MaxSimScorer, ShapeError, TokenBatch
 from manyvec.vectors.maxsim import maxsim_reference, top_k
+from manyvec.vectors.torch_backend import TorchBackend
 
 QUERY = np.array([[1, 0], [0, 1]], np.float32)
 
@@ -17,6 +18,10 @@ def random_batch(rng, lengths, dim, dtype=np.float32):
     return TokenBatch.from_list(
         [(t / np.linalg.norm(t, axis=1, keepdims=True)).astype(dtype) for t in texts], dim=dim, allow_empty=True
     )
+
+
+def in_blocks(backend, block_tokens):
+    return TorchBackend(block_tokens=block_tokens) if isinstance(backend, TorchBackend) else backend
 
 
 def tolerance(n_query_tokens):
@@ -72,17 +77,14 @@ def test_an_unknown_reduction_is_refused():
     block_tokens=st.integers(1, 100),
     seed=st.integers(0, 2**16),
 )
-def test_blocks_of_any_size_agree_with_the_reference(processor, lengths, n_query, dim, half, block_tokens, seed):
+def test_blocks_of_any_size_agree_with_the_reference(backend, lengths, n_query, dim, half, block_tokens, seed):
     rng = np.random.default_rng(seed)
     documents = random_batch(rng, lengths, dim, np.float16 if half else np.float32)
     queries = random_batch(rng, [n_query, 3], dim)
     subset = np.flatnonzero(rng.random(len(lengths)) < 0.5)
     expected = np.array([maxsim_reference(queries[i], documents) for i in range(2)])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manyvec.vectors.maxsim._TOKENS_AT_A_TIME", block_tokens)
-        patch.setattr("manyvec.vectors.maxsim._MATCHES_AT_A_TIME", 20 * block_tokens)
-        patch.setattr("manyvec.vectors.maxsim.processor", lambda: processor)
-        scores, some = (MaxSimScorer().score_many(queries, documents, of) for of in (None, subset))
+    scorer = MaxSimScorer(backend=in_blocks(backend, block_tokens), scratch_bytes=80 * block_tokens)
+    scores, some = (scorer.score_many(queries, documents, of) for of in (None, subset))
     assert_allclose(scores, expected, rtol=0, atol=tolerance(n_query))
     assert_allclose(some, expected[:, subset], rtol=0, atol=tolerance(n_query))
 
@@ -118,16 +120,14 @@ def test_read_only_vectors_are_scored_without_a_copy_or_a_warning():
     assert MaxSimScorer().score(QUERY, documents).tolist() == [1]
 
 
-def test_equal_documents_score_equally_wherever_they_stand(processor, monkeypatch):
-    monkeypatch.setattr("manyvec.vectors.maxsim.processor", lambda: processor)
-    monkeypatch.setattr("manyvec.vectors.maxsim._TOKENS_AT_A_TIME", 100)
-    monkeypatch.setattr("manyvec.vectors.maxsim._MATCHES_AT_A_TIME", 500)
+def test_equal_documents_score_equally_wherever_they_are(backend):
+    scorer = MaxSimScorer(backend=in_blocks(backend, 100), scratch_bytes=2000)
     rng = np.random.default_rng(2)
     one = random_batch(rng, [7], 128)
     others = random_batch(rng, rng.integers(1, 30, size=500), 128)
     positions = [0, 3, 77, 201, 499]
     texts = [one[0] if i in positions else others[i] for i in range(500)]
-    scores = MaxSimScorer().score(random_batch(rng, [5], 128)[0], TokenBatch.from_list(texts))
+    scores = scorer.score(random_batch(rng, [5], 128)[0], TokenBatch.from_list(texts))
     assert len(set(scores[positions].tolist())) == 1
 
 

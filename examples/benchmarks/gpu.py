@@ -2,9 +2,9 @@
 
     python examples/benchmarks/gpu.py
 
-Documents are random, 300 tokens of 128 dims each, so that padding costs the others nothing; one query has 32 tokens.
-Every contender has its documents on the GPU and answers with the places of the 10 best on the host. The larger corpus
-is the smaller one ten times over.
+Documents are random and have 300 tokens of 128 dims each, so that padding costs the others nothing. The query has 32
+tokens. Every contender has its documents on the GPU and returns the positions of the 10 best to the host. The larger
+corpus is the smaller one ten times over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ N_TOKENS, DIM, K = 300, 128, 10
 
 
 class WithoutKernel(DeviceDocuments):
-    """What users have who did not install the extra `gpu`."""
+    """Scores as without the extra `gpu`."""
 
     def _kernel(self) -> None:
         return None
@@ -46,7 +46,7 @@ def encoded(vectors: np.ndarray, storage: str) -> np.ndarray:
 
 
 def padded_torch(query: torch.Tensor, documents: torch.Tensor) -> list[int]:
-    """What one writes first: all similarities in float16, whose sums are float32."""
+    """Score in plain torch: all similarities in float16, summed in float32."""
     best = (documents @ query.T).amax(dim=1)
     return best.sum(dim=1, dtype=torch.float32).topk(K).indices.tolist()
 
@@ -54,7 +54,7 @@ def padded_torch(query: torch.Tensor, documents: torch.Tensor) -> list[int]:
 def flash_maxsim(query: torch.Tensor, documents: DeviceDocuments) -> list[int]:
     from flash_maxsim import flash_maxsim_packed
 
-    return flash_maxsim_packed(query, documents.rows, documents.offsets_there).topk(K).indices.tolist()
+    return flash_maxsim_packed(query, documents.rows, documents.device_offsets).topk(K).indices.tolist()
 
 
 def positions(documents: DeviceDocuments, query: TokenBatch) -> list[int]:

@@ -2,9 +2,9 @@
 
     [OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1] python examples/benchmarks/maxsim.py
 
-Documents of 150 tokens, a query of 32, 128 dims, unit vectors in memory in the form each likes best; peers take
-float32. That all answer the same is checked first: the peers and manyvec's floats to 0.01, a codec to its own decoded
-vectors. maxsim-cpu is no dependency of manyvec: `pip install maxsim-cpu` first.
+Documents of 150 tokens, a query of 32 tokens, 128 dims, unit vectors in memory in each library's preferred form; the
+peers take float32. The results are compared first: peers and floats with the reference, codes with the reference on
+their decoded vectors. maxsim-cpu is not a dependency of manyvec; run `pip install maxsim-cpu` first.
 """
 
 from __future__ import annotations

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from manyvec.storage.cache import CachedVersion
 from manyvec.storage.snapshot import Snapshot
 from manyvec.storage.table import Store
+from manyvec.vectors.backend import default_backend
 from manyvec.vectors.batch import offsets_of, ragged_rows
 from manyvec.vectors.codebook import Assignments, Codebook
-from manyvec.vectors.kernels import QueryKernel
-from manyvec.vectors.llvm import processor
 
 Positions = NDArray[np.int64]
 # So many members are ranked a second time, by all their centroids, as hold so many centroids in the mean.
@@ -111,11 +110,9 @@ class PostingLists:
     def whole_scores(self, similarities: NDArray[np.float32], members: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n,) for each of these members the best of all its centroids for every query token, summed."""
         starts, lengths = self.assignments.offsets[members], np.diff(self.assignments.offsets)[members]
-        centroids, own = self.assignments.centroids, processor()
-        if own is not None:
-            return QueryKernel.for_centroids(own, similarities, centroids).best(starts, lengths).sum(axis=1)
-        of_postings = similarities.take(centroids[ragged_rows(starts, lengths)], axis=1)
-        return np.maximum.reduceat(of_postings, offsets_of(lengths)[:-1], axis=1).sum(axis=0)
+        backend = self.codebook.backend or default_backend()
+        matcher = backend.match_centroids(similarities, self.assignments.centroids)
+        return matcher.best(starts, lengths).sum(axis=1)
 
     def find(
         self,

@@ -341,6 +341,28 @@ def ragged_rows(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArra
     return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
 
 
+def document_blocks(lengths: NDArray[np.int64], max_tokens: int) -> list[slice]:
+    """Split documents into runs of at most `max_tokens` tokens each. A longer document is a run of its own.
+
+    Args:
+        lengths: (n,) tokens of each document.
+        max_tokens: Upper bound of the tokens of a run.
+
+    Returns:
+        Slices of the documents, in order. A run without any token is left out.
+    """
+    ends = np.cumsum(lengths)
+    blocks = []
+    first = 0
+    while first < len(lengths):
+        done = ends[first] - lengths[first]
+        last = max(first + 1, int(np.searchsorted(ends, done + max_tokens, side="right")))
+        if ends[last - 1] > done:
+            blocks.append(slice(first, last))
+        first = last
+    return blocks
+
+
 def _made(cls: type[Any], **values: Any) -> Any:
     """Return an instance of a frozen dataclass without running its `__post_init__`."""
     made = object.__new__(cls)

@@ -1,9 +1,9 @@
-"""Codecs: token vectors in fewer bytes, and back.
+"""Codecs: token vectors in fewer bytes than float16, and back.
 
-A codec rounds each dimension to a few odd whole numbers (int8: to all of them) and keeps one scale a token; `residual`
-does so with what is left after the nearest centroid is taken away (ColBERTv2, https://arxiv.org/abs/2112.01488, but
-with a scale for every token: those close to their centroid are kept almost as they are). int4 and residual rotate
-vectors first, so that no dimension is larger than the others. A token is one row of bytes.
+A codec rounds each dimension to a few integers and stores one scale per token. `int8` uses all integers from -127 to
+127; `int4`, `residual` (2 bits) and `binary` (1 bit) use odd ones only. `residual` encodes the difference to the
+nearest centroid (ColBERTv2, https://arxiv.org/abs/2112.01488, here with a scale for every token, so that those near
+their centroid lose little). `int4` and `residual` rotate vectors first, so that no dimension is larger than the others.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from manyvec.errors import InputError
 
 STORAGES = ("float16", "int8", "int4", "residual", "binary")
 _BITS = {"int8": 8, "int4": 4, "residual": 2, "binary": 1}
-# What the number 1 is worth where a token's values are normally distributed with standard deviation 1: the even steps
-# that leave the least squared error (Max, Quantizing for minimum distortion, 1960).
+# Value of the integer 1 for tokens whose values are normally distributed with standard deviation 1: the even steps that
+# leave the least squared error (Max, Quantizing for minimum distortion, 1960).
 _UNIT = {4: 0.1676, 2: 0.498, 1: 0.798}
 Codes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """How token vectors are kept in bytes. A vector is read as `scale * integers`, rotated back, plus its centroid.
+    """Encodes token vectors as rows of bytes: centroid (uint16), scale (float16), then packed integers.
+
+    A vector is decoded as `scale * integers`, rotated back, plus its centroid. `binary` has no scale, and only
+    `residual` has centroids.
 
     Args:
-        name: one of `STORAGES`, but for float16, which needs no codec.
-        dim: of the vectors.
-        centroids: (n_centroids, dim) float32 for `residual`, at most 65,536 of them; None for the others.
+        name: One of `STORAGES` except `float16`, which needs no codec.
+        dim: Dimension of the vectors.
+        centroids: (n_centroids, dim) float32 for `residual`, at most 65,536. None for the others.
     """
 
     name: str
@@ -41,31 +44,40 @@ class Codec:
 
     @property
     def bits(self) -> int:
-        """Bits a dimension."""
+        """Bits per dimension."""
         return _BITS[self.name]
 
     @property
     def width(self) -> int:
-        """Bytes a token."""
+        """Bytes per token."""
         return bytes_per_token(self.name, self.dim)
 
     @property
-    def numbers_at(self) -> int:
-        """The byte of a token's code at which its whole numbers start, behind its centroid and its scale."""
+    def integers_at(self) -> int:
+        """Byte offset of a token's integers."""
         return self.width - _packed_width(self.dim, self.bits)
 
     @property
     def scale_at(self) -> int | None:
-        """The byte at which its float16 scale stands; None for `binary`, which has none."""
-        return None if self.name == "binary" else self.numbers_at - 2
+        """Byte offset of a token's float16 scale; None for `binary`."""
+        return None if self.name == "binary" else self.integers_at - 2
 
     @property
     def is_rotated(self) -> bool:
-        # Signs alone order documents better as they are, though rotated they are closer to the vector.
+        """Whether vectors are rotated before they are rounded."""
+        # Not for `binary`: rotated signs are closer to the vector, but rank documents worse.
         return self.name in ("int4", "residual")
 
     def encode(self, vectors: NDArray[np.floating], nearest: NDArray[np.integer] | None = None) -> Codes:
-        """(n, width) of (n, dim) vectors; `residual` also takes their (n,) nearest centroids."""
+        """Encode vectors.
+
+        Args:
+            vectors: (n, dim)
+            nearest: (n,) nearest centroid of each vector. Required for `residual`.
+
+        Returns:
+            (n, width) uint8
+        """
         values = np.asarray(vectors, np.float32)
         parts: list[Codes] = []
         if self.centroids is not None:
@@ -76,14 +88,14 @@ class Codec:
             values = values @ rotation(self.dim)
         integers = self._rounded(values)
         if self.name != "binary":
-            # The scale that leaves the least error, now that the numbers are known.
+            # The scale that leaves the least squared error, given the integers.
             scales = np.einsum("ij,ij->i", values, integers) / np.maximum(np.einsum("ij,ij->i", integers, integers), 1)
             parts.append(_bytes_of(scales.astype(np.float16)))
         parts.append(integers.astype(np.int8).view(np.uint8) if self.bits == 8 else _packed(integers, self.bits))
         return np.concatenate(parts, axis=1)
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
-        """(n, dim) of (n, width) codes."""
+        """Return the (n, dim) vectors that (n, width) codes stand for."""
         vectors = self.integers(codes).astype(np.float32)
         vectors *= self.scales(codes)[:, None]
         if self.is_rotated:
@@ -91,25 +103,25 @@ class Codec:
         return vectors if self.centroids is None else vectors + self.centroids[self.nearest(codes)]
 
     def nearest(self, codes: Codes) -> NDArray[np.int64]:
-        """(n,) the centroids of `residual` codes."""
+        """(n,) centroid of each token; only for `residual`."""
         return codes[:, :2].view(np.uint16)[:, 0].astype(np.int64)
 
     def scales(self, codes: Codes) -> NDArray[np.float32]:
-        """(n,)"""
+        """(n,) scale of each token."""
         if self.scale_at is None:
             return np.full(len(codes), self.dim**-0.5, np.float32)
         return codes[:, self.scale_at : self.scale_at + 2].view(np.float16)[:, 0].astype(np.float32)
 
     def integers(self, codes: Codes) -> NDArray[np.int8]:
-        """(n, dim) whole numbers."""
+        """(n, dim) integers of each token."""
         if self.bits == 8:
-            return codes[:, self.numbers_at :].view(np.int8)
-        packed = np.ascontiguousarray(codes[:, self.numbers_at :])
-        # The 8 / bits numbers of a byte are looked up at once, as one larger integer.
+            return codes[:, self.integers_at :].view(np.int8)
+        packed = np.ascontiguousarray(codes[:, self.integers_at :])
+        # All 8 / bits integers of a byte are looked up at once, as one larger integer.
         return self._integers_of_byte.take(packed, mode="clip").view(np.int8)[:, : self.dim]
 
     def _rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The values in whole numbers."""
+        """Round values to the codec's integers."""
         if self.bits == 8:
             largest = np.abs(values).max(axis=1, keepdims=True)
             return np.rint(values * (127 / np.maximum(largest, 1e-30)))
@@ -125,11 +137,14 @@ class Codec:
 
 
 def bytes_per_token(storage: str, dim: int) -> int:
-    """Bytes of one token vector: a code for each dim, and but for `float16` and `binary` a scale; for `residual` also a
-    centroid's number.
+    """Return the bytes of one token vector: its integers or floats, its scale if it has one, and its centroid.
+
+    Args:
+        storage: One of `STORAGES`.
+        dim: Dimension of the vector.
 
     Raises:
-        InputError: there is no such storage.
+        InputError: There is no such storage.
     """
     if storage not in STORAGES:
         raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
@@ -140,7 +155,10 @@ def bytes_per_token(storage: str, dim: int) -> int:
 
 @lru_cache(maxsize=4)
 def rotation(dim: int) -> NDArray[np.float32]:
-    """(dim, dim) an orthogonal matrix, the same on every machine: signs drawn by a hash, then a cosine transform."""
+    """Return a (dim, dim) orthogonal matrix: random signs from a hash, then a cosine transform.
+
+    It is the same on every machine, because stored codes depend on it.
+    """
     signs = np.unpackbits(np.frombuffer(hashlib.shake_128(b"manyvec").digest(-(-dim // 8)), np.uint8))[:dim]
     frequency, position = np.mgrid[:dim, :dim]
     transform = np.cos(np.pi * (2 * position + 1) * frequency / (2 * dim)) * np.sqrt(2 / dim)
@@ -153,7 +171,7 @@ def _packed_width(dim: int, bits: int) -> int:
 
 
 def _packed(integers: NDArray[np.float32], bits: int) -> Codes:
-    """(n, ceil(dim * bits / 8)): several numbers a byte, the first in its lowest bits."""
+    """(n, ceil(dim * bits / 8)) several integers per byte, the first in its lowest bits."""
     n, dim = integers.shape
     per_byte = 8 // bits
     codes = np.zeros((n, _packed_width(dim, bits) * per_byte), np.uint8)

@@ -1,9 +1,9 @@
-"""MaxSim on a CUDA device: documents stay there as they are stored, and only scores come back.
+"""MaxSim on a CUDA device: documents are kept there as they are stored, and only scores are copied back.
 
-Rows lie end to end with offsets, as in a `TokenBatch`: nothing is padded, and nothing is gathered where all documents
-are scored. Each query token is split into a float16 number and a float16 rest. Their products with float16 vectors, or
-with a codec's small whole numbers, are exact in tensor cores that add up in float32, whether TF32 is allowed or not.
-Everything but flash-maxsim's kernel runs on any torch device, so that it can be tested without a GPU.
+Rows lie end to end with offsets, as in a `TokenBatch`. Nothing is padded, and nothing is gathered where all documents
+are scored. Each query token is split into a float16 value and a float16 remainder. Their products with float16 vectors,
+or with a codec's small integers, are exact in tensor cores, which sum in float32, whether TF32 is allowed or not.
+Everything but the kernel of flash-maxsim runs on any torch device, so that it can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import DeviceMemoryError, InputError, ShapeError
-from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, offsets_of
+from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, document_blocks, offsets_of
 from manyvec.vectors.codec import Codec, rotation
-from manyvec.vectors.maxsim import MaxSimScorer, Reduction, ScoredPositions, Scorer, Scores, document_blocks
+from manyvec.vectors.maxsim import MaxSimScorer, Reduction, ScoredPositions, Scorer, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -31,26 +31,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# With blocks of fewer tokens no memory worth mentioning is saved.
-_LEAST_TOKENS = 1024
+# Smaller blocks would hardly save memory.
+_MIN_BLOCK_TOKENS = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceDocuments:
-    """The documents of one `TokenBatch` on a device. Made by `upload`.
+    """The documents of one batch on a device. Use `upload` to make one.
 
     Attributes:
-        rows: (n_tokens, dim) float16 or (n_tokens, width) bytes of the codec, and rows of zeros to a multiple of 16.
-        offsets: (n_documents + 1,) where each document starts, on the host.
-        offsets_there: the same on the device.
-        table: (256, numbers a byte) float16: what the codec's bytes stand for, if a byte holds several numbers.
-        centroids: (2 * n_centroids, dim) the codec's centroids, in `_halves`.
-        scratch_bytes: what a search may take on the device besides, about; one document is never divided.
+        rows: (n_tokens, dim) float16 vectors or (n_tokens, width) codes, padded with zeros to a multiple of 16 rows.
+        offsets: (n_documents + 1,) start of each document, on the host.
+        device_offsets: The same on the device.
+        dim: Dimension of the vectors.
+        codec: Codec of the codes; None for vectors.
+        table: (256, integers per byte) float16 integers of each byte, for a codec of several integers per byte.
+        centroids: (2 * n_centroids, dim) the codec's centroids, split by `_halves`.
+        scratch_bytes: Memory that a search may take on the device besides, about. A document is never divided.
     """
 
     rows: torch.Tensor
     offsets: NDArray[np.int64]
-    offsets_there: torch.Tensor
+    device_offsets: torch.Tensor
     dim: int
     codec: Codec | None = None
     table: torch.Tensor | None = None
@@ -61,10 +63,10 @@ class DeviceDocuments:
     def upload(
         cls, documents: StoredBatch, device: str | torch.device = "cuda", *, scratch_bytes: int = 2**29
     ) -> DeviceDocuments:
-        """Copy a batch to the device, float32 vectors as float16.
+        """Copy a batch to the device. float32 vectors become float16.
 
         Raises:
-            DeviceMemoryError: it does not fit; nothing is left behind.
+            DeviceMemoryError: The batch does not fit. Nothing stays on the device.
         """
         import torch
 
@@ -78,7 +80,7 @@ class DeviceDocuments:
             dtype = torch.uint8 if codec else torch.float16
             rows = torch.zeros(_to_sixteen(n_tokens), held.shape[1], dtype=dtype, device=device)
             rows[:n_tokens] = torch.from_dlpack(held)
-            offsets_there = torch.tensor(documents.offsets, device=device)
+            device_offsets = torch.tensor(documents.offsets, device=device)
             if codec is not None and codec.bits < 8:
                 every_byte = np.repeat(np.arange(256, dtype=np.uint8)[:, None], codec.width, axis=1)
                 integers = codec.integers(every_byte)[:, : 8 // codec.bits]
@@ -89,38 +91,38 @@ class DeviceDocuments:
             raise DeviceMemoryError(
                 f"{held.nbytes / 2**30:.2f} GiB of token vectors do not fit on {device}: score them on the CPU"
             ) from error
-        return cls(rows, documents.offsets, offsets_there, documents.dim, codec, table, centroids, scratch_bytes)
+        return cls(rows, documents.offsets, device_offsets, documents.dim, codec, table, centroids, scratch_bytes)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def bytes_held(self) -> int:
-        """Bytes on the device between searches."""
-        tensors = (self.rows, self.offsets_there, self.table, self.centroids)
+        """Bytes that the documents take on the device between searches."""
+        tensors = (self.rows, self.device_offsets, self.table, self.centroids)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """(n_documents,) tokens of each document."""
+        """(n_documents,) number of tokens of each document."""
         return np.diff(self.offsets)
 
     def score_many(
         self, queries: TokenBatch, subset: NDArray[np.int64] | None = None, *, reduction: Reduction = "sum"
     ) -> Scores:
-        """Score every query against every document, or a subset, as `MaxSimScorer.score_many` does.
+        """Score every query against every document, as `MaxSimScorer.score_many` does.
 
         Args:
-            queries: of any length, same dim.
-            subset: (n,) which documents; only their rows are read.
+            queries: Queries of any length, same dim.
+            subset: (n,) positions of the documents to score; only their rows are read. Defaults to all documents.
             reduction: `sum` or `mean` over the query tokens.
 
         Returns:
             (n_queries, n_documents) or (n_queries, n) float32. A query or document without tokens scores -inf.
 
         Raises:
-            ShapeError: the dims differ.
-            DeviceMemoryError: memory ran out, however small the blocks.
+            ShapeError: The dims differ.
+            DeviceMemoryError: The device has too little memory even for the smallest blocks.
         """
         return self._score(queries, subset, reduction).cpu().numpy()
 
@@ -132,9 +134,9 @@ class DeviceDocuments:
         *,
         reduction: Reduction = "sum",
     ) -> list[ScoredPositions]:
-        """For each query the k best, and all that tie with the last of them, so that ids can decide on the host.
+        """Return the k best documents for each query and all that tie with the last of them, as `MaxSimScorer.top_k`.
 
-        Documents at -inf are never among them. Args and errors as `score_many`.
+        Arguments and errors are those of `score_many`.
         """
         scores = self._score(queries, subset, reduction)
         k = min(k, scores.shape[1])
@@ -144,8 +146,8 @@ class DeviceDocuments:
         chosen = (scores >= thresholds) & (scores > -np.inf)
         positions = [row.nonzero()[:, 0] for row in chosen]
         return [
-            ScoredPositions(found.cpu().numpy(), row[found].cpu().numpy())
-            for found, row in zip(positions, scores, strict=True)
+            ScoredPositions(best.cpu().numpy(), row[best].cpu().numpy())
+            for best, row in zip(positions, scores, strict=True)
         ]
 
     def _score(self, queries: TokenBatch, subset: NDArray[np.int64] | None, reduction: Reduction) -> torch.Tensor:
@@ -154,16 +156,16 @@ class DeviceDocuments:
 
         if queries.dim != self.dim:
             raise ShapeError(f"queries have dim {queries.dim}, documents {self.dim}: encode both with one model")
-        MaxSimScorer(reduction)  # refuses an unknown one
+        MaxSimScorer(reduction)  # raises for an unknown one
         kernel = self._kernel()
         padded = _to_sixteen(queries.n_tokens)
-        # Rows that are gathered, and their numbers; without the kernel also similarities, four times while they are
-        # made, and unpacked codes.
+        # Gathered rows and their positions. Without the kernel also similarities, up to four copies of them, and
+        # unpacked codes.
         bytes_per_token = 2 * self.dim + (24 if kernel else 16 * padded + 6 * self.dim)
         block_tokens = max(1, min(self.scratch_bytes // bytes_per_token, len(self.rows)))
         try:
             work = partial(self._score_in_blocks, queries, subset, reduction, kernel)
-            return halved_until_it_fits(work, block_tokens, _LEAST_TOKENS)
+            return halved_until_it_fits(work, block_tokens, _MIN_BLOCK_TOKENS)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"{self.rows.device} has no memory left to score {len(queries)} queries: score fewer, or on the CPU"
@@ -183,30 +185,30 @@ class DeviceDocuments:
         lengths = self.lengths if subset is None else self.lengths[subset]
         scores = torch.full((len(queries), len(lengths)), -torch.inf, device=device)
         blocks = document_blocks(lengths, block_tokens)
-        answered = np.flatnonzero(queries.lengths)
-        if not blocks or not len(answered):
+        with_tokens = np.flatnonzero(queries.lengths)
+        if not blocks or not len(with_tokens):
             return scores
-        queries = queries.select(answered)
+        queries = queries.select(with_tokens)
         score = self._in_kernel(queries, kernel) if kernel else self._in_torch(queries)
-        # All products have one shape: others may be added up in another order, and equal documents would not tie.
+        # All products have one shape. Another shape may be summed in another order, and equal documents would not tie.
         window = _to_sixteen(min(block_tokens, int(lengths.sum())))
         for block in blocks:
             n_rows = max(window, _to_sixteen(int(lengths[block].sum())))
             if subset is None:
                 first = min(int(self.offsets[block.start]), len(self.rows) - n_rows)
                 rows = self.rows[first : first + n_rows]
-                offsets = self.offsets_there[block.start : block.stop + 1] - first
+                offsets = self.device_offsets[block.start : block.stop + 1] - first
             else:
-                starts = self.offsets_there[torch.tensor(subset[block], device=device)]
+                starts = self.device_offsets[torch.tensor(subset[block], device=device)]
                 offsets = torch.from_numpy(offsets_of(lengths[block])).to(device)
                 rows = self.rows.index_select(0, _ragged_rows(starts, offsets, n_rows))
-            scores[answered, block] = score(rows, offsets)
+            scores[with_tokens, block] = score(rows, offsets)
         if reduction == "mean":
-            scores[answered] /= torch.from_numpy(queries.lengths).to(device)[:, None]
+            scores[with_tokens] /= torch.from_numpy(queries.lengths).to(device)[:, None]
         return scores
 
     def _in_torch(self, queries: TokenBatch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """A function of rows and where in them the documents of a block lie, to (n_queries, n_documents) scores."""
+        """Return a function of a block's rows and its documents' offsets to (n_queries, n_documents) scores."""
         import torch
 
         device, codec = self.rows.device, self.codec
@@ -220,7 +222,7 @@ class DeviceDocuments:
             to_centroids = high + low
 
         def score(rows: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-            similarities = _dots(self._numbers(rows), parts)
+            similarities = _dots(self._values(rows), parts)
             if codec is not None:
                 similarities *= self._scales(rows)
             if to_centroids is not None:
@@ -230,14 +232,13 @@ class DeviceDocuments:
 
         return score
 
-    def _numbers(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, dim) float16: the vectors, or the codec's whole numbers."""
+    def _values(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, dim) float16 vectors, or the integers of codes."""
         import torch
 
         if self.codec is None:
             return rows
-        n_bytes = (self.dim * self.codec.bits + 7) // 8
-        packed = rows[:, self.codec.width - n_bytes :]
+        packed = rows[:, self.codec.integers_at :]
         if self.table is None:
             return packed.view(torch.int8).half()
         return torch.nn.functional.embedding(packed.int(), self.table).flatten(1)[:, : self.dim]
@@ -246,9 +247,8 @@ class DeviceDocuments:
         import torch
 
         assert self.codec is not None
-        if self.codec.name == "binary":
+        if (start := self.codec.scale_at) is None:
             return float(np.float32(self.dim**-0.5))
-        start = 2 if self.codec.centroids is not None else 0
         return _two_bytes(rows[:, start : start + 2], torch.float16)[:, None].float()
 
     def _in_kernel(
@@ -261,12 +261,12 @@ class DeviceDocuments:
         return lambda rows, offsets: torch.stack([kernel(query, rows, offsets) for query in vectors])
 
     def _kernel(self) -> Callable[..., Any] | None:
-        """flash-maxsim's kernel for ragged documents, where it is installed and reads these without copying them.
+        """Return flash-maxsim's kernel for ragged documents, or None if it is not installed or would copy these.
 
-        It rounds the query to float16 as well, and adds up in float32: scores differ from torch's by less than 2^-11
-        times the query's tokens. Its first call for a dim and a length of query compiles for some seconds.
+        The kernel rounds the query to float16 too, and sums in float32. Scores differ from torch's by less than 2^-11
+        times the number of query tokens. Its first call for a dim and a query length compiles for some seconds.
         """
-        # Dims that are no power of two it would pad, in a copy of all documents at every call.
+        # It pads dims that are not a power of two, in a copy of all documents at every call.
         is_read_in_place = self.codec is None and 16 <= self.dim <= 512 and self.dim & (self.dim - 1) == 0
         if self.rows.device.type != "cuda" or not is_read_in_place:
             return None
@@ -277,15 +277,16 @@ class DeviceDocuments:
 
 
 class DeviceScorer:
-    """Scores documents on a device that holds them between searches, and on the CPU those that it has no room for.
+    """Scores documents on a device that keeps them between searches, and on the CPU those that do not fit there.
 
-    A batch is copied to the device when it is first scored, and leaves it with the batch. May be shared by threads.
+    A batch is copied to the device when it is first scored, and is freed there when it is freed on the host.
+    Thread-safe.
 
     Args:
-        device: as torch names it, `cuda` or `cuda:1`.
+        device: Name of a torch device, such as `cuda` or `cuda:1`.
 
     Raises:
-        InputError: it is not there, or of a kind that this cannot score on.
+        InputError: The device is not available, or not of a supported type.
     """
 
     def __init__(self, device: str) -> None:
@@ -299,7 +300,7 @@ class DeviceScorer:
             raise InputError(f"the device {device!r} cannot be used, score on 'cpu': {error}") from error
         self.device = device
         self._on_cpu = MaxSimScorer()
-        # None for a batch that the device has no room for.
+        # None for a batch that does not fit on the device.
         self._held: WeakKeyDictionary[StoredBatch, DeviceDocuments | None] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -322,7 +323,7 @@ class DeviceScorer:
     def top_k(
         self, queries: TokenBatch, documents: StoredBatch, k: int, subset: NDArray[np.int64] | None = None
     ) -> list[ScoredPositions]:
-        """See `Scorer`; all other scores stay on the device."""
+        """See `Scorer`. Only the best scores are copied from the device."""
         there = self._uploaded(documents)
         if there is not None:
             try:
@@ -341,21 +342,26 @@ class DeviceScorer:
             return self._held[documents]
 
     def _refuse(self, documents: StoredBatch, error: DeviceMemoryError) -> None:
-        """Score these on the CPU from now on: another try would fail as late as this one."""
+        """Score this batch on the CPU from now on: another attempt would fail as late as this one."""
         logger.warning("%s; they are scored on the CPU instead", error)
         self._held[documents] = None
 
 
 def scorer_on(device: str) -> Scorer:
-    """The scorer for a device, as torch names it; errors as `DeviceScorer`."""
+    """Return the scorer for a torch device: `cpu` or as for `DeviceScorer`."""
     return MaxSimScorer() if device == "cpu" else DeviceScorer(device)
 
 
 def halved_until_it_fits(work: Callable[[int], T], size: int, least: int) -> T:
-    """work(size), or the same with half the size, again and again, while the device's memory runs out.
+    """Return `work(size)`, halving the size while the device runs out of memory.
+
+    Args:
+        work: Function of a size.
+        size: Size to start with.
+        least: Smallest size to try.
 
     Raises:
-        torch.OutOfMemoryError: it still does with `least`.
+        torch.OutOfMemoryError: The device runs out of memory even with `least`.
     """
     import torch
 
@@ -365,14 +371,14 @@ def halved_until_it_fits(work: Callable[[int], T], size: int, least: int) -> T:
         except torch.OutOfMemoryError:
             if size <= least:
                 raise
-        # Outside of the except: there, the error still holds on to the memory that was taken.
+        # Outside of the except clause, where the error still references the memory.
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         size = max(least, size // 2)
 
 
 def _dots(rows: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
-    """(n_rows, n) float32 dot products of float16 rows with n vectors in `_halves`."""
+    """(n_rows, n) float32 dot products of float16 rows and n vectors split by `_halves`."""
     import torch
 
     if rows.is_cuda and "dtype" in torch.ops.aten.mm.overloads():  # torch 2.8
@@ -384,7 +390,7 @@ def _dots(rows: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
 
 
 def _halves(vectors: NDArray[np.float32], device: torch.device) -> torch.Tensor:
-    """(2m, dim) float16 of (n, dim): vector i is row i plus row m + i; m is n rounded up to 16, filled with zeros."""
+    """Split (n, dim) vectors into (2 * m, dim) float16: vector i is row i plus row m + i. m is n rounded up to 16."""
     import torch
 
     high = vectors.astype(np.float16)
@@ -394,14 +400,20 @@ def _halves(vectors: NDArray[np.float32], device: torch.device) -> torch.Tensor:
 
 
 def _segments(data: torch.Tensor, reduce: str, offsets: torch.Tensor, initial: float) -> torch.Tensor:
-    """(n, columns): runs of rows reduced to one. Rows before and after all runs are allowed, which `unsafe` is for."""
+    """Reduce runs of rows to (n, columns). `unsafe` allows rows before the first and after the last run."""
     import torch
 
     return torch.segment_reduce(data, reduce, offsets=offsets, axis=0, unsafe=True, initial=initial)
 
 
 def _ragged_rows(starts: torch.Tensor, offsets: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """(n_rows,) the rows of documents that start there and come to lie at these offsets; 0 for what is left over."""
+    """(n_rows,) the rows of documents end to end, padded with 0.
+
+    Args:
+        starts: (n,) first row of each document.
+        offsets: (n + 1,) offsets of the documents in the result.
+        n_rows: Length of the result.
+    """
     import torch
 
     n = int(offsets[-1])
@@ -417,5 +429,5 @@ def _two_bytes(columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _to_sixteen(n: int) -> int:
-    """The next multiple of 16; see `scoring._Products`."""
+    """Round up to a multiple of 16; see `torch_backend` for why."""
     return -(-n // 16) * 16

@@ -1,43 +1,47 @@
-"""Machine code that LLVM makes for this very processor, what its loops are written with, and threads to run it in.
+"""`KernelBuilder`: the building blocks of CPU kernels, in LLVM's intermediate representation through llvmlite.
 
-Loops are written in LLVM's own language through llvmlite: they compare document tokens, a tile of a few at a time, with
-other vectors, one in each lane of a register.
+A kernel compares document tokens with other vectors: query tokens or centroids. Document tokens are taken `TILE` at a
+time. The other vectors are taken in groups of one per lane of a vector register, so that one instruction multiplies a
+value of one document token with that of a whole group.
+
+Methods of `KernelBuilder` append instructions to the kernel and return the value that these will compute. Each
+docstring says in C what is appended. `MANYVEC_DUMP_IR=DIR` writes the optimised IR and the assembly of each kernel to
+DIR.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.errors import InputError
+
 if TYPE_CHECKING:
     from llvmlite import ir
 
-Item = TypeVar("Item")
-
-# Document tokens in a tile: their sums, one register each, stay in registers.
+# Document tokens in a tile. Their sums take one register each and stay there: AVX2 has 16 registers.
 TILE = 8
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """What of a processor's instructions the loop is made of.
+    """Instruction sets that kernels may use on a CPU.
 
     Attributes:
-        name: as LLVM has it.
-        features: as LLVM has them.
-        lanes: float32 numbers in a register.
-        has_int8: whether it adds up products of int8 (x86's VNNI for 512 bits).
+        name: Name of the CPU as LLVM spells it, such as `haswell`.
+        features: Its features as LLVM spells them, such as `+avx2,+fma`.
+        lanes: float32 values in a vector register.
+        has_int8: Whether codes are multiplied as int8. Fast only with AVX-512 VNNI; emulated without it.
     """
 
     name: str
@@ -45,10 +49,15 @@ class Cpu:
     lanes: int
     has_int8: bool
 
+    @property
+    def has_vnni(self) -> bool:
+        """Whether it has AVX-512 VNNI, which multiplies int8 and adds up in one instruction."""
+        return "+avx512vnni" in self.features.split(",")
+
 
 @lru_cache(maxsize=1)
-def processor() -> Cpu | None:
-    """This machine's processor; None if llvmlite is not there or has no use of it."""
+def host_cpu() -> Cpu | None:
+    """Return this machine's CPU, or None if llvmlite is not installed or kernels are not written for such a CPU."""
     try:
         from llvmlite import binding
     except ModuleNotFoundError as error:
@@ -67,218 +76,254 @@ def processor() -> Cpu | None:
     return Cpu(binding.get_host_cpu_name(), features.flatten(), lanes, has_int8)
 
 
-def in_threads(work: Callable[[], None], most: int) -> None:
-    """Let as many threads as torch would use, and at most so many, do what is left of the work until all is done.
-
-    Where there is no machine code, this thread alone: torch, which works then, has threads of its own.
-    """
-    import torch
-
-    n_threads = torch.get_num_threads() if processor() else 1
-    helpers = [_pool(os.getpid(), n_threads).submit(work) for _ in range(min(n_threads, most) - 1)]
-    work()
-    for helper in helpers:
-        # One that has not begun has nothing left to do.
-        if not helper.cancel():
-            helper.result()
-
-
-def in_parallel(work: Callable[[Item], None], items: Sequence[Item]) -> None:
-    """Work on all items `in_threads`; each thread takes the next item when it has done one."""
-    numbers = itertools.count()
-
-    def work_on() -> None:
-        while (number := next(numbers)) < len(items):
-            work(items[number])
-
-    in_threads(work_on, len(items))
-
-
-@lru_cache(maxsize=1)
-def _pool(_process: int, n_threads: int) -> ThreadPoolExecutor:
-    """Threads of this process; one that was forked has none of its parent's, and makes its own."""
-    return ThreadPoolExecutor(n_threads, "manyvec")
-
-
 class KernelBuilder:
-    """What every loop is written with: numbers of a tile of tokens, multiplied with vectors in lanes.
+    """Builds one kernel: a C function without a result, `void run(...)`.
 
     Args:
-        own: the processor.
-        n_numbers: of a token.
-        is_integer: whether tokens are read as bytes from 0 to 255 and multiplied with int8, four at a time; float32
-            otherwise.
-        arguments: of the function: `*` for a pointer, `n` for a count, `f` for a float32.
+        cpu: CPU to compile for.
+        name: Name of the kernel, for `MANYVEC_DUMP_IR`.
+        n_values: Values per document token.
+        is_integer: Whether document tokens are unsigned bytes and the other vectors int8; both are float32 otherwise.
+        parameters: One character per parameter of the function: `*` pointer, `n` int64 count, `f` float32.
+
+    Attributes:
+        parameters: The function's parameters.
+        builder: llvmlite's instruction builder, positioned where the next instruction goes.
+        n_steps: Steps that a dot product takes: one per value, or one per four bytes.
+        group_bytes: Bytes of one register of 32-bit values.
+        floats, integers: Types of a register of float32 or int32 values.
+        sums: Type of a register of dot products, one of these two.
     """
 
-    def __init__(self, own: Cpu, n_numbers: int, *, is_integer: bool, arguments: str) -> None:
+    def __init__(self, cpu: Cpu, name: str, n_values: int, *, is_integer: bool, parameters: str) -> None:
         from llvmlite import ir
 
-        self.own, self.ir, self.is_integer = own, ir, is_integer
-        self.n_steps = -(-n_numbers // 4) if is_integer else n_numbers
-        self.row_bytes = 4 * self.n_steps
-        self.group_bytes = 4 * own.lanes
+        self.cpu, self.name, self.ir, self.is_integer = cpu, name, ir, is_integer
+        self.n_steps = -(-n_values // 4) if is_integer else n_values
+        self.group_bytes = 4 * cpu.lanes
+        self._row_bytes = 4 * self.n_steps
         self.i8, self.i16, self.i32, self.i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
         self.f16, self.f32 = ir.HalfType(), ir.FloatType()
-        self.floats, self.integers = self.lanes(self.f32), self.lanes(self.i32)
+        self.floats, self.integers = self.vector(self.f32), self.vector(self.i32)
         self.sums = self.integers if is_integer else self.floats
 
         self._module = ir.Module()
-        self._arguments = arguments
+        self._parameters = parameters
         pointer = ir.PointerType()
-        kinds = {"*": pointer, "n": self.i64, "f": self.f32}
-        kind = ir.FunctionType(ir.VoidType(), [kinds[argument] for argument in arguments])
-        function = ir.Function(self._module, kind, "run")
-        self.arguments = function.args
-        self.b = ir.IRBuilder(function.append_basic_block())
-        self.tile = self.b.alloca(ir.ArrayType(self.i8, TILE * self.row_bytes))
-        self.tile.align = 64
+        types = {"*": pointer, "n": self.i64, "f": self.f32}
+        signature = ir.FunctionType(ir.VoidType(), [types[parameter] for parameter in parameters])
+        function = ir.Function(self._module, signature, "run")
+        self.parameters = function.args
+        self.builder = ir.IRBuilder(function.append_basic_block())
+        # char tile[TILE][row_bytes]: the values of a tile's tokens, unpacked.
+        self._tile = self.builder.alloca(ir.ArrayType(self.i8, TILE * self._row_bytes))
+        self._tile.align = 64
         if is_integer:
-            # What no number is written to is multiplied with 0, but has to be a number.
-            self.b.store(ir.Constant(self.tile.allocated_type, None), self.tile)
-        # To llvmlite it points to an array, to LLVM a pointer points to anything.
-        self.tile.type = pointer
-        self._sums = [self.b.alloca(self.sums) for _ in range(TILE)]
+            # Bytes that no value is written to are multiplied with 0, but must be defined.
+            self.builder.store(ir.Constant(self._tile.allocated_type, None), self._tile)
+        # llvmlite sees a pointer to an array here; to LLVM, pointers have no type.
+        self._tile.type = pointer
+        self._sums = [self.builder.alloca(self.sums) for _ in range(TILE)]
 
-    def compiled(self) -> Callable[..., None]:
-        """The function: it takes addresses and numbers, and leaves the interpreter free meanwhile."""
+    @property
+    def ir_text(self) -> str:
+        """The kernel as it was built, before any optimisation."""
+        return str(self._module)
+
+    def compile(self) -> Callable[..., None]:
+        """Finish the kernel and compile it.
+
+        Returns:
+            A function that takes addresses and numbers. It runs without the GIL.
+        """
         from llvmlite import binding
 
-        self.b.ret_void()
+        self.builder.ret_void()
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
         target = binding.Target.from_default_triple()
-        machine = target.create_target_machine(cpu=self.own.name, features=self.own.features, opt=3)
-        module = binding.parse_assembly(str(self._module))
+        machine = target.create_target_machine(cpu=self.cpu.name, features=self.cpu.features, opt=3)
+        module = binding.parse_assembly(self.ir_text)
         passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
         passes.getModulePassManager().run(module, passes)
+        if directory := os.environ.get("MANYVEC_DUMP_IR"):
+            _dump(Path(directory), f"{self.name}-{self.cpu.name}", str(module), machine.emit_assembly(module))
         engine = binding.create_mcjit_compiler(module, machine)
         engine.finalize_object()
-        kinds = {"*": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
-        kind = ctypes.CFUNCTYPE(None, *(kinds[argument] for argument in self._arguments))
-        run = kind(engine.get_function_address("run"))
-        # The code lives as long as its engine does.
+        types = {"*": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
+        signature = ctypes.CFUNCTYPE(None, *(types[parameter] for parameter in self._parameters))
+        run = signature(engine.get_function_address("run"))
+        # The machine code is freed with its engine.
         run.engine = engine  # type: ignore[attr-defined]
         return run
 
-    def products(self, vectors: ir.Value, start: ir.Value | None = None) -> list[ir.Value]:
-        """For each token of the tile its dot products with a group of vectors, one a lane.
+    # Dot products
+
+    def tile_row(self, i: int) -> ir.Value:
+        """C: `tile[i]`, where the values of the tile's token i are stored."""
+        return self.address(self._tile, self.const(i * self._row_bytes))
+
+    def dot_products(self, group: ir.Value, start: ir.Value | None = None) -> list[ir.Value]:
+        """Multiply each token of the tile with a group of vectors.
+
+        C, for each token t, with `sum[t]` in a register and a multiplication in all lanes at once:
+
+            for (step = 0; step < n_steps; step++)
+                for (lane = 0; lane < lanes; lane++)
+                    sum[t][lane] += tile[t][step] * group[step][lane];
+
+        With integers, `tile[t][step]` and `group[step][lane]` are four bytes and their dot product is added.
 
         Args:
-            vectors: the group, as `packed` lays it out.
-            start: what to add them to; 0 by default.
-        """
-        b = self.b
-        for own_sum in self._sums:
-            b.store(self.ir.Constant(self.sums, None) if start is None else start, own_sum)
-        name = "llvm.x86.avx512.vpdpbusd.512" if self.is_integer else f"llvm.fma.v{self.own.lanes}f32"
-        with self.each(self.whole(self.n_steps)) as step:
-            of_vectors = self.load(self.sums, vectors, b.mul(step, self.whole(self.group_bytes)))
-            for i, own_sum in enumerate(self._sums):
-                at = b.add(b.mul(step, self.whole(4)), self.whole(i * self.row_bytes))
-                number = self.splat(self.load(self.i32 if self.is_integer else self.f32, self.tile, at))
-                total = b.load(own_sum, typ=self.sums)
-                factors = (total, number, of_vectors) if self.is_integer else (number, of_vectors, total)
-                b.store(self.call(name, self.sums, *factors), own_sum)
-        return [b.load(own_sum, typ=self.sums) for own_sum in self._sums]
+            group: Address of the group, laid out by `pack`.
+            start: Register that the sums start from; 0 by default.
 
-    def row(self, i: int) -> ir.Value:
-        """Where the numbers of the tile's token i are."""
-        return self.at(self.tile, self.whole(i * self.row_bytes))
+        Returns:
+            For each token of the tile the register of its dot products.
+        """
+        b = self.builder
+        for total in self._sums:
+            b.store(self.ir.Constant(self.sums, None) if start is None else start, total)
+        with self.loop(self.const(self.n_steps)) as step:
+            vectors = self.load(self.sums, group, b.mul(step, self.const(self.group_bytes)))
+            for i, total in enumerate(self._sums):
+                at = b.add(b.mul(step, self.const(4)), self.const(i * self._row_bytes))
+                value = self.splat(self.load(self.i32 if self.is_integer else self.f32, self._tile, at))
+                before = b.load(total, typ=self.sums)
+                b.store(self._multiply_add(before, value, vectors), total)
+        return [b.load(total, typ=self.sums) for total in self._sums]
+
+    def _multiply_add(self, total: ir.Value, value: ir.Value, vectors: ir.Value) -> ir.Value:
+        """C, for each lane: `total + value * vectors`; of integers, of four unsigned and four signed bytes."""
+        if not self.is_integer:
+            return self.intrinsic(f"llvm.fma.v{self.cpu.lanes}f32", self.sums, value, vectors, total)
+        if self.cpu.has_vnni:
+            return self.intrinsic("llvm.x86.avx512.vpdpbusd.512", self.sums, total, value, vectors)
+        # The same in plain instructions. Slow: it is there to test the integer kernels on any CPU.
+        b = self.builder
+        for byte in range(4):
+            low, high = (self.splat(self.ir.Constant(self.i32, bits)) for bits in (8 * byte, 24 - 8 * byte))
+            unsigned = b.and_(b.lshr(value, low), self.splat(self.ir.Constant(self.i32, 255)))
+            signed = b.ashr(b.shl(vectors, high), self.splat(self.ir.Constant(self.i32, 24)))
+            total = b.add(total, b.mul(unsigned, signed))
+        return total
+
+    # Control flow
 
     @contextmanager
-    def each(self, n: ir.Value, step: int = 1) -> Iterator[ir.Value]:
-        """What is written inside is done for 0, step, 2 * step, … below n."""
-        b = self.b
+    def loop(self, n: ir.Value, step: int = 1) -> Iterator[ir.Value]:
+        """Append the instructions of the `with` block as a loop's body.
+
+        C: `for (int64_t i = 0; i < n; i += step) { ... }`, with i as the target of the `with` statement.
+        """
+        b = self.builder
         before, body, after = b.block, b.append_basic_block(), b.append_basic_block()
-        b.cbranch(b.icmp_signed("<", self.whole(0), n), body, after)
+        b.cbranch(b.icmp_signed("<", self.const(0), n), body, after)
         b.position_at_end(body)
         number = b.phi(self.i64)
-        number.add_incoming(self.whole(0), before)
+        number.add_incoming(self.const(0), before)
         yield number
-        following = b.add(number, self.whole(step))
+        following = b.add(number, self.const(step))
         number.add_incoming(following, b.block)
         b.cbranch(b.icmp_signed("<", following, n), body, after)
         b.position_at_end(after)
 
     @contextmanager
-    def each_shared(self, n: ir.Value, counter: ir.Value, at_once: int = 8) -> Iterator[ir.Value]:
-        """As `each`, where several threads run the loop: each takes the next few numbers when it has done some.
+    def shared_loop(self, n: ir.Value, counter: ir.Value, at_once: int = 8) -> Iterator[ir.Value]:
+        """Append a loop that several threads run together: each takes the next few numbers when it has done some.
+
+        C: `while ((first = atomic_fetch_add(counter, at_once)) < n)
+                for (int64_t i = first; i < min(first + at_once, n); i++) { ... }`
 
         Args:
-            counter: a pointer to the number, first 0, that the threads share.
+            n: Number of iterations of all threads together.
+            counter: Address of the int64 that the threads share, 0 before the loop.
+            at_once: Iterations that a thread takes at a time.
         """
-        b = self.b
+        b = self.builder
         take, some, after = (b.append_basic_block() for _ in range(3))
         b.branch(take)
         b.position_at_end(take)
-        first = b.atomic_rmw("add", counter, self.whole(at_once), "monotonic")
+        first = b.atomic_rmw("add", counter, self.const(at_once), "monotonic")
         b.cbranch(b.icmp_signed("<", first, n), some, after)
         b.position_at_end(some)
-        with self.each(self.smaller(self.whole(at_once), b.sub(n, first))) as i:
+        with self.loop(self.minimum(self.const(at_once), b.sub(n, first))) as i:
             yield b.add(first, i)
         b.branch(take)
         b.position_at_end(after)
 
-    def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self.b.select(self.b.icmp_signed("<", a, b), a, b)
+    # Values
 
-    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Of floats."""
-        return self.b.select(self.b.fcmp_ordered(">", a, b), a, b)
+    def minimum(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """C: `x < y ? x : y`, of integers."""
+        return self.builder.select(self.builder.icmp_signed("<", x, y), x, y)
 
-    def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
-        """The result of one of LLVM's own functions."""
-        kind = self.ir.FunctionType(result, [argument.type for argument in arguments])
-        function = self._module.globals.get(name) or self.ir.Function(self._module, kind, name)
-        return self.b.call(function, arguments)
+    def maximum(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """C: `x > y ? x : y`, of floats, in each lane: y where x is NaN."""
+        return self.builder.select(self.builder.fcmp_ordered(">", x, y), x, y)
 
-    def whole(self, number: int) -> ir.Value:
-        """A whole number that is known now."""
+    def intrinsic(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+        """Call one of LLVM's intrinsic functions (https://llvm.org/docs/LangRef.html#intrinsic-functions)."""
+        signature = self.ir.FunctionType(result, [argument.type for argument in arguments])
+        function = self._module.globals.get(name) or self.ir.Function(self._module, signature, name)
+        return self.builder.call(function, arguments)
+
+    def const(self, number: int) -> ir.Value:
+        """C: `(int64_t)number`."""
         return self.ir.Constant(self.i64, number)
 
-    def lanes(self, kind: ir.Type, n: int | None = None) -> ir.Type:
-        """The type of n such values, by default as many as the processor has lanes."""
-        return self.ir.VectorType(kind, n or self.own.lanes)
+    def vector(self, element: ir.Type, n: int | None = None) -> ir.Type:
+        """Return the type of n values side by side, by default one per lane."""
+        return self.ir.VectorType(element, n or self.cpu.lanes)
 
-    def at(self, pointer: ir.Value, n_bytes: ir.Value) -> ir.Value:
-        """What lies so many bytes behind."""
-        return self.b.gep(pointer, [n_bytes], source_etype=self.i8)
+    def splat(self, value: ir.Value, n: int | None = None) -> ir.Value:
+        """C: `{value, value, ...}`, the value in all of n lanes."""
+        ir, kind = self.ir, self.vector(value.type, n)
+        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(self.i32, 0))
+        everywhere = ir.Constant(self.vector(self.i32, n), None)
+        return self.builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), everywhere)
+
+    # Memory
+
+    def address(self, pointer: ir.Value, n_bytes: ir.Value) -> ir.Value:
+        """C: `(char *)pointer + n_bytes`."""
+        return self.builder.gep(pointer, [n_bytes], source_etype=self.i8)
 
     def load(self, kind: ir.Type, pointer: ir.Value, n_bytes: ir.Value, align: int = 4) -> ir.Value:
-        return self.b.load(self.at(pointer, n_bytes), typ=kind, align=align)
+        """C: `*(kind *)((char *)pointer + n_bytes)`."""
+        return self.builder.load(self.address(pointer, n_bytes), typ=kind, align=align)
 
     def store(self, value: ir.Value, pointer: ir.Value, n_bytes: ir.Value, align: int = 4) -> None:
-        self.b.store(value, self.at(pointer, n_bytes), align=align)
-
-    def splat(self, number: ir.Value, n: int | None = None) -> ir.Value:
-        """The number in every lane."""
-        ir, kind = self.ir, self.lanes(number.type, n)
-        first = self.b.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(self.i32, 0))
-        everywhere = ir.Constant(self.lanes(self.i32, n), None)
-        return self.b.shuffle_vector(first, ir.Constant(kind, ir.Undefined), everywhere)
+        """C: `*(kind *)((char *)pointer + n_bytes) = value`."""
+        self.builder.store(value, self.address(pointer, n_bytes), align=align)
 
 
-def packed(vectors: NDArray[np.float32] | NDArray[np.int8], lanes: int, *, is_integer: bool) -> NDArray[np.generic]:
-    """Vectors as `KernelBuilder.products` takes them: groups of `lanes`, in each of them number by number.
+def pack(vectors: NDArray[np.float32] | NDArray[np.int8], lanes: int, *, is_integer: bool) -> NDArray[np.generic]:
+    """Lay vectors out as `KernelBuilder.dot_products` reads them.
 
     Args:
-        vectors: (n, n_numbers); whole numbers between -128 and 127 if `is_integer`.
+        vectors: (n, n_values); integers from -128 to 127 if `is_integer`.
+        lanes: Vectors in a group.
+        is_integer: Whether the kernel multiplies integers.
 
     Returns:
-        (n_groups, n_numbers, lanes) float32, or (n_groups, n_numbers / 4, lanes, 4) int8; zeros fill it up.
+        (n_groups, n_values, lanes) float32, or (n_groups, n_values / 4, lanes, 4) int8, padded with zeros.
     """
-    n, n_numbers = vectors.shape
+    n, n_values = vectors.shape
     n_groups, at_once = -(-n // lanes), 4 if is_integer else 1
-    padded = np.zeros((n_groups * lanes, -(-n_numbers // at_once) * at_once), np.int8 if is_integer else np.float32)
-    padded[:n, :n_numbers] = vectors
+    padded = np.zeros((n_groups * lanes, -(-n_values // at_once) * at_once), np.int8 if is_integer else np.float32)
+    padded[:n, :n_values] = vectors
     if is_integer:
         return np.ascontiguousarray(padded.reshape(n_groups, lanes, -1, 4).transpose(0, 2, 1, 3))
     return np.ascontiguousarray(padded.reshape(n_groups, lanes, -1).transpose(0, 2, 1))
 
 
 def chunks(n: int, largest: int) -> Iterator[tuple[int, int]]:
-    """Start and size of parts of n things, the sizes powers of two: registers are read at once, and nothing behind."""
+    """Split n values into parts of power-of-two sizes, so that whole registers are loaded and nothing beyond the end.
+
+    Yields:
+        Start and size of each part, at most `largest` values.
+    """
     at, size = 0, largest
     while at < n:
         while size > n - at:
@@ -288,5 +333,14 @@ def chunks(n: int, largest: int) -> Iterator[tuple[int, int]]:
 
 
 def addresses(*arrays: NDArray[np.generic]) -> tuple[int, ...]:
-    """Where arrays lie, which have to be contiguous."""
+    """Return the addresses of C-contiguous arrays."""
     return tuple(array.ctypes.data for array in arrays)
+
+
+def _dump(directory: Path, name: str, ir_text: str, assembly: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{name}.ll").write_text(ir_text, encoding="utf8")
+        (directory / f"{name}.s").write_text(assembly, encoding="utf8")
+    except OSError as error:
+        raise InputError(f"MANYVEC_DUMP_IR must name a folder that can be written to: {error}") from error
