@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -44,6 +46,18 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the evaluation data: set MANYVEC_DATA to a folder of BEIR-layout data sets")
     return folder
+
+
+@pytest.fixture(scope="session")
+def stages():
+    """`examples/benchmarks/stages.py`: first stages that are not part of the package."""
+    path = Path(__file__).parents[1] / "examples" / "benchmarks" / "stages.py"
+    spec = importlib.util.spec_from_file_location("stages", path)
+    module = importlib.util.module_from_spec(spec)
+    # dataclass looks the module up by its name.
+    sys.modules["stages"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -488,26 +488,25 @@ def test_bge_m3_gives_token_vectors_lexical_weights_and_a_dense_vector_in_one_pa
     assert encoder.encode_all([]).dense.shape == (0, 32)
 
 
-def test_dense_and_lexical_outputs_of_bge_m3_are_candidate_stages_of_an_index(written, tmp_path):
+def test_dense_and_lexical_outputs_of_bge_m3_are_candidate_stages_of_an_index(written, tmp_path, stages):
     from manyvec import Index
     from manyvec.models.m3 import lexical_score
-    from manyvec.retrieval.m3_stages import M3Dense, M3Lexical, M3Vectors
 
     encoder = fresh(written["bge-m3"][0])
     index = Index.create(tmp_path / "index", encoder, filter_columns={"n": int})
     texts = [f"{a} {b}" for a in WORDS for b in WORDS[:3]]
     index.add([{"id": f"{i:02}", "text": text, "metadata": {"n": i}} for i, text in enumerate(texts)])
-    vectors = M3Vectors(encoder)
+    vectors = stages.M3Vectors(encoder)
     output, query = encoder.encode_all(texts), encoder.encode_all(QUERIES)
     by_dense = np.argsort(-(output.dense @ query.dense[0]), kind="stable")
     by_words = np.argsort([-lexical_score(query.lexical[0], weights) for weights in output.lexical], kind="stable")
-    for stage, expected in ((M3Dense(vectors), by_dense), (M3Lexical(vectors), by_words)):
+    for stage, expected in ((stages.M3Dense(vectors), by_dense), (stages.M3Lexical(vectors), by_words)):
         assert index.rank(QUERIES[:1], stage, 5)[0] == [f"{i:02}" for i in expected[:5]]
-    index.candidates = M3Dense(vectors)
+    index.candidates = stages.M3Dense(vectors)
     assert [hit.metadata["n"] for hit in index.search(QUERIES[0], 1, filter={"n": 7})] == [7]
     # A changed document is made anew.
     index.add([{"id": "00", "text": QUERIES[0], "metadata": {"n": 0}}])
-    assert index.rank(QUERIES[:1], M3Dense(vectors), 1)[0] == ["00"]
+    assert index.rank(QUERIES[:1], stages.M3Dense(vectors), 1)[0] == ["00"]
 
 
 def test_a_bge_m3_without_heads_gives_its_last_hidden_state_and_no_made_up_projection(copy):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from manyvec import F, Index, InputError, ManifestError, TokenBatch
-from manyvec.candidates import CentroidLists, Exhaustive, Fuse, Lexical, NativeMultivector, Query, Scope
 from manyvec.storage.maintenance import MIN_RESIDUAL_TOKENS, encode_residuals
 from manyvec.storage.snapshot import Snapshot
 from manyvec.testing import HashEncoder
@@ -239,41 +238,6 @@ def test_a_document_that_only_bm25_finds_is_a_candidate(tmp_path):
 def test_a_weight_outside_0_to_1_is_refused(tmp_path, weight):
     with pytest.raises(InputError, match="lexical_weight must be between 0 and 1, got"):
         filled(tmp_path / "index", "float16").search(QUERY, lexical_weight=weight)
-
-
-def test_first_stages_can_be_fused_and_compared_with_lancedbs_own(tmp_path):
-    index = filled(tmp_path / "index", "float16")
-    every = ids(index.search(QUERY, k=60))
-    (native,) = index.rank([QUERY], NativeMultivector(), 60)
-    assert native[:3] == every[:3]
-    (some,) = index.rank([QUERY], NativeMultivector(), 5, filter=F("n") < 20)
-    assert some and all(id < "0020" for id in some)
-    (fused,) = index.rank([QUERY], Fuse((Lexical(), NativeMultivector())), 10)
-    assert fused[0] == "0007" and len(fused) == len({*fused}) == 10
-    (all_of_them,) = index.rank([QUERY], Fuse((Lexical(), Exhaustive())), 10)
-    assert len(all_of_them) == 60
-    (without_lists,) = index.rank([QUERY], CentroidLists(), 10)
-    assert len(without_lists) == 60
-    index.candidates = Fuse((Lexical(), NativeMultivector()))
-    assert index.search(QUERY, k=1)[0].id == "0007"
-
-
-def test_reciprocal_ranks_by_hand():
-    class Ranked:
-        def __init__(self, *positions):
-            self.positions = np.array(positions, np.int64)
-
-        def find(self, query, scope, depth):
-            return self.positions
-
-    # 5: 1/61 + 1/63, 3: 1/62 + 1/61, 9: 1/63, 1: 1/62.
-    found = Fuse((Ranked(5, 3, 9), Ranked(3, 1, 5))).find(Query("", np.empty((0, 4))), Scope(None, None), 10)
-    assert found.tolist() == [3, 5, 1, 9]
-
-
-def test_lancedbs_own_search_needs_float16(tmp_path):
-    with pytest.raises(InputError, match="LanceDB searches float16 token vectors"):
-        filled(tmp_path / "index", "int8").rank([QUERY], NativeMultivector())
 
 
 FORMAT_1 = Path(__file__).parent / "data" / "format-1"

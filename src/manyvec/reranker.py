@@ -79,7 +79,14 @@ class Reranker:
         ids = [None if isinstance(document, str) else document.id for document in given]
         metadata = [{} if isinstance(d, str) else json.loads(d.metadata_json()) for d in given]
         return [
-            Hit(str(i) if (id := ids[i]) is None else id, texts[i], metadata[i], score, similarity, rank)
+            Hit(
+                id=str(i) if (id := ids[i]) is None else id,
+                text=texts[i],
+                metadata=metadata[i],
+                score=score,
+                similarity=similarity,
+                rank=rank,
+            )
             for rank, (i, score, similarity) in enumerate(self.order(query, texts, top_n, ids=ids), start=1)
         ]
 

@@ -80,7 +80,7 @@ class Document:
         return json.dumps(self.metadata, ensure_ascii=False, allow_nan=False, default=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hit:
     """A document found, and how well it matched.
 

@@ -65,7 +65,7 @@ def test_the_score_counts_the_matched_words_and_the_relevance_score_is_their_sha
 
 @pytest.mark.parametrize(("similarity", "relevance"), [(-0.5, 0), (0.25, 0.25), (1.0000001, 1)])
 def test_the_relevance_score_is_the_similarity_clipped_to_0_and_1(similarity, relevance):
-    hit = manyvec.Hit("a", "text", {}, score=3 * similarity, similarity=similarity, rank=1)
+    hit = manyvec.Hit(id="a", text="text", metadata={}, score=3 * similarity, similarity=similarity, rank=1)
 
     assert to_langchain(hit).metadata == {"score": 3 * similarity, "relevance_score": relevance}
 

@@ -139,42 +139,6 @@ class CentroidLists:
 
 
 @dataclass(frozen=True)
-class Fuse:
-    """Several first stages in one order, by the sum of 1 / (constant + rank) (reciprocal rank fusion, Cormack 2009).
-
-    Args:
-        parts: a part that wants every document makes the whole want every document.
-        constant: the larger, the more a document counts that several parts found.
-    """
-
-    parts: tuple[Candidates, ...]
-    constant: float = 60
-
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
-        found = [part.find(query, scope, depth) for part in self.parts]
-        scores: dict[int, float] = {}
-        for positions in found:
-            if positions is None:
-                return None
-            for rank, position in enumerate(positions.tolist(), start=1):
-                scores[position] = scores.get(position, 0.0) + 1 / (self.constant + rank)
-        order = sorted(scores, key=lambda position: (-scores[position], position))
-        return np.array(order[: scope.n_wanted(depth)], np.int64)
-
-
-@dataclass(frozen=True)
-class NativeMultivector:
-    """LanceDB's own multivector search, for comparison: exact without a vector index, approximate with one.
-
-    Only for `float16` storage.
-    """
-
-    def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
-        row_ids = scope.documents.snapshot.nearest(query.tokens, scope.n_wanted(depth), scope.where)
-        return scope.documents.positions(np.array(row_ids, np.int64))
-
-
-@dataclass(frozen=True)
 class Auto:
     """Centroid lists where they save work, every document where they do not.
 

@@ -100,15 +100,15 @@ def _hits(
     columns = zip(rows, scores.tolist(), final.tolist(), found, strict=True)
     return [
         Hit(
-            row["id"],
-            row["text"],
-            json.loads(row["metadata"]),
-            score,
-            score / tokens.n_tokens,
-            rank,
-            why,
-            order,
-            row["is_page"],
+            id=row["id"],
+            text=row["text"],
+            metadata=json.loads(row["metadata"]),
+            score=score,
+            similarity=score / tokens.n_tokens,
+            rank=rank,
+            evidence=why,
+            final_score=order,
+            is_page=row["is_page"],
         )
         for rank, (row, score, order, why) in enumerate(columns, start=1)
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import InputError, ManifestError, StoreError
+from manyvec.errors import ManifestError, StoreError
 from manyvec.storage.centroids import ASSIGNMENTS_KEY
 from manyvec.storage.lance import translated, where_ids
 from manyvec.storage.schema import Manifest, rows_of, spans_of
@@ -197,17 +197,6 @@ class Snapshot:
             query = self._table.search(words, query_type="fts").select(["_score"]).with_row_id(True)
             found = (query.where(where) if where else query).limit(limit).to_arrow()
         return found["_rowid"].to_numpy().astype(np.int64), found["_score"].to_numpy()
-
-    def nearest(self, tokens: NDArray[np.floating], limit: int, where: str | None = None) -> list[int]:
-        """Return the row ids that LanceDB's own multivector search over `tokens` finds, best first."""
-        if self.manifest.storage != "float16":
-            raise InputError(f"LanceDB searches float16 token vectors; the index {self.uri} keeps codes")
-        with translated(f"search the index {self.uri}"):
-            query = self._table.search(np.asarray(tokens, np.float16), vector_column_name="tokens")
-            query = query.distance_type("cosine")  # type: ignore[attr-defined]
-            query = query.select(["id"]).with_row_id(True)
-            found = (query.where(where) if where else query).limit(limit).to_arrow()
-        return [int(row_id) for row_id in found["_rowid"].to_pylist()]
 
     @stage("fetch")
     def take(self, row_ids: RowIds, columns: list[str]) -> pa.Table:
