@@ -150,7 +150,7 @@ def test_new_changed_and_deleted_documents_are_right_before_and_after_the_next_o
         assert "00000" not in [hit.id for hit in hits]
         assert overlap([hits], [exhaustive(index).search(QUERIES[0], k=5)]) == 1
         index.optimize()
-    lists = index._lists.over(index._documents())
+    lists = index._reader.lists.over(index._reader.current())
     assert len(lists.uncovered) == 0
 
 
@@ -235,7 +235,7 @@ def test_documents_of_one_token_and_queries_of_one_token_are_found(tmp_path):
 
 @pytest.mark.parametrize("depth", [0, -1, 1.5, True])
 def test_a_depth_that_is_no_count_is_refused(built, depth):
-    with pytest.raises(InputError, match="depth must be a whole number, 1 or more"):
+    with pytest.raises(InputError, match="depth must be a positive integer"):
         built.search("w1", depth=depth)
 
 
@@ -275,7 +275,7 @@ def test_more_candidates_are_taken_where_many_are_much_alike(tmp_path):
     index.add({"id": str(i), "text": text} for i, text in enumerate(alike + TEXTS))
     index.candidates = SMALL
     index.optimize()
-    lists = index._lists.over(index._documents())
+    lists = index._reader.lists.over(index._reader.current())
     tokens = ENCODER.encode_queries([TEXTS[0], TEXTS[1]])
     n_found = [[len(lists.find(t, None, 10, most, k=1, margin=0.05)) for most in (0, 30, 300)] for t in tokens]
     assert n_found[0][:2] == [10, 30]

@@ -279,7 +279,7 @@ def filled(uri, storage="float16"):
 def opened(uri, device, **options):
     """The index with a scorer of the device; `Index.open` itself takes the CPU's own scorer for `cpu`."""
     index = Index.open(uri, ENCODER, device=device, **options)
-    index._scorer = DeviceScorer(device)
+    index._reader._scorer = DeviceScorer(device)
     return index
 
 
@@ -314,7 +314,7 @@ def test_what_was_changed_is_right_at_once_and_what_was_replaced_leaves_the_devi
     index.add([{"id": "4", "text": TEXTS[3], "metadata": {"n": 4}}])
     assert [hit.id for hit in index.search(TEXTS[3], k=150)].count("4") == 1
     assert index.search(TEXTS[3], k=1)[0].id == "4"
-    assert set(index._scorer._held) == set(index._resident.segments)
+    assert set(index._reader._scorer._held) == set(index._reader._cached.segments)
 
 
 @devices
@@ -360,7 +360,37 @@ def test_documents_that_the_device_has_no_room_for_are_scored_on_the_cpu_and_the
 
 
 def test_a_device_that_is_not_there_is_an_error_that_says_so(tmp_path):
-    for device, message in (("mps", "on the CPU or on CUDA"), ("abacus", "cannot be used"), ("cuda:99", "cannot be")):
-        with pytest.raises(InputError, match=message):
-            Index.create(tmp_path / "index", ENCODER, device=device)
+    for device in ("abacus", "cuda:99"):
+        for options in ({"device": device}, {"score_device": device}):
+            with pytest.raises(InputError, match="cannot be used"):
+                Index.create(tmp_path / "index", ENCODER, **options)
+    with pytest.raises(InputError, match="on the CPU or on CUDA"):
+        Index.create(tmp_path / "index", ENCODER, score_device="mps")
     assert not (tmp_path / "index").exists()
+
+
+def test_one_device_is_where_the_model_runs_and_where_documents_are_scored(tmp_path, monkeypatch):
+    loaded = []
+
+    def load(name, **options):
+        loaded.append((name, options["device"]))
+        return ENCODER
+
+    monkeypatch.setattr("manyvec.index.load_encoder", load)
+    uri = filled(tmp_path / "index").uri
+    assert Index.open(uri, "by name", device="cpu").search(TEXTS[3], k=1)
+    # Opened without a name, the model is loaded by the manifest's at its first use.
+    on_mps = Index.open(uri, device="mps")
+    assert on_mps.search(TEXTS[3], k=1)[0].id == "3"
+    assert type(on_mps._reader.scorer) is MaxSimScorer
+    assert loaded == [("by name", "cpu"), (ENCODER.name, "mps")]
+    parted = Index.open(uri, "by name", device="abacus", score_device="cpu")
+    assert parted.search(TEXTS[3], k=1)[0].id == "3"
+    assert loaded[2:] == [("by name", "abacus")]
+
+
+def test_auto_scores_on_cuda_where_there_is_one_and_asks_when_documents_are_first_scored(tmp_path):
+    index = filled(tmp_path / "index")
+    assert index._reader._scorer is None
+    index.search(TEXTS[3])
+    assert type(index._reader.scorer) is (DeviceScorer if torch.cuda.is_available() else MaxSimScorer)

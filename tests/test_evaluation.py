@@ -207,7 +207,7 @@ def test_a_line_that_is_not_utf8_is_an_error_with_file_and_line_number(tmp_path:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ({"_id": [7], "text": "a list as id"}, "id must be a text"),
+        ({"_id": [7], "text": "a list as id"}, "id must be a non-empty string"),
         ({"_id": "e", "text": ["a", "list"]}, "title and text must be texts"),
         ({"_id": "e", "text": "x", "metadata": ["a", "list"]}, "metadata"),
         (["no", "object"], "expected an object"),

@@ -144,7 +144,7 @@ def test_a_word_whose_pieces_match_in_two_places_shows_where_most_similarity_is(
 def test_the_evidence_is_of_the_version_that_was_searched(index):
     """Another writer replaces the text between the scoring and the reading of the hits."""
     changed = "All other words are here now"
-    before = index._documents()
+    before = index._reader.current()
     Index.open(index.uri, ENCODER).add([{"id": "paris", "text": changed}])
     Index.open(index.uri, ENCODER).delete("bread")
     query = "capital flour"

@@ -42,27 +42,27 @@ def index(tmp_path):
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ({"id": "", "text": "x"}, "id must be a text of at least one character, got ''"),
-        ({"id": 7, "text": "x"}, "id must be a text of at least one character, got 7"),
-        ({"id": None, "text": "x"}, "id must be a text"),
+        ({"id": "", "text": "x"}, "id must be a non-empty string, got ''"),
+        ({"id": 7, "text": "x"}, "id must be a non-empty string, got 7"),
+        ({"id": None, "text": "x"}, "id must be a non-empty string"),
         ({"text": "x"}, "'id' is missing"),
         ({"id": "x"}, "document 'x': 'text' is missing"),
         ({"id": "x", "text": ""}, "document 'x' has no text"),
         ({"id": "x", "text": " \n\t"}, "document 'x' has no text"),
-        ({"id": "x", "text": 3}, "document 'x': text must be a str, got int"),
-        ({"id": "x", "text": "y", "title": "z"}, "document 'x': unknown key 'title'.*belongs into metadata"),
+        ({"id": "x", "text": 3}, "document 'x': text must be a string, got int"),
+        ({"id": "x", "text": "y", "title": "z"}, "document 'x': unknown key 'title'.*belongs in metadata"),
         ({"id": "x", "text": "y", "metadata": [1]}, "metadata must be a dict, got list"),
         ({"id": "x", "text": "y", "metadata": {"a": {"b": [1, object()]}}}, r"metadata\['a.b\[1\]'\] is a object"),
         ({"id": "x", "text": "y", "metadata": {"t": (1, 2)}}, r"metadata\['t'\] is a tuple"),
         ({"id": "x", "text": "y", "metadata": {"n": float("nan")}}, r"metadata\['n'\] is nan, which JSON cannot hold"),
-        ({"id": "x", "text": "y", "metadata": {1: "int key"}}, "keys must be text"),
-        ({"id": "x", "text": "y\ud800"}, "document 'x': its text holds a lone surrogate at character 1"),
+        ({"id": "x", "text": "y", "metadata": {1: "int key"}}, "keys must be strings"),
+        ({"id": "x", "text": "y\ud800"}, "document 'x': its text contains a lone surrogate at character 1"),
         ({"id": "x\ud800", "text": "y"}, "lone surrogate"),
         ({"id": "x", "text": "y", "metadata": {"s": "\ud800"}}, "lone surrogate"),
         ({"id": "x", "text": "y", "metadata": {"year": "2024"}}, r"metadata\['year'\] must be of type int, got '2024'"),
         ({"id": "x", "text": "y", "metadata": {"year": True}}, "must be of type int, got True"),
         ({"id": "x", "text": "y", "metadata": {"year": 2**70}}, "64 bits"),
-        ("just a text", "a document is a dict or a Document, got str"),
+        ("just a text", "a document must be a dict or a Document, got str"),
     ],
 )
 def test_a_document_that_cannot_be_stored_is_named_and_nothing_of_its_batch_is_stored(index, document, said):
@@ -73,7 +73,7 @@ def test_a_document_that_cannot_be_stored_is_named_and_nothing_of_its_batch_is_s
 
 def test_an_error_late_in_a_long_call_says_how_much_is_stored(index):
     documents = ({"id": str(i), "text": "word" if i != 600 else ""} for i in range(700))
-    with pytest.raises(InputError, match=r"document '600' has no text.*512 documents before are stored"):
+    with pytest.raises(InputError, match=r"document '600' has no text.*512 documents before it are stored"):
         index.add(documents)
     assert index.count() == 2 + 512
 
@@ -255,7 +255,7 @@ def big_documents(n):
 def test_a_full_disk_in_the_middle_of_add_keeps_whole_batches_and_a_second_run_completes_it(small_disk):
     index = Index.create(small_disk / "index", ENCODER)
     documents = big_documents(3_000)
-    with pytest.raises(StoreError, match="cannot write to the index .*documents before are stored"):
+    with pytest.raises(StoreError, match="cannot write to the index .*documents before it are stored"):
         index.add(documents)
     stored = Index.open(index.uri, ENCODER).count()
     assert stored % 256 == 0

@@ -384,7 +384,7 @@ def test_evidence_of_a_page_is_json_for_metadata(index):
 
 def test_the_evidence_is_of_the_page_that_was_searched(index):
     """Another writer replaces one page and deletes the other between the scoring and the reading of the hits."""
-    before = index._documents()
+    before = index._reader.current()
     other = Index.open(index.uri, ENCODER)
     other.add([{"id": "red", "image": page({(0, 0): "green"}, rows=1, columns=1)}])
     other.delete("flag")

@@ -106,7 +106,7 @@ def test_metadata_comes_back_as_a_copy():
 @pytest.mark.parametrize(
     ("query", "documents", "top_n", "message"),
     [
-        (7, ["a"], None, "a query is a text"),
+        (7, ["a"], None, "query must be a string"),
         ("a", [7], None, "document 0"),
         ("a", ["a"], -1, "top_n"),
         ("a", ["a", "\ud800"], None, "document 1"),

@@ -26,7 +26,6 @@ from .filters import HasId as HasId
 from .filters import parse_filter as parse_filter
 from .index import FilterLike as FilterLike
 from .index import Index as Index
-from .index import IndexInfo as IndexInfo
 from .mmr import diversify as diversify
 from .models.loading import Encoder as Encoder
 from .models.loading import SentenceTransformerEncoder as SentenceTransformerEncoder
@@ -40,6 +39,7 @@ from .tools.catalog import ToolHit as ToolHit
 from .tools.catalog import ToolIndex as ToolIndex
 from .types import Document as Document
 from .types import Hit as Hit
+from .types import IndexInfo as IndexInfo
 from .vectors.batch import TokenBatch as TokenBatch
 from .vectors.maxsim import MaxSimScorer as MaxSimScorer
 

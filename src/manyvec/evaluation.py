@@ -1,7 +1,7 @@
-"""How good a ranking is: data sets in BEIR layout, and nDCG, Recall, MRR and Success at k over all their queries.
+"""Evaluate rankings: read data sets in BEIR layout, and compute nDCG, Recall, MRR and Success at k.
 
-A run is what a retriever answered: for each query id the document ids found, best first. The order itself is measured,
-so equal scores stay as the retriever ordered them. A query that the run lacks found nothing and counts as zero.
+A run maps each query id to the document ids that a retriever returned, best first. The order itself is measured, so
+equal scores stay as the retriever ordered them. A query that is missing in the run counts as zero.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ DEFAULT_MEASURES = ("nDCG@10", "Recall@10", "MRR@10", "Success@10")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Documents, queries and which of them belong together.
+    """Documents, queries, and judgments of which documents are relevant to which query.
 
     Attributes:
-        name: of the folder.
-        documents: the text is the title and the text, a space between; the title is also in the metadata.
-        queries: id to text, only those with at least one positive judgment.
-        qrels: query id to document id to grade, for the same queries; above 0 is positive, as a grade a gain.
+        name: Name of the folder.
+        documents: Documents. Their text is the title, a space and the text; the title is also in the metadata.
+        queries: Query id to query string, only queries with at least one positive judgment.
+        qrels: Query id to document id to grade, for the same queries. Grades above 0 are positive and serve as gains.
     """
 
     name: str
@@ -43,11 +43,15 @@ class Dataset:
 def load_beir(path: str | Path, split: str = "test") -> Dataset:
     """Read a folder in BEIR layout: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
 
-    The two `.jsonl` files may be gzipped (`.jsonl.gz`). Where an id, or a pair in the qrels, comes twice, the last
-    one counts. Judgments of documents that the corpus lacks are kept: nobody can find these.
+    The two `.jsonl` files may be gzipped (`.jsonl.gz`). If an id, or a pair in the qrels, occurs twice, the last one
+    counts. Judgments of documents that are missing in the corpus are kept and can never be found.
+
+    Args:
+        path: The folder.
+        split: Name of the judgments to read: `train`, `dev` or `test`.
 
     Raises:
-        InputError: a file is missing, a line cannot be read (the message names both), or a judged query has no text.
+        InputError: A file is missing, a line cannot be read (the message names both), or a judged query has no text.
     """
     folder = Path(path)
     grades = _read_qrels(folder, split)
@@ -63,18 +67,18 @@ def load_beir(path: str | Path, split: str = "test") -> Dataset:
 
 
 def evaluate(qrels: Qrels, run: Run, measures: Iterable[str] = DEFAULT_MEASURES) -> dict[str, float]:
-    """Mean of each measure over the queries with at least one positive judgment.
+    """Return the mean of each measure over the queries with at least one positive judgment.
 
     Args:
-        qrels: query id to document id to grade. Above 0 is positive; documents without a grade are not.
-        run: query id to document ids, best first. Queries without judgments are ignored.
-        measures: `nDCG@k` (gain = grade, as trec_eval has it), `Recall@k`, `MRR@k` or `Success@k`.
+        qrels: Query id to document id to grade. Grades above 0 are positive; documents without a grade are not.
+        run: Query id to document ids, best first. Queries without judgments are ignored.
+        measures: `nDCG@k` (gain = grade, as in trec_eval), `Recall@k`, `MRR@k` or `Success@k`.
 
     Returns:
-        Measure to mean in [0, 1], in the order asked for.
+        Measure to mean in [0, 1], in the order of `measures`.
 
     Raises:
-        InputError: an unknown measure, no positive judgment at all, or a document found twice for one query.
+        InputError: A measure is unknown, there is no positive judgment, or a document occurs twice for one query.
     """
     parsed = {name: _parse(name) for name in measures}
     grades = {query: {d: grade for d, grade in judged.items() if grade > 0} for query, judged in qrels.items()}
@@ -85,36 +89,37 @@ def evaluate(qrels: Qrels, run: Run, measures: Iterable[str] = DEFAULT_MEASURES)
     for query, positive in grades.items():
         ranking = run.get(query, ())
         if len(set(ranking)) < len(ranking):
-            raise InputError(f"query {query!r}: a document comes twice in its ranking, and would count twice")
+            raise InputError(f"query {query!r}: a document occurs twice in its ranking, and would count twice")
         best = sorted(positive.values(), reverse=True)
         for name, (measure, k) in parsed.items():
-            found = [positive.get(document, 0) for document in ranking[:k]]
-            totals[name] += measure(found + [0] * (k - len(found)), best)
+            gains = [positive.get(document, 0) for document in ranking[:k]]
+            totals[name] += measure(gains + [0] * (k - len(gains)), best)
     return {name: total / len(grades) for name, total in totals.items()}
 
 
-# For one query: the gains of ranks 1 to k, 0 where nothing was found or wanted; and all positive grades, highest first.
+# Arguments for one query: the gains of ranks 1 to k, 0 where nothing relevant was found; all positive grades, highest
+# first.
 _Measure: TypeAlias = Callable[[Sequence[int], Sequence[int]], float]
 
 
-def _ndcg(found: Sequence[int], best: Sequence[int]) -> float:
-    return _dcg(found) / _dcg(best[: len(found)])
+def _ndcg(gains: Sequence[int], best: Sequence[int]) -> float:
+    return _dcg(gains) / _dcg(best[: len(gains)])
 
 
 def _dcg(gains: Iterable[int]) -> float:
     return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
 
 
-def _recall(found: Sequence[int], best: Sequence[int]) -> float:
-    return sum(gain > 0 for gain in found) / len(best)
+def _recall(gains: Sequence[int], best: Sequence[int]) -> float:
+    return sum(gain > 0 for gain in gains) / len(best)
 
 
-def _mrr(found: Sequence[int], _best: Sequence[int]) -> float:
-    return next((1 / rank for rank, gain in enumerate(found, start=1) if gain), 0.0)
+def _mrr(gains: Sequence[int], _best: Sequence[int]) -> float:
+    return next((1 / rank for rank, gain in enumerate(gains, start=1) if gain), 0.0)
 
 
-def _success(found: Sequence[int], _best: Sequence[int]) -> float:
-    return float(any(found))
+def _success(gains: Sequence[int], _best: Sequence[int]) -> float:
+    return float(any(gains))
 
 
 _MEASURES: dict[str, _Measure] = {"nDCG": _ndcg, "Recall": _recall, "MRR": _mrr, "Success": _success}
@@ -123,7 +128,9 @@ _MEASURES: dict[str, _Measure] = {"nDCG": _ndcg, "Recall": _recall, "MRR": _mrr,
 def _parse(name: str) -> tuple[_Measure, int]:
     measure, _, k = name.partition("@")
     if measure not in _MEASURES or not k.isdecimal() or int(k) < 1:
-        raise InputError(f"unknown measure {name!r}; known are {', '.join(f'{m}@k' for m in _MEASURES)}, with k from 1")
+        raise InputError(
+            f"unknown measure {name!r}; the measures are {', '.join(f'{m}@k' for m in _MEASURES)}, with k from 1"
+        )
     return _MEASURES[measure], int(k)
 
 
@@ -148,7 +155,7 @@ def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
         splits = ", ".join(sorted(file.stem for file in folder.glob("qrels/*.tsv"))) or "none"
         raise InputError(f"{folder} has no qrels/{split}.tsv; splits there: {splits}")
     grades: dict[str, dict[str, int]] = {}
-    # The first line is a header. Fields are parted by tabs alone: ids may hold spaces.
+    # The first line is a header. Only tabs separate fields: ids may contain spaces.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[1:], start=2):
         if not line.strip():
             continue
@@ -157,7 +164,7 @@ def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
             grades.setdefault(query, {})[document] = int(grade)
         except ValueError as error:
             raise InputError(
-                f"{path}, line {number}: expected a query id, a document id and a whole number with tabs between, "
+                f"{path}, line {number}: expected a query id, a document id and an integer, separated by tabs, "
                 f"got {line!r}"
             ) from error
     return grades

@@ -1,78 +1,72 @@
-"""`Index`: documents in, exact late-interaction search out, kept in one LanceDB database."""
+"""`Index`: add documents, search them by exact late interaction; everything lies in one LanceDB database."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from datetime import timedelta
 from importlib.metadata import version as package_version
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from manyvec.errors import EncoderError, InputError, ManifestError, StoreError
+from manyvec.errors import (
+    EncoderError,
+    InputError,
+    ManifestError,
+    StoreError,
+    check_count,
+    check_fraction,
+    check_ids,
+    check_query,
+)
 from manyvec.filters import ColumnType, Filter, parse_filter, to_sql
 from manyvec.models.loading import Encoder, load_encoder
-from manyvec.retrieval.candidates import Auto, Candidates, Query, Scope
-from manyvec.retrieval.centroid_lists import PostingListLoader
-from manyvec.retrieval.search import SearchOptions, search
-from manyvec.storage.cache import CachedVersion
+from manyvec.retrieval.candidates import Auto, Candidates
+from manyvec.retrieval.reader import IndexReader, scorer_for
+from manyvec.retrieval.search import SearchOptions
 from manyvec.storage.ingest import AddReport, add_batch, batches
 from manyvec.storage.lance import disk_bytes, where_ids
 from manyvec.storage.maintenance import encode_residuals, extend_lists
 from manyvec.storage.schema import FILTER_PREFIX, Manifest, content_hash
 from manyvec.storage.table import Store
 from manyvec.timing import stage
-from manyvec.types import Document, Hit
+from manyvec.types import Document, Hit, IndexInfo
 from manyvec.vectors.batch import TokenBatch
-from manyvec.vectors.cuda import scorer_on
 from manyvec.vectors.maxsim import Scorer, Scores
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
-# Scores of so many query-document pairs are held at a time.
-_MAX_SCORES = 16 * 2**20
 
 FilterLike = Filter | Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class IndexInfo:
-    """What an index holds. Bytes on disk count every version still kept; they are None for a bucket."""
-
-    uri: str
-    documents: int
-    tokens: int
-    model: str
-    dim: int
-    storage: str
-    pool_factor: float
-    filter_columns: dict[str, str]
-    version: int
-    bytes_on_disk: int | None
-    bytes_in_memory: int
-    cache_bytes: int
-
-
 class Index:
-    """A late-interaction index. May be shared by threads; other processes' commits are seen by the next call.
+    """A late-interaction index. Create or open one with `Index.create` or `Index.open`.
 
-    Make one with `Index.create` or `Index.open`.
+    May be shared by threads. Commits of other processes are visible to the next call.
+
+    Attributes:
+        candidates: First stage of searches; see `manyvec.candidates`.
+        cache_bytes: Memory budget for searches; see `create`.
     """
 
-    def __init__(self, store: Store, encoder: Encoder | None, *, cache_bytes: int, scorer: Scorer) -> None:
-        self.cache_bytes = cache_bytes
+    def __init__(
+        self,
+        store: Store,
+        encoder: Encoder | None,
+        *,
+        cache_bytes: int,
+        device: str,
+        scorer: Scorer | None,
+    ) -> None:
         self.candidates: Candidates = Auto()
+        self.cache_bytes = cache_bytes
         self._store = store
         self._encoder = encoder
-        self._scorer = scorer
-        self._resident: CachedVersion | None = None
-        self._lists = PostingListLoader(store)
+        self._device = device
+        self._reader = IndexReader(store, scorer, cache_bytes)
         self._writing = threading.RLock()
-        self._loading = threading.Lock()
 
     @classmethod
     def create(
@@ -85,42 +79,45 @@ class Index:
         pool_factor: float = 1,
         exist_ok: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
-        device: str = "cpu",
+        device: str = "auto",
+        score_device: str | None = None,
         filters: None = None,
     ) -> Index:
-        """Make an empty index.
+        """Create an empty index.
 
         Args:
-            uri: a folder, or `s3://`, `gs://`, `az://`.
-            encoder: a name for `load_encoder`, or an encoder.
+            uri: Folder, or a bucket's URI (`s3://`, `gs://`, `az://`).
+            encoder: Name of a model for `load_encoder`, or an encoder.
             filter_columns: Metadata keys that searches can filter on, with their types: `str`, `int`, `float`, `bool`,
                 `datetime`, or `list[...]` of one. Other metadata is stored and returned all the same.
-            storage: how token vectors are kept, for 128 dims in 256, 130, 66, 36 or 16 bytes: `float16`, `int8`,
-                `int4`, `residual` (2 bits a dim around centroids, once there are 65,536 token vectors for `optimize` to
-                draw these from) or `binary` (signs). What each loses is in
-                `examples/benchmarks/results/storage-128.json`.
-            pool_factor: keep 1 in so many token vectors of a document, means of similar ones.
+            storage: How token vectors are stored. For 128 dims a vector takes 256 bytes as `float16`, 130 as `int8`,
+                66 as `int4`, 36 as `residual` and 16 as `binary` (signs). `residual` stores 2 bits per dimension
+                relative to a centroid; it takes effect at the first `optimize` after the index holds 65,536 token
+                vectors, until then vectors are stored as float16. `examples/benchmarks/results/storage-128.json` shows
+                what each costs in quality.
+            pool_factor: Average similar token vectors of a document until 1 in `pool_factor` is left; 1 keeps all.
             exist_ok: Open the index if there is one already. It must have this encoder and, if given, these filter
                 columns; its storage and pooling stay what they are.
-            cache_bytes: memory for what searches need: ids, words, centroid lists, and as many token vectors as still
-                fit; the others are read from disk whenever they are scored. Besides, a process that searches takes up
-                to 500 MB, most of it for Python, torch, LLVM and LanceDB, and what the model takes
-                (`examples/benchmarks/growth.py`). Ids, words and lists are held even if they alone are more than this:
-                about 700 bytes for a document of 30 tokens.
-            device: where documents are scored. On `cuda` those in the cache lie in the GPU's memory as well, and up to
-                50,000,000 token vectors are all scored; what does not fit there is scored on the CPU.
+            cache_bytes: Memory for ids, words, centroid lists and as many token vectors as fit; the other vectors are
+                read from disk whenever they are scored. Ids, words and lists are held even if they exceed the budget:
+                about 700 bytes for a document of 30 tokens. A process that searches takes up to 500 MB more for
+                Python, torch, LLVM and LanceDB, and what the model takes (`examples/benchmarks/growth.py`).
+            device: Where a model named by a string runs and where documents are scored: `cpu`, `cuda`, `mps` (scoring
+                is then on the CPU), or `auto` for the best there is. On `cuda`, cached vectors are copied to the GPU,
+                where up to 50,000,000 token vectors are all scored; what does not fit is scored on the CPU.
+            score_device: Where documents are scored, if not on `device`: `cpu`, `cuda` or `auto`.
             filters: Former name of `filter_columns`; passing it is an error.
 
         Raises:
-            InputError: there is an index already, a filter column has an unknown type, or there is no such storage or
+            InputError: There is an index already, a filter column has an unknown type, or there is no such storage or
                 device.
-            ManifestError: with `exist_ok`, the index there has another encoder or other filter columns.
-            StoreError: the place cannot be written.
+            ManifestError: With `exist_ok`, the existing index has another encoder or other filter columns.
+            StoreError: The database could not be written.
         """
         if filters is not None:
             raise InputError("Index.create has no argument 'filters': it is called filter_columns")
-        scorer = scorer_on(device)
-        encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+        scorer = scorer_for(device, score_device)
+        encoder = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
         manifest = Manifest(
             model=encoder.name,
             fingerprint=encoder.fingerprint,
@@ -136,15 +133,15 @@ class Index:
         except InputError:
             if not exist_ok:
                 raise
-            index = cls.open(uri, encoder, cache_bytes=cache_bytes, device=device)
-            if filter_columns is not None and index.filter_columns != manifest.filter_columns:
-                raise ManifestError(
-                    f"the index {index.uri} has the filter columns {index.filter_columns}, not "
-                    f"{manifest.filter_columns}: "
-                    "open it with its own, or build a new index"
-                ) from None
-            return index
-        return cls(store, encoder, cache_bytes=cache_bytes, scorer=scorer)
+        else:
+            return cls(store, encoder, cache_bytes=cache_bytes, device=device, scorer=scorer)
+        index = cls.open(uri, encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
+        if filter_columns is not None and index.filter_columns != manifest.filter_columns:
+            raise ManifestError(
+                f"the index {index.uri} has the filter columns {index.filter_columns}, not {manifest.filter_columns}: "
+                "open it with its own, or build a new index"
+            )
+        return index
 
     @classmethod
     def open(
@@ -153,22 +150,30 @@ class Index:
         encoder: str | Encoder | None = None,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
-        device: str = "cpu",
+        device: str = "auto",
+        score_device: str | None = None,
     ) -> Index:
         """Open an index.
 
         Args:
-            encoder: by default the one the index was built with, loaded when it is first needed; nothing is
-                downloaded unasked, so a hub model that this machine does not have yet must be named here.
-            cache_bytes, device: see `create`.
+            uri: Folder, or a bucket's URI.
+            encoder: Name of a model or an encoder. By default the model that the index was built with, loaded when it
+                is first needed and never downloaded: a model from the hub that is not on this machine yet must be
+                named here.
+            cache_bytes: Memory for searches; see `create`.
+            device: Where a model named by a string runs and where documents are scored; see `create`.
+            score_device: Where documents are scored, if not on `device`.
 
         Raises:
-            IndexNotFoundError: there is none.
-            ManifestError: its description is missing or damaged, or the encoder is not the one it was built with.
+            IndexNotFoundError: There is no index at `uri`.
+            ManifestError: The manifest is missing or damaged, or the encoder is not the one the index was built with.
+            InputError: There is no such device.
         """
-        index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes, scorer=scorer_on(device))
+        scorer = scorer_for(device, score_device)
+        index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes, device=device, scorer=scorer)
         if encoder is not None:
-            index._encoder = index._fitting(load_encoder(encoder) if isinstance(encoder, str) else encoder)
+            loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
+            index._encoder = index._checked(loaded)
         return index
 
     def __repr__(self) -> str:
@@ -176,11 +181,12 @@ class Index:
 
     @property
     def uri(self) -> str:
+        """Folder or URI of the index."""
         return self._store.uri
 
     @property
     def model(self) -> str:
-        """Name of the encoder the index was built with."""
+        """Name of the encoder that the index was built with."""
         return self._store.manifest.model
 
     @property
@@ -190,39 +196,41 @@ class Index:
 
     @property
     def reads_images(self) -> bool:
-        """Whether documents may be page images: the encoder reads them, and the index was made to keep them."""
+        """Whether documents may be page images: the encoder reads them, and the index was created to store them."""
         return self._store.manifest.images
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder the index was built with, loaded at the first use."""
+        """The encoder that the index was built with, loaded at the first use."""
         if self._encoder is None:
             try:
-                encoder = load_encoder(self.model, local_files_only=True)
+                encoder = load_encoder(self.model, device=self._device, local_files_only=True)
             except EncoderError as error:
                 raise EncoderError(
                     f"the index {self.uri} was built with {self.model!r}, which cannot be loaded here. "
                     f"Pass it: Index.open({self.uri!r}, encoder=...). {error}"
                 ) from error
-            self._encoder = self._fitting(encoder)
+            self._encoder = self._checked(encoder)
         return self._encoder
 
     def add(self, documents: Iterable[Document | Mapping[str, Any]], *, show_progress: bool = False) -> AddReport:
-        """Add documents; one whose id is there already replaces the old one.
+        """Add documents, replacing those whose ids exist.
 
-        Documents are encoded and committed in batches of 256, or of 1/64 of the index if that is more. One that is
-        stored with the same text and image is not encoded again, so a run that was killed is completed by running it
-        once more. Of equal ids in one call the last wins.
+        Documents whose text and image are unchanged are not re-encoded, so an interrupted run can be resumed by calling
+        `add` again. If an id occurs more than once, the last document wins. Documents are encoded and committed in
+        batches of 256, or of 1/64 of the index if that is more.
 
         Args:
-            documents: `Document`s, or dicts with `id`, `text` and, if wanted, `metadata`; any number of them. One with
-                an `image` is encoded as that page, not as its text.
-            show_progress: draw a bar with documents per second.
+            documents: Any number of `Document`s, or of dicts with `id`, `text` and optionally `metadata` and `image`. A
+                document with an image is encoded as that page, not as its text.
+            show_progress: Show a progress bar.
+
+        Returns:
+            Numbers of added, updated and unchanged documents.
 
         Raises:
-            InputError: a document cannot be stored, or its image not be read, by this encoder or at all; those before
-                its batch are.
-            StoreError: the database could not be written; the batches before are stored.
+            InputError: A document cannot be stored, or this encoder cannot read its image. Earlier batches are stored.
+            StoreError: The database could not be written. Earlier batches are stored.
         """
         from tqdm.auto import tqdm
 
@@ -236,56 +244,49 @@ class Index:
             except (InputError, EncoderError, StoreError) as error:
                 if not report.total:
                     raise
-                note = f"{error} (The {report.total} documents before are stored; add them all again to go on.)"
+                note = f"{error} (The {report.total} documents before it are stored; add all of them again to resume.)"
                 raise type(error)(note) from error
         return report
 
     def get(self, ids: str | Sequence[str]) -> list[Document]:
-        """The documents with these ids, in this order, images as bytes; unknown ids are left out."""
-        ids = _ids(ids)
+        """Return the documents with these ids, in this order, images as bytes; unknown ids are left out."""
+        ids = list(dict.fromkeys(check_ids(ids)))
         snapshot = self._store.snapshot()
-        known = snapshot.find(ids)
-        wanted = [known[id].row_id for id in ids if id in known]
-        rows = zip(snapshot.texts(wanted), snapshot.images(wanted), strict=True)
+        stored = snapshot.find(ids)
+        row_ids = [stored[id].row_id for id in ids if id in stored]
+        rows = zip(snapshot.texts(row_ids), snapshot.images(row_ids), strict=True)
         return [Document(row["id"], row["text"], json.loads(row["metadata"]), image=image) for row, image in rows]
 
     def ids(self, filter: FilterLike | None = None) -> list[str]:
-        """The ids of all documents, or of those that pass a filter, in order."""
-        snapshot = self._store.snapshot()
-        states = snapshot.states()
-        where = self._where(filter)
-        passing = states.ids if where is None else states.ids[np.isin(states.row_ids, snapshot.row_ids(where))]
-        return sorted(passing.tolist())
+        """Return the ids of all documents, or of those that pass a filter, sorted."""
+        return self._reader.ids(self._where(filter))
 
     def token_vectors(self, ids: str | Sequence[str]) -> TokenBatch:
-        """Token vectors of stored documents, as stored, for scoring them without encoding them again.
+        """Return the token vectors of documents as they are stored, for scoring them without encoding them again.
 
         Returns:
-            One text for each id, in this order; an id may come twice, and one that is not stored has no token.
+            One entry for each id, in this order. An id may occur more than once; an unknown id has no tokens.
         """
-        wanted = [ids] if isinstance(ids, str) else list(ids)
-        snapshot = self._store.snapshot()
-        rows = {id: stored.row_id for id, stored in snapshot.find(_ids(wanted)).items()}
-        nothing = TokenBatch.unchecked(np.empty((0, self._store.manifest.dim), np.float16), np.zeros(2, np.int64))
-        stored = TokenBatch.concatenate([snapshot.tokens(list(rows.values())), nothing]) if rows else nothing
-        positions = {id: position for position, id in enumerate(rows)}
-        return stored.select([positions.get(id, len(rows)) for id in wanted])
+        return self._reader.token_vectors(checklist(dict.fromkeys(check_ids(ids))))
 
     def delete(self, ids: str | Sequence[str] | None = None, *, filter: FilterLike | None = None) -> int:
-        """Delete documents by id, or all that pass a filter; answers how many there were. Unknown ids do no harm.
+        """Delete documents by id, or all that pass a filter.
+
+        Returns:
+            Number of deleted documents; unknown ids are ignored.
 
         Raises:
-            InputError: neither or both are given.
+            InputError: Neither `ids` nor `filter` is passed, or both.
         """
         if (ids is None) == (filter is None):
-            raise InputError("delete takes ids or a filter, one of the two")
+            raise InputError("delete takes either ids or a filter")
         with self._writing:
             if ids is None:
                 return self._store.delete(self._where(filter) or "true")
-            return sum(self._store.delete(where) for where in where_ids(_ids(ids)))
+            return sum(self._store.delete(where) for where in where_ids(list(dict.fromkeys(check_ids(ids)))))
 
     def count(self, filter: FilterLike | None = None) -> int:
-        """How many documents there are, or pass a filter."""
+        """Return the number of documents, or of those that pass a filter."""
         return self._store.snapshot().count(self._where(filter))
 
     def search(
@@ -301,29 +302,28 @@ class Index:
         """Find the documents that match a query best.
 
         Args:
-            query: a text; one without any token finds nothing.
-            k: how many hits, at most; 0 gives none.
-            filter: made with `manyvec.F`, or a dict such as `{"lang": "en"}`; only documents that pass are looked at.
-            depth: how many candidates the centroid lists give where there are any (see `optimize`), by default as many
-                as hold 10,000 token vectors and at least 32, and up to 300 that come close to the best of them. Small
-                indexes, and small parts of large ones that a filter leaves, are scored whole.
-            lexical_weight: of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; its best 300 documents are
-                candidates too. With `minilm` and 0.3 nine of twelve judged sets gain, one loses 0.014
-                (`examples/benchmarks/mix.py`); other models have not been measured, so 0 is the default.
-            evidence: say of each hit which words matched (`Hit.evidence`), read from the version that was searched;
-                of pages, with their images, where on the page.
+            query: Query string. A query without tokens finds nothing.
+            k: Maximum number of hits.
+            filter: Condition made with `manyvec.F`, or a dict such as `{"lang": "en"}`. Only documents that pass are
+                searched.
+            depth: Number of candidates from the centroid lists, if there are any (see `optimize`). By default as many
+                documents as hold 10,000 token vectors, at least 32, and up to 300 that come close to the best of them.
+                Small indexes, and small filtered parts of large ones, are scored completely.
+            lexical_weight: Share of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; BM25's best 300
+                documents become candidates too. With `minilm` and 0.3, nine of twelve judged sets gain and one loses
+                0.014 (`examples/benchmarks/mix.py`). The default is 0, because other models have not been measured.
+            evidence: Whether to explain each hit: which words matched, or where on the page (`Hit.evidence`).
 
         Returns:
-            Hits, best first; equal scores in the order of ids.
+            Hits, best first; equal scores are ordered by id.
 
         Raises:
-            InputError: `query` is no text, `k` is negative, or `lexical_weight` not between 0 and 1.
-            FilterError: the filter names an undeclared column, or a value has another type.
+            InputError: `query` is not a string, `k` not a non-negative integer, `depth` not a positive integer, or
+                `lexical_weight` not between 0 and 1.
+            FilterError: The filter names an undeclared column, or compares it with a value of another type.
         """
-        if not isinstance(query, str):
-            raise InputError(f"a query is a text, got {type(query).__name__}")
         return self.search_many(
-            [query], k, filter=filter, depth=depth, lexical_weight=lexical_weight, evidence=evidence
+            [check_query(query)], k, filter=filter, depth=depth, lexical_weight=lexical_weight, evidence=evidence
         )[0]
 
     def search_many(
@@ -336,84 +336,65 @@ class Index:
         lexical_weight: float = 0,
         evidence: bool = False,
     ) -> list[list[Hit]]:
-        """`search` for several queries, encoded in one pass and scored in one: a list of hits for each."""
-        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
-            raise InputError("search_many takes a list of texts; for one text use search")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 0:
-            raise InputError(f"k must be a whole number, 0 or more, got {k!r}")
-        if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
-            raise InputError(f"depth must be a whole number, 1 or more, got {depth!r}")
-        if not isinstance(lexical_weight, (int, float)) or not 0 <= lexical_weight <= 1:
-            raise InputError(f"lexical_weight must be between 0 and 1, got {lexical_weight!r}")
+        """Search for several queries, encoded and scored in one pass; return a list of hits for each. See `search`."""
+        if isinstance(queries, str):
+            raise InputError("search_many takes a list of strings; for one string use search")
+        queries = [check_query(query) for query in queries]
+        k = check_count(k, "k")
+        depth = None if depth is None else check_count(depth, "depth", minimum=1)
+        lexical_weight = check_fraction(lexical_weight, "lexical_weight")
         where = self._where(filter)
         if not queries or k == 0:
             return [[] for _ in queries]
         tokens = self._encode_queries(queries)
-        wanted = SearchOptions(k, depth, lexical_weight, evidence, getattr(self.encoder, "crops_images", False))
-        documents = self._documents()
-        try:
-            return self._search_version(documents, where, queries, tokens, wanted)
-        except StoreError:
-            # Another process may have removed this version from under us; a newer one is as good an answer.
-            if self._store.version == documents.snapshot.version:
-                raise
-            return self._search_version(self._documents(), where, queries, tokens, wanted)
+        options = SearchOptions(k, depth, lexical_weight, evidence, getattr(self.encoder, "crops_images", False))
+        return self._reader.search(queries, tokens, self.candidates, options, where)
 
     def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:
-        """Score stored documents by id, exactly, from their stored vectors: what a reranker needs.
+        """Score stored documents exactly, from their stored vectors, as rerankers need it.
 
         Args:
-            query: a text, or the token vectors of one as a batch of one.
-            ids: of documents, in any order; one may come twice.
-            texts: (n,) a document that is stored with another text than this counts as unknown; images do not count.
+            query: Query string, or the token vectors of one query as a batch of one.
+            ids: (n,) ids of documents in any order; an id may occur more than once.
+            texts: (n,) texts. A document that is stored with another text counts as unknown; images are not compared.
 
         Returns:
-            (n,) float32 in the order of `ids`, all of one version of the index; NaN for an unknown id, -inf for a
+            (n,) float32 in the order of `ids`, all from one version of the index; NaN for an unknown id, -inf for a
             query without tokens.
         """
-        tokens = self._encode_queries([query]) if isinstance(query, str) else query
-        resident = self._documents()
-        try:
-            known = resident.snapshot.find(_ids(ids))
-            hashes = [None] * len(ids) if texts is None else [content_hash(text) for text in texts]
-            rows = {
-                i: known[id].row_id
-                for i, (id, text_hash) in enumerate(zip(ids, hashes, strict=True))
-                if id in known and text_hash in (None, known[id].text_hash)
-            }
-            positions, again = np.unique(resident.positions(np.array([*rows.values()], np.int64)), return_inverse=True)
-            scores = np.full(len(ids), np.nan, np.float32)
-            scores[[*rows]] = resident.score(self._scorer, tokens, positions)[0][again] if rows else []
-        except StoreError:
-            # Another process may have removed this version from under us; see `search_many`.
-            if self._store.version == resident.snapshot.version:
-                raise
-            return self.score(tokens, ids, texts=texts)
-        return scores
+        tokens = self._encode_queries([check_query(query)]) if isinstance(query, str) else query
+        ids = checklist(dict.fromkeys(check_ids(ids)))
+        return self._reader.score(tokens, ids, [None] * len(ids) if texts is None else [*map(content_hash, texts)])
 
     def rank(
         self, queries: Sequence[str], candidates: Candidates, depth: int = 100, *, filter: FilterLike | None = None
     ) -> list[list[str]]:
-        """Ids that a candidate generator finds by itself, best first: for comparing first stages with `search`."""
+        """Return the ids that a first stage finds by itself, best first, to compare first stages with `search`.
+
+        Args:
+            queries: Query strings.
+            candidates: First stage; see `manyvec.candidates`.
+            depth: Number of documents to find for each query.
+            filter: Condition as in `search`.
+
+        Returns:
+            Ids for each query; all ids in scope if the first stage wants every document.
+        """
         where = self._where(filter)
-        tokens = self._encode_queries(queries)
-        scope = self._scope(self._documents(), where)
-        found = [candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
-        ids = scope.documents.states.ids
-        return [ids[slice(None) if positions is None else positions].tolist() for positions in found]
+        return self._reader.rank(queries, self._encode_queries(queries), candidates, depth, where)
 
     def optimize(self, *, keep: timedelta = timedelta(days=7), show_progress: bool = False) -> None:
         """Merge small files, bring all indexes up to date, and free disk space.
 
-        From 200,000 token vectors on this makes centroid lists, or extends them by what is new: searches then find
-        candidates in them instead of scoring every document. Only stored vectors are read; nothing is encoded again.
-        With `residual` storage it first takes new vectors into codes, drawing the centroids when there are enough.
-        When the corpus has outgrown its codebook it is drawn anew, and the old one serves until the new is complete.
+        From 200,000 token vectors on, this builds or extends the centroid lists, in which searches find candidates
+        instead of scoring every document. Only stored vectors are read; nothing is encoded again. With `residual`
+        storage it first encodes new vectors as residuals, after training the centroids if there are enough vectors. If
+        the corpus has outgrown its codebook, a new one is trained; the old one is used until the new one is complete.
 
         Args:
-            keep: how long replaced and deleted data stays on disk. `timedelta(0)` frees all of it, and fails searches
-                that other processes are in the middle of.
-            show_progress: draw a bar with documents per second.
+            keep: How long replaced and deleted data stays on disk. `timedelta(0)` frees all of it, and makes searches
+                fail that other processes are running at that moment.
+            show_progress: Show a progress bar.
         """
         with self._writing:
             encode_residuals(self._store, show_progress=show_progress)
@@ -423,6 +404,7 @@ class Index:
                 extend_lists(self._store, more_than=more_than, show_progress=show_progress)
 
     def info(self) -> IndexInfo:
+        """Return what the index holds and how much space it takes."""
         manifest = self._store.manifest
         states = self._store.snapshot().states()
         return IndexInfo(
@@ -436,12 +418,12 @@ class Index:
             filter_columns=dict(manifest.filter_columns),
             version=self._store.version,
             bytes_on_disk=disk_bytes(self.uri),
-            bytes_in_memory=self._resident.bytes_held if self._resident else 0,
+            bytes_in_memory=self._reader.bytes_held,
             cache_bytes=self.cache_bytes,
         )
 
-    def _fitting(self, encoder: Encoder) -> Encoder:
-        """The encoder, if it is the one the index was built with."""
+    def _checked(self, encoder: Encoder) -> Encoder:
+        """Return the encoder if it is the one that the index was built with, else raise `ManifestError`."""
         manifest = self._store.manifest
         if encoder.dim != manifest.dim or encoder.fingerprint != manifest.fingerprint:
             same_name = " (other weights or settings under the same name)" if encoder.name == manifest.model else ""
@@ -450,20 +432,6 @@ class Index:
                 f"{encoder.name} ({encoder.dim}-dim){same_name}. Open it with {manifest.model}, or build a new index."
             )
         return encoder
-
-    @stage("fetch")
-    def _documents(self) -> CachedVersion:
-        """The newest version of the table, its token vectors in memory as far as the budget goes."""
-        resident = self._resident
-        if resident is not None and resident.snapshot.version == self._store.version:
-            return resident
-        with self._loading:
-            snapshot = self._store.snapshot()
-            if self._resident is None or self._resident.snapshot.version != snapshot.version:
-                budget = self.cache_bytes - self._lists.bytes_held(snapshot)
-                load = CachedVersion.load if self._resident is None else self._resident.refreshed
-                self._resident = load(snapshot, budget)
-            return self._resident
 
     def _where(self, condition: FilterLike | None) -> str | None:
         if condition is None:
@@ -475,48 +443,14 @@ class Index:
         tokens = self.encoder.encode_queries(queries)
         if len(tokens) != len(queries) or tokens.dim != self._store.manifest.dim:
             raise EncoderError(
-                f"{self.model} gave {tokens!r} for {len(queries)} queries of dim {self._store.manifest.dim}"
+                f"{self.model} returned {tokens!r} for {len(queries)} queries of dim {self._store.manifest.dim}"
             )
         return tokens
 
-    @stage("candidates")
-    def _scope(self, documents: CachedVersion, where: str | None, k: int = 0) -> Scope:
-        passing = None if where is None else documents.passing(where)
-        return Scope(documents, self._lists, where, passing, k, self._scorer)
-
-    def _search_version(
-        self,
-        documents: CachedVersion,
-        where: str | None,
-        queries: Sequence[str],
-        tokens: TokenBatch,
-        wanted: SearchOptions,
-    ) -> list[list[Hit]]:
-        scope = self._scope(documents, where, wanted.k)
-        hits: list[list[Hit]] = []
-        for part in _parts(len(queries), len(documents)):
-            part_tokens = tokens.select(np.arange(part.start, part.stop))
-            hits += search(scope, self.candidates, queries[part], part_tokens, wanted)
-        return hits
-
 
 def _uri(uri: str | PathLike[str]) -> str:
-    text = fspath(uri)
-    if not isinstance(text, str) or not text.strip():
+    path = fspath(uri)
+    if not isinstance(path, str) or not path.strip():
         raise InputError(f"an index needs a folder or a bucket's URI, got {uri!r}")
-    return text if "://" in text else str(Path(text).expanduser())
-
-
-def _ids(ids: str | Sequence[str]) -> list[str]:
-    found = [ids] if isinstance(ids, str) else list(ids)
-    for id in found:
-        if not isinstance(id, str):
-            raise InputError(f"an id is a text, got {id!r}")
-    return list(dict.fromkeys(found))
-
-
-def _parts(n_queries: int, n_documents: int) -> Iterator[slice]:
-    """Runs of queries whose scores fit into memory together."""
-    size = max(1, _MAX_SCORES // max(1, n_documents))
-    for start in range(0, n_queries, size):
-        yield slice(start, min(start + size, n_queries))
+    # Absolute, so that the index stays itself when the process changes its working directory.
+    return path if "://" in path else str(Path(path).expanduser().absolute())

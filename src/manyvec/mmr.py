@@ -1,4 +1,4 @@
-"""Maximal marginal relevance on token vectors: hits that match the query and are unlike each other."""
+"""Maximal marginal relevance on token vectors: hits that match the query and differ from each other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.errors import check_count, check_fraction
 from manyvec.index import Index
 from manyvec.types import Hit
 from manyvec.vectors.batch import TokenBatch
@@ -14,39 +15,45 @@ from manyvec.vectors.maxsim import MaxSimScorer, Scores
 
 
 def diversify(index: Index, hits: Sequence[Hit], k: int, balance: float = 0.5) -> list[Hit]:
-    """Choose hits one by one: each time the one that matches the query most and those chosen before least.
+    """Choose hits one by one: each time the one that matches the query most and the hits chosen before least.
 
-    Two documents are as similar as their tokens are: the mean of each token's best match in the other document,
-    averaged over both directions. Stored vectors are compared; nothing is encoded.
+    The similarity of two documents is the mean of each token's best match in the other document, averaged over both
+    directions. Stored vectors are compared; nothing is encoded.
 
     Args:
-        index: where the hits come from; hits that were deleted from it since are left out.
-        k: how many, at most.
-        balance: 1 minds only the query, 0 only how unlike the documents are.
+        index: Index that returned the hits. Hits deleted from it since are left out.
+        hits: Hits of one search.
+        k: Maximum number of hits to choose.
+        balance: 1 ranks by similarity to the query only, 0 only by how much the documents differ.
 
     Returns:
-        Hits as they are, in the order they were chosen; the best match first.
+        The chosen hits, unchanged, in the order they were chosen; the best match first.
+
+    Raises:
+        InputError: `k` is not a non-negative integer, or `balance` not between 0 and 1.
     """
+    k, balance = check_count(k, "k"), check_fraction(balance, "balance")
     tokens = index.token_vectors([hit.id for hit in hits])
     kept = np.flatnonzero(tokens.lengths).tolist()
     relevance = np.array([hits[i].similarity for i in kept])
-    return [hits[kept[i]] for i in _chosen(relevance, _likeness(tokens.select(kept)), k, balance)]
+    chosen = _marginally_relevant(relevance, _mutual_similarities(tokens.select(kept)), k, balance)
+    return [hits[kept[i]] for i in chosen]
 
 
-def _likeness(documents: TokenBatch) -> Scores:
-    """(n, n) mean MaxSim of every two documents, averaged over both directions."""
+def _mutual_similarities(documents: TokenBatch) -> Scores:
+    """Return the (n, n) mean MaxSim of every two documents, averaged over both directions."""
     scorer = MaxSimScorer(reduction="mean")
     # One document at a time: all against all would hold every pair of tokens in memory.
     one_way = [scorer.score(document, documents) for document in documents]
-    likeness = np.array(one_way, np.float32).reshape(len(documents), len(documents))
-    return np.asarray((likeness + likeness.T) / 2, np.float32)
+    similarities = np.array(one_way, np.float32).reshape(len(documents), len(documents))
+    return np.asarray((similarities + similarities.T) / 2, np.float32)
 
 
-def _chosen(relevance: NDArray[np.floating], likeness: Scores, k: int, balance: float) -> list[int]:
-    """Places chosen by maximal marginal relevance (Carbonell and Goldstein, 1998), the most relevant one first."""
+def _marginally_relevant(relevance: NDArray[np.floating], mutual: Scores, k: int, balance: float) -> list[int]:
+    """Choose positions by maximal marginal relevance (Carbonell and Goldstein, 1998), the most relevant one first."""
     chosen: list[int] = []
     while len(chosen) < min(k, len(relevance)):
-        redundancy = likeness[:, chosen].max(axis=1) if chosen else np.zeros(len(relevance))
+        redundancy = mutual[:, chosen].max(axis=1) if chosen else np.zeros(len(relevance))
         gain = balance * relevance - (1 - balance) * redundancy
         gain[chosen] = -np.inf
         chosen.append(int(np.argmax(gain if chosen else relevance)))

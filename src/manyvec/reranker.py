@@ -1,6 +1,6 @@
-"""`Reranker`: puts documents that something else found into the order of their exact MaxSim scores.
+"""`Reranker`: reorder documents from any first stage by their exact MaxSim scores.
 
-Documents that an index holds with the same id and text are scored from their stored vectors; the others are encoded.
+Documents that an index stores with the same id and text are scored from their stored vectors; the others are encoded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from manyvec.errors import EncoderError, InputError, check_unicode
+from manyvec.errors import EncoderError, InputError, check_count, check_query, check_unicode
 from manyvec.index import Index
 from manyvec.models.loading import Encoder, load_encoder
 from manyvec.types import Document, Hit
@@ -19,21 +19,25 @@ from manyvec.vectors.maxsim import MaxSimScorer, Scores
 
 
 class Reranker:
-    """Scores any documents against a query with exact MaxSim. May be shared by threads.
+    """Reorders documents by their exact MaxSim scores for a query. May be shared by threads.
 
     Args:
-        encoder: a name for `load_encoder`, or an encoder; loaded when it is first needed. Without one the index's, or
-            `minilm` where there is no index either.
-        index: documents that it holds with the same id and text are not encoded again. It brings its own encoder.
+        encoder: Name of a model for `load_encoder`, or an encoder, loaded at the first use. By default the encoder of
+            `index`, or `minilm` without an index.
+        index: Index whose stored vectors are used for documents that it holds with the same id and text.
+        device: Where a model named by a string runs: `cpu`, `cuda`, `mps` or `auto`.
 
     Raises:
-        InputError: an encoder and an index are given: `Index.open` takes the encoder.
+        InputError: Both an encoder and an index are passed: pass the encoder to `Index.open`.
     """
 
-    def __init__(self, encoder: str | Encoder | None = None, *, index: Index | None = None) -> None:
+    def __init__(
+        self, encoder: str | Encoder | None = None, *, index: Index | None = None, device: str = "auto"
+    ) -> None:
         if encoder is not None and index is not None:
-            raise InputError("an index brings its own encoder: give one of the two, or Index.open(uri, encoder)")
+            raise InputError("an index has its own encoder: pass one of the two, or use Index.open(uri, encoder)")
         self.index = index
+        self._device = device
         self._encoder = encoder if encoder is not None else "minilm"
         self._scorer = MaxSimScorer()
 
@@ -42,39 +46,41 @@ class Reranker:
 
     @property
     def model(self) -> str:
-        """Name of the encoder, which need not be loaded for it."""
+        """Name of the encoder; reading it does not load the encoder."""
         if self.index is not None:
             return self.index.model
         return self._encoder if isinstance(self._encoder, str) else self._encoder.name
 
     @property
     def encoder(self) -> Encoder:
+        """The encoder, loaded at the first use."""
         if self.index is not None:
             return self.index.encoder
         if isinstance(self._encoder, str):
-            self._encoder = load_encoder(self._encoder)
+            self._encoder = load_encoder(self._encoder, device=self._device)
         return self._encoder
 
     def rerank(self, query: str, documents: Iterable[str | Document], top_n: int | None = None) -> list[Hit]:
-        """Put documents in the order of their scores.
+        """Return documents in the order of their scores.
 
         Args:
-            query: a text; one without any token scores every document -inf, and leaves the order as it is.
-            documents: texts or `Document`s; a text's id is its place ("0", "1", ...). Equal ids do no harm. The
-                image of a page counts where the index holds it under this id and text; elsewhere only its text does.
-            top_n: how many to return, the best; all by default.
+            query: Query string. A query without tokens scores every document -inf and keeps the order.
+            documents: Strings or `Document`s. The id of a string is its position ("0", "1", ...). Ids may repeat. The
+                image of a page counts only if the index holds it under this id and text; elsewhere its text counts.
+            top_n: Maximum number of hits; None for all documents.
 
         Returns:
-            Hits, best first; equal scores in the order the documents came in. A text without any token scores -inf
-            and so comes last. Metadata is a copy.
+            Hits, best first; equal scores keep the order of `documents`. A text without tokens scores -inf and comes
+            last. Metadata is copied.
 
         Raises:
-            InputError: the query or a document is no text, or `top_n` is negative.
+            InputError: The query is not a string, a document is neither a string nor a `Document`, or `top_n` is not a
+                non-negative integer.
         """
         given = list(documents)
         for position, document in enumerate(given):
             if not isinstance(document, (str, Document)):
-                raise InputError(f"document {position}: a text or a Document is needed, got {type(document).__name__}")
+                raise InputError(f"document {position} must be a string or a Document, got {type(document).__name__}")
         texts = [document if isinstance(document, str) else document.text for document in given]
         ids = [None if isinstance(document, str) else document.id for document in given]
         metadata = [{} if isinstance(d, str) else json.loads(d.metadata_json()) for d in given]
@@ -93,18 +99,19 @@ class Reranker:
     def order(
         self, query: str, texts: Sequence[str], top_n: int | None = None, *, ids: Sequence[str | None] | None = None
     ) -> list[tuple[int, float, float]]:
-        """`rerank` for those who keep their own documents.
+        """Return positions and scores instead of hits, for callers with documents of their own; see `rerank`.
 
         Args:
-            ids: (n,) what the index may hold the texts under; None for a text that it does not hold.
+            query: Query string.
+            texts: (n,) texts of the documents.
+            top_n: Maximum number of results; None for all documents.
+            ids: (n,) ids under which the index may hold the texts; None for a text that it does not hold.
 
         Returns:
-            (place in `texts`, score, similarity) of the best, in the order of `rerank`.
+            (position in `texts`, score, similarity) of the best, in the order of `rerank`.
         """
-        if not isinstance(query, str):
-            raise InputError(f"a query is a text, got {type(query).__name__}")
-        if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 0):
-            raise InputError(f"top_n must be a whole number, 0 or more, or None for all, got {top_n!r}")
+        query = check_query(query)
+        top_n = None if top_n is None else check_count(top_n, "top_n")
         for position, text in enumerate(texts):
             check_unicode(text, f"document {position}")
         if not texts or top_n == 0:
@@ -120,9 +127,9 @@ class Reranker:
             scores[named] = self.index.score(query, [str(ids[i]) for i in named], texts=[texts[i] for i in named])
         # Equal texts are encoded once.
         unknown = list(dict.fromkeys(texts[i] for i in np.flatnonzero(np.isnan(scores)).tolist() if texts[i].strip()))
-        found = dict(zip(unknown, self._encoded_scores(query, unknown), strict=True))
+        score_of = dict(zip(unknown, self._encoded_scores(query, unknown), strict=True))
         for i in np.flatnonzero(np.isnan(scores)).tolist():
-            scores[i] = found.get(texts[i], -np.inf)
+            scores[i] = score_of.get(texts[i], -np.inf)
         return scores
 
     def _encoded_scores(self, query: TokenBatch, texts: Sequence[str]) -> Scores:
@@ -130,8 +137,8 @@ class Reranker:
             return np.empty(0, np.float32)
         tokens = self.encoder.encode_documents(texts)
         if len(tokens) != len(texts):
-            raise EncoderError(f"{self.model} gave {tokens!r} for {len(texts)} documents")
+            raise EncoderError(f"{self.model} returned {tokens!r} for {len(texts)} documents")
         with np.errstate(over="ignore"):
-            # As an index stores them, so that new and stored documents compare fairly, and equal texts tie.
+            # float16 like stored vectors, so that new and stored documents compare fairly and equal texts tie.
             half = TokenBatch(tokens.vectors.astype(np.float16), tokens.offsets, allow_empty=True)
         return self._scorer.score(query[0], half)

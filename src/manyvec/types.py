@@ -1,4 +1,4 @@
-"""The records users hold: `Document` goes in, `Hit` comes out."""
+"""The records users hold: `Document` is added, `Hit` is found, `IndexInfo` describes an index."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ class Document:
     """A text or a page image, with an id and metadata.
 
     Args:
-        id: not empty; adding an id again replaces the document.
-        text: shown in hits and encoded whole, however long; not blank, unless there is an image. Beside an image, which
-            is encoded in its place, it is what BM25 and the frameworks see: a caption, or the page's own text.
-        metadata: anything JSON can hold, and it comes back exactly as it went in: `None`, bool, int, float, str,
-            lists and dicts with text keys.
-        image: of a page, for an index whose encoder reads images: the bytes of a PNG, JPEG, WebP or other file, or a
-            `Path` that they are read from when the document is added.
+        id: Non-empty string. Adding an id again replaces the document.
+        text: Returned with hits, and encoded in full however long it is. It may be blank only if there is an image.
+            Beside an image, which is encoded instead, it is what BM25 and the frameworks see: a caption, or the text on
+            the page.
+        metadata: Whatever JSON can hold; it is returned exactly as it was added: `None`, bool, int, float, str, lists
+            and dicts with string keys.
+        image: Image of a page, for an index whose encoder reads images: the bytes of a PNG, JPEG, WebP or other file,
+            or a `Path` to read them from when the document is added.
 
     Raises:
-        InputError: one of them cannot be stored; the message names the id and, for metadata, the key.
+        InputError: One of them cannot be stored; the message names the id and, for metadata, the key.
     """
 
     id: str
@@ -39,11 +40,11 @@ class Document:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
-            raise InputError(f"a document's id must be a text of at least one character, got {self.id!r}")
+            raise InputError(f"a document's id must be a non-empty string, got {self.id!r}")
         check_unicode(self.id, f"the id {self.id!r}")
         if not isinstance(self.text, str):
-            raise InputError(f"document {self.id!r}: text must be a str, got {type(self.text).__name__}")
-        # A str may come from a stranger, who must not choose the file that is read.
+            raise InputError(f"document {self.id!r}: text must be a string, got {type(self.text).__name__}")
+        # Not a string: it may come from a stranger, who must not choose which file is read.
         if self.image is not None and not isinstance(self.image, (bytes, Path)):
             raise InputError(
                 f"document {self.id!r}: image must be the bytes of a file or a pathlib.Path, "
@@ -59,15 +60,15 @@ class Document:
 
     @classmethod
     def of(cls, value: Document | Mapping[str, Any]) -> Document:
-        """Make a document of a dict with the keys `id`, `text` and, if wanted, `metadata` and `image`."""
+        """Return a document unchanged; make one from a dict with `id`, `text` and optionally `metadata` and `image`."""
         if isinstance(value, Document):
             return value
         if not isinstance(value, Mapping):
-            raise InputError(f"a document is a dict or a Document, got {type(value).__name__}")
+            raise InputError(f"a document must be a dict or a Document, got {type(value).__name__}")
         if unknown := set(value) - {"id", "text", "metadata", "image"}:
             raise InputError(
                 f"document {value.get('id')!r}: unknown key {sorted(map(str, unknown))[0]!r}. "
-                "A document has id, text, metadata and image; everything else belongs into metadata."
+                "A document has id, text, metadata and image; everything else belongs in metadata."
             )
         image = value.get("image")
         if missing := {"id", *(["text"] if image is None else [])} - set(value):
@@ -76,22 +77,25 @@ class Document:
         return cls(value["id"], value.get("text", ""), {} if metadata is None else metadata, image=image)
 
     def metadata_json(self) -> str:
-        """The metadata as JSON text, keys in the order they came."""
+        """Return the metadata as a JSON string, keys in their order."""
         return json.dumps(self.metadata, ensure_ascii=False, allow_nan=False, default=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A document found, and how well it matched.
+    """A document that a search found, and how well it matches.
 
     Attributes:
-        score: ColBERT's MaxSim, the best match of every query token, summed; at most the number of query tokens.
-        similarity: the mean instead of the sum (FILIP), in [-1, 1]: comparable between queries of unlike length.
+        id: Id of the document.
+        text: Text of the document.
+        metadata: Metadata as it was added.
+        score: ColBERT's MaxSim: the best match of every query token, summed. At most the number of query tokens.
+        similarity: The mean instead of the sum (FILIP), in [-1, 1]: comparable between queries of different length.
         rank: 1 is best. Equal scores are ordered by id.
-        evidence: which words matched, if the search was asked for it; of a page, where on its image.
-        final_score: what the hits are ordered by: the score, or the mix of similarity and BM25 that the search was
-            asked for (`lexical_weight`).
-        is_page: it is a page image; `Index.get` gives it.
+        evidence: Which words matched, or where on the page, if the search was called with `evidence=True`.
+        final_score: What hits are ordered by: `score`, or the mix of `similarity` and BM25 if the search had a
+            `lexical_weight`.
+        is_page: Whether the document is a page image; `Index.get` returns the image.
     """
 
     id: str
@@ -109,18 +113,50 @@ class Hit:
             object.__setattr__(self, "final_score", self.score)
 
     def best_passage(self, n_chars: int = 300) -> Passage:
-        """The stretch of the text, at most `n_chars` long, that carries most of the score: what to quote and cite.
+        """Return the passage of at most `n_chars` characters that carries most of the score, to quote and cite.
 
         Raises:
-            InputError: the search was not asked for evidence, or this is a page image.
+            InputError: The search was called without `evidence=True`, or the hit is a page image.
         """
         if self.evidence is None:
             raise InputError(f"the hit {self.id!r} has no evidence: search with evidence=True")
         return self.evidence.best_passage(n_chars)
 
 
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index holds, and how much space it takes.
+
+    Attributes:
+        documents: Number of documents.
+        tokens: Number of stored token vectors.
+        model: Name of the encoder.
+        dim: Dimensions of a token vector.
+        storage: How token vectors are stored; see `Index.create`.
+        pool_factor: One in `pool_factor` token vectors was kept; see `Index.create`.
+        filter_columns: Declared filter columns and their types.
+        version: Version of the table; every commit raises it.
+        bytes_on_disk: Size of the folder, including old versions that are still kept; None for a bucket.
+        bytes_in_memory: Size of the token vectors that this process holds in memory.
+        cache_bytes: Memory budget for searches.
+    """
+
+    uri: str
+    documents: int
+    tokens: int
+    model: str
+    dim: int
+    storage: str
+    pool_factor: float
+    filter_columns: dict[str, str]
+    version: int
+    bytes_on_disk: int | None
+    bytes_in_memory: int
+    cache_bytes: int
+
+
 def _json_problems(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Each place that JSON would refuse, or would give back as something else, with what is wrong there."""
+    """Yield the path of each value that JSON cannot hold, or would return as something else, and what is wrong."""
     if value is None or isinstance(value, (bool, int)):
         return
     if isinstance(value, str):
@@ -134,9 +170,9 @@ def _json_problems(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                yield path or str(key), f"has the key {key!r}: keys must be text"
+                yield path or str(key), f"has the key {key!r}: keys must be strings"
             else:
                 yield from _json_problems(key, path or "a key")
                 yield from _json_problems(item, f"{path}.{key}" if path else key)
     else:
-        yield path, f"is a {type(value).__name__}, which JSON cannot hold: store a text, number, list or dict"
+        yield path, f"is a {type(value).__name__}, which JSON cannot hold: store a string, number, list or dict"

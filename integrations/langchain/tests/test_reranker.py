@@ -113,7 +113,7 @@ def test_wrong_arguments_are_errors(index):
         ManyvecReranker(top_n=-1)
     with pytest.raises(ValidationError):
         ManyvecReranker(topn=1)
-    with pytest.raises(ValueError, match="brings its own encoder"):
+    with pytest.raises(ValueError, match="has its own encoder"):
         ManyvecReranker(encoder="minilm", index=index)
 
 

@@ -1,1 +1,1 @@
-"""Which documents a query finds, and in which order."""
+"""Find the documents that a query matches, and put them in order."""

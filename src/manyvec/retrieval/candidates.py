@@ -1,15 +1,17 @@
-"""Candidate generators: which documents are worth an exact score.
+"""First stages of a search: which documents are worth an exact score.
 
-Each takes one query and what a search may look at, and answers with documents, or with None for all of them. The
-filter is applied before anything is ranked, so that no filtered search comes back short.
+A first stage takes one query and the scope of a search, and returns positions of documents, or None for all documents
+in scope. Filters are applied before anything is ranked, so a filtered search never returns fewer hits than it could.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import threading
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +23,20 @@ from manyvec.vectors.maxsim import MaxSimScorer, ScoredPositions, Scorer
 logger = logging.getLogger(__name__)
 
 Positions = NDArray[np.int64]
-# So many documents are asked of BM25 where it takes part in the score.
+# Number of documents requested from BM25 where it takes part in the score.
 LEXICAL_DEPTH = 300
+# Documents pooled at a time.
+_POOLED_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query as its users wrote it and as its encoder read it.
+    """A query as the user wrote it and as the encoder read it.
 
     Attributes:
-        tokens: (n_tokens, dim).
-        matches: the `LEXICAL_DEPTH` best documents in scope by BM25, where the search has asked for them already.
+        text: The query string.
+        tokens: (n_tokens, dim) token vectors.
+        matches: The `LEXICAL_DEPTH` best documents in scope by BM25, if the search has requested them already.
     """
 
     text: str
@@ -41,13 +46,15 @@ class Query:
 
 @dataclass(frozen=True)
 class Scope:
-    """What one search may look at: a version's documents, and of these the ones that pass its filter.
+    """What one search may look at: a version of the table, and the documents in it that pass the filter.
 
     Attributes:
-        where: the filter, as LanceDB takes it; None without one.
-        passing: (n,) in rising order; None for all.
-        k: hits that the search wants; a generator looks at no fewer documents.
-        scorer: what will score them.
+        documents: The version. Positions count its documents.
+        list_loader: Loads the centroid lists of the index.
+        where: The filter as SQL; None without a filter.
+        passing: (n,) positions that pass the filter, rising; None for all documents.
+        k: Number of hits that the search wants. A first stage returns at least as many documents if it can.
+        scorer: Scorer that will compute the exact scores.
     """
 
     documents: CachedVersion
@@ -58,12 +65,12 @@ class Scope:
     scorer: Scorer = field(default_factory=MaxSimScorer)
 
     def n_wanted(self, depth: int | None) -> int:
-        """How many documents to find: 300 if the search names no depth, and never fewer than its hits."""
+        """Return how many documents to find: `depth`, by default 300, and at least `k`."""
         return max(depth or 300, self.k)
 
     @property
     def lists(self) -> PostingLists | None:
-        """The centroid lists over this version, read when they are first wanted; None if there are none."""
+        """The centroid lists over this version, loaded at the first use; None if the index has none."""
         return self.list_loader.over(self.documents)
 
     @property
@@ -74,88 +81,87 @@ class Scope:
 
 
 class Candidates(Protocol):
-    """A first stage."""
+    """Protocol of a first stage. Assign one to `Index.candidates` to use it."""
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
-        """Documents worth scoring, best first, about `depth` of them; None for every one in scope."""
+        """Return positions of about `depth` documents worth scoring, best first; None for all documents in scope."""
         ...
 
 
 @dataclass(frozen=True)
 class Exhaustive:
-    """Every document: the exact answer, and the reference for every other generator."""
+    """Score every document: exact, and the reference for all other first stages."""
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
+        """See `Candidates.find`."""
         return None
 
 
 @dataclass(frozen=True)
 class Lexical:
-    """BM25 over the words of the text, from LanceDB's full-text index; rows not indexed yet are scanned."""
+    """Find documents by BM25, with LanceDB's full-text index; rows that are not indexed yet are scanned."""
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
-        return _matched(query, scope, scope.n_wanted(depth))
-
-
-def _matched(query: Query, scope: Scope, limit: int) -> Positions:
-    if query.matches is not None and limit <= LEXICAL_DEPTH:
-        return query.matches.positions[:limit]
-    return scope.documents.match(query.text, limit, scope.where).positions
+        """See `Candidates.find`."""
+        return _bm25_best(query, scope, scope.n_wanted(depth))
 
 
 class Pooled:
-    """Cosine of mean token vectors: what a single-vector search with the same model would find.
+    """Find documents by the cosine of mean token vectors, as a single-vector search with the same model would.
 
-    The means are made once for each version of the table, from all its token vectors.
+    The means are computed once for each version of an index, from all its token vectors. May be shared by indexes and
+    threads.
     """
 
     def __init__(self) -> None:
-        self._version = -1
-        self._vectors = np.empty((0, 0), np.float32)
+        # By version object, which belongs to one index: neither a version number nor a path tells indexes apart.
+        self._means: WeakKeyDictionary[CachedVersion, NDArray[np.float32]] = WeakKeyDictionary()
+        self._computing = threading.Lock()
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
-        snapshot, row_ids = scope.documents.snapshot, scope.documents.states.row_ids
-        if self._version != snapshot.version:
-            parts = [row_ids[start : start + 256] for start in range(0, len(row_ids), 256)]
-            self._vectors = np.concatenate([snapshot.tokens(part).pooled() for part in parts] or [self._vectors])
-            self._version = snapshot.version
-        positions = np.arange(len(row_ids)) if scope.passing is None else scope.passing
-        similarities = self._vectors[positions] @ query.tokens.mean(axis=0)
+        """See `Candidates.find`."""
+        with self._computing:
+            means = self._means.get(scope.documents)
+            if means is None:
+                means = self._means[scope.documents] = _mean_vectors(scope.documents, query.tokens.shape[1])
+        positions = np.arange(len(means)) if scope.passing is None else scope.passing
+        similarities = means[positions] @ query.tokens.mean(axis=0)
         return positions[np.argsort(-similarities, kind="stable")[: scope.n_wanted(depth)]]
 
 
 @dataclass(frozen=True)
 class CentroidLists:
-    """The centroid lists that `Index.optimize` makes: documents with token vectors near those of the query.
+    """Find documents with token vectors near those of the query, in the centroid lists that `Index.optimize` builds.
 
-    Every document is a candidate where there are no lists. Kept in memory, they find more in less time than the same
-    terms in LanceDB's full-text index, whose scores are sums over all terms (BM25) instead of the best term for each
-    query token.
+    Without lists, every document is a candidate. Held in memory, the lists find more in less time than the same terms
+    in LanceDB's full-text index, whose scores are sums over all terms (BM25) instead of the best term for each query
+    token.
     """
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
+        """See `Candidates.find`."""
         lists = scope.lists
         return None if lists is None else lists.find(query.tokens, scope.passing, scope.n_wanted(depth))
 
 
 @dataclass(frozen=True)
 class Auto:
-    """Centroid lists where they save work, every document where they do not.
+    """Use the centroid lists where they save work, and score every document where they do not.
 
-    A word that is rare in the corpus may have no centroid near it, and what is found by it alone is then missed. So the
-    documents that BM25 has first are candidates beside those of the lists.
+    A word that is rare in the corpus may have no centroid near it, and documents found by it alone would be missed. So
+    BM25's best documents are candidates too.
 
     Args:
-        exhaustive_tokens: up to so many token vectors in scope, scoring all of them takes no longer than looking for
-            candidates and scoring those.
-        depth_tokens: so many token vectors are scored where the search names no depth: a depth in documents alone
-            would do for long ones and be far too little for short ones.
-        min_depth: and at least so many documents,
-        max_depth: and up to so many, of those that by their centroids come close to the k best:
-        margin: within so much similarity for each query token. Where many documents are much alike, as FAQs are, it
-            takes more of them to have the right ones (`examples/benchmarks/candidates.py`).
-        lexical_depth: and so many by their words.
-        device_tokens: as `exhaustive_tokens`, where all token vectors lie on a GPU.
+        exhaustive_tokens: Number of token vectors in scope up to which all of them are scored, because that takes no
+            longer than finding candidates and scoring those.
+        depth_tokens: Default depth, in token vectors; the number of documents follows from their average length. A
+            fixed number of documents would be enough for long ones and far too small for short ones.
+        min_depth: Lower bound on that number of documents.
+        max_depth: Upper bound on the number of documents whose centroid score is within `margin` of the k-th best.
+        margin: Difference in similarity per query token. Where many documents are much alike, as in FAQs, more of them
+            are needed to include the best ones (`examples/benchmarks/candidates.py`).
+        lexical_depth: Number of BM25's best documents that become candidates too.
+        device_tokens: Same as `exhaustive_tokens`, if all token vectors lie on a GPU.
     """
 
     exhaustive_tokens: int = 200_000
@@ -167,6 +173,7 @@ class Auto:
     device_tokens: int = 50_000_000
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
+        """See `Candidates.find`."""
         n_tokens = scope.documents.states.n_tokens
         in_scope = n_tokens if scope.passing is None else n_tokens[scope.passing]
         max_depth = depth or max(self.max_depth, 3 * scope.k)
@@ -179,14 +186,28 @@ class Auto:
         elif in_scope.sum() <= self.device_tokens and scope.is_on_device:
             reason = "they are few for a GPU"
         elif (lists := scope.lists) is None:
-            reason = "there are no centroid lists; Index.optimize makes them"
+            reason = "there are no centroid lists; Index.optimize builds them"
         elif 4 * len(lists.uncovered) > len(scope.documents):
             reason = "the centroid lists cover less than three quarters of the index; Index.optimize extends them"
         else:
             k = max(10, scope.k)
-            positions = lists.find(query.tokens, scope.passing, depth, max_depth, k=k, margin=self.margin)
-            positions = np.concatenate([positions, np.setdiff1d(_matched(query, scope, self.lexical_depth), positions)])
+            near = lists.find(query.tokens, scope.passing, depth, max_depth, k=k, margin=self.margin)
+            positions = np.concatenate([near, np.setdiff1d(_bm25_best(query, scope, self.lexical_depth), near)])
             logger.debug("centroid lists and BM25 choose %d of %d documents in scope", len(positions), len(in_scope))
             return positions
         logger.debug("all %d documents in scope are scored: %s", len(in_scope), reason)
         return None
+
+
+def _bm25_best(query: Query, scope: Scope, limit: int) -> Positions:
+    if query.matches is not None and limit <= LEXICAL_DEPTH:
+        return query.matches.positions[:limit]
+    return scope.documents.match(query.text, limit, scope.where).positions
+
+
+def _mean_vectors(documents: CachedVersion, dim: int) -> NDArray[np.float32]:
+    """Return the (n_documents, dim) mean token vectors of a version, unit length."""
+    row_ids = documents.states.row_ids
+    starts = range(0, len(row_ids), _POOLED_BATCH)
+    parts = [documents.snapshot.tokens(row_ids[start : start + _POOLED_BATCH]).pooled() for start in starts]
+    return np.concatenate(parts) if parts else np.empty((0, dim), np.float32)

@@ -1,5 +1,7 @@
-"""Centroid lists: for each centroid the documents near it. Made from stored vectors, kept beside the table, searched in
-memory: PLAID's first stage (https://arxiv.org/abs/2205.09707)."""
+"""Centroid lists: the documents near each centroid, PLAID's first stage (https://arxiv.org/abs/2205.09707).
+
+They are built from stored vectors, kept in tables beside the documents, and searched in memory.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from manyvec.vectors.batch import offsets_of, ragged_rows
 from manyvec.vectors.codebook import Assignments, Codebook
 
 Positions = NDArray[np.int64]
-# So many members are ranked a second time, by all their centroids, as hold so many centroids in the mean.
+# Centroids that the members ranked a second time hold together, on average.
 _N_WHOLE = 32_768
 _MEMBERS_AT_A_TIME = 8_192
 _SAMPLED = 64
@@ -26,23 +28,23 @@ _SAMPLED = 64
 
 @dataclass(frozen=True, eq=False)
 class PostingLists:
-    """For each centroid the documents with a token vector near it: what a query token's centroids lead to.
+    """The documents near each centroid of a codebook, over one version of the table.
 
-    A document scores, for every query token, the similarity of the best of its centroids among the few that the token
-    probes, less that of the first centroid not probed (what a document without any of them could have had, XTR's
-    imputation); the sum over the query's tokens ranks the documents.
+    A document gets, for every query token, the similarity of the best of its centroids among the few that the token
+    probes, minus the similarity of the first centroid not probed (what a document without any of them could have had:
+    XTR's imputation). The sum over the query tokens ranks the documents.
 
-    The best of these are ranked once more by the best of all their centroids for every query token (PLAID's centroid
+    The best of them are ranked again by the best of all their centroids for every query token (PLAID's centroid
     interaction), before any vector is read.
 
     Documents that no list covers yet, because they are newer than the last `optimize`, are always candidates.
 
     Attributes:
-        offsets: (n_centroids + 1,) where each centroid's list starts in `members`.
-        members: (n_postings,) documents by their number in these lists.
-        assignments: the other way round, for each member its centroids.
-        place_of: (n_members,) which document of the version a member is; -1 where it was changed or deleted.
-        uncovered: (n,) documents of the version that no list knows.
+        offsets: (n_centroids + 1,) start of each centroid's list in `members`.
+        members: (n_postings,) documents, numbered within these lists.
+        assignments: Centroids of each member.
+        position_of: (n_members,) position of each member in the version; -1 if it was changed or deleted.
+        uncovered: (n,) positions of documents that no list contains.
     """
 
     offsets: NDArray[np.int64]
@@ -53,24 +55,24 @@ class PostingLists:
 
     @classmethod
     def build(cls, assignments: Assignments, documents: CachedVersion) -> PostingLists:
-        """Turn what each document's centroids are into what each centroid's documents are."""
+        """Invert the assignments: from the centroids of each document to the documents of each centroid."""
         offsets = offsets_of(np.bincount(assignments.centroids, minlength=len(assignments.codebook)))
         members = np.empty(len(assignments.centroids), np.int32)
         free = offsets[:-1].copy()
-        # A part at a time: sorting all would take several times the memory of the lists.
+        # In parts: sorting everything at once would take several times the memory of the lists.
         for first in range(0, len(assignments), _MEMBERS_AT_A_TIME):
-            own = assignments.offsets[first : first + _MEMBERS_AT_A_TIME + 1]
-            centroids = assignments.centroids[own[0] : own[-1]]
+            starts = assignments.offsets[first : first + _MEMBERS_AT_A_TIME + 1]
+            centroids = assignments.centroids[starts[0] : starts[-1]]
             order = np.argsort(centroids, kind="stable")
             counts = np.bincount(centroids, minlength=len(free))
-            of_posting = np.repeat(np.arange(first, first + len(own) - 1, dtype=np.int32), np.diff(own))
+            of_posting = np.repeat(np.arange(first, first + len(starts) - 1, dtype=np.int32), np.diff(starts))
             members[ragged_rows(free, counts)] = of_posting[order]
             free += counts
         nothing = np.empty(0, np.int64)
         return cls(offsets, members, assignments, nothing, nothing).moved(documents)
 
     def moved(self, documents: CachedVersion) -> PostingLists:
-        """The same lists for another version of the table."""
+        """Return the same lists for another version of the table."""
         position_of = self.assignments.positions_in(documents.states.row_ids, documents.states.updated)
         is_covered = np.zeros(len(documents), bool)
         is_covered[position_of[position_of >= 0]] = True
@@ -78,15 +80,16 @@ class PostingLists:
 
     @property
     def codebook(self) -> Codebook:
+        """The centroids."""
         return self.assignments.codebook
 
     @property
     def n_probed(self) -> int:
-        """Centroids that a query token looks into: 16 of 4,096, 32 of 16,384."""
+        """Number of centroids that a query token probes: 16 of 4,096, 32 of 16,384."""
         return min(len(self.codebook) - 1, max(16, math.isqrt(len(self.codebook)) // 4))
 
     def scores(self, similarities: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n_members,) the score of each member; 0 for one that shares no probed centroid with the query.
+        """Return the (n_members,) score of each member; 0 if it shares no probed centroid with the query.
 
         Args:
             similarities: (n_query_tokens, n_centroids).
@@ -102,13 +105,13 @@ class PostingLists:
         for token in range(len(rising)):
             lists = [self.members[start:end] for start, end in zip(starts[token, 1:], ends[token, 1:], strict=True)]
             members = np.concatenate(lists)
-            # Of a member that comes several times numpy keeps what is added last, and the lists come in rising order:
-            # each query token adds its best match, with no sort and no table of tokens by documents.
+            # If a member occurs several times, numpy keeps the last addition, and the lists are in rising order: each
+            # query token adds its best match, without a sort and without a table of tokens by documents.
             scores[members] += np.repeat(weights[token, 1:], ends[token, 1:] - starts[token, 1:])
         return scores
 
     def whole_scores(self, similarities: NDArray[np.float32], members: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n,) for each of these members the best of all its centroids for every query token, summed."""
+        """Return the (n,) sums, over the query tokens, of the best of all centroids of each of these members."""
         starts, lengths = self.assignments.offsets[members], np.diff(self.assignments.offsets)[members]
         backend = self.codebook.backend or default_backend()
         matcher = backend.match_centroids(similarities, self.assignments.centroids)
@@ -124,14 +127,15 @@ class PostingLists:
         k: int = 10,
         margin: float = 0,
     ) -> Positions:
-        """The best members of those that pass, best first, and behind them all that pass and are not covered.
+        """Return positions of the best documents that pass, best first, then all that pass and are not covered.
 
         Args:
             tokens: (n_query_tokens, dim).
-            passing: (n,) documents of the version in rising order; None for all.
-            depth: so many members.
-            max_depth: and up to so many, of those that score almost as the k-th best does,
-            margin: less by no more than this for each query token.
+            passing: (n,) positions that pass the filter, rising; None for all documents.
+            depth: Number of covered documents to return.
+            max_depth: Upper bound on additional documents whose score is within `margin` of the k-th best.
+            k: Number of hits that the search wants.
+            margin: Difference in similarity per query token.
         """
         similarities = self.codebook.similarities(np.asarray(tokens, np.float32))
         scores = self.scores(similarities)
@@ -153,7 +157,7 @@ class PostingLists:
 
 
 def _largest(values: NDArray[np.float32], n: int) -> Positions:
-    """Places of the n largest values, the largest first."""
+    """Return the positions of the n largest values, the largest first."""
     positions = np.arange(len(values))
     if n < len(values):
         positions = _not_small(values, n)
@@ -162,7 +166,7 @@ def _largest(values: NDArray[np.float32], n: int) -> Positions:
 
 
 def _not_small(values: NDArray[np.float32], n: int) -> Positions:
-    """Places, in rising order, that the n largest values are among: few of them, mostly, so that few are sorted."""
+    """Return rising positions that include the n largest values: usually few, so that few have to be sorted."""
     sample = values[::_SAMPLED]
     rank = 2 * n // _SAMPLED + 1
     if rank < len(sample):
@@ -173,17 +177,17 @@ def _not_small(values: NDArray[np.float32], n: int) -> Positions:
 
 
 class PostingListLoader:
-    """The centroid lists of one index: reads them and hands them out over a version of the table."""
+    """Loads the centroid lists of one index and moves them to newer versions of the table. May be shared by threads."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._loading = threading.Lock()
-        # What the lists were made of, by its name, and the lists, by the version they were last moved to.
+        # The assignments by their name, and the lists by the version that they were last moved to.
         self._assignments: tuple[str, Assignments | None] | None = None
         self._lists: tuple[int, PostingLists | None] = (-1, None)
 
     def bytes_held(self, snapshot: Snapshot) -> int:
-        """Bytes in memory of the lists over a version, about."""
+        """Return approximately how many bytes the lists over a version take in memory."""
         with self._loading:
             assignments = self._read(snapshot)
         if assignments is None:
@@ -191,7 +195,7 @@ class PostingListLoader:
         return 6 * len(assignments.centroids) + 24 * len(assignments) + 5 * assignments.codebook.centroids.size
 
     def over(self, documents: CachedVersion) -> PostingLists | None:
-        """The lists over this version; None if there are none."""
+        """Return the lists over this version; None if the index has none."""
         with self._loading:
             version, lists = self._lists
             if version != documents.snapshot.version:

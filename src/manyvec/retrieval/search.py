@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manyvec.evidence.pages import PageEvidence, explain_pages
 from manyvec.evidence.text import Evidence, explain
@@ -19,10 +18,16 @@ from manyvec.types import Hit
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import ScoredPositions, Scores, top_k
 
+AnyEvidence: TypeAlias = "Evidence | PageEvidence"
+
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What a search is to give; see `Index.search`, and for `crops_images` `PageEvidence`."""
+    """Options of `Index.search`, checked.
+
+    Attributes:
+        crops_images: Whether the encoder looks at the middle square of an image only; see `PageEvidence`.
+    """
 
     k: int
     depth: int | None = None
@@ -31,73 +36,107 @@ class SearchOptions:
     crops_images: bool = False
 
 
+@dataclass(frozen=True)
+class _Ranking:
+    """The best documents for one query, best first: positions, MaxSim, and the score they are ordered by."""
+
+    positions: Positions
+    scores: Scores
+    final_scores: Scores
+
+
 def search(
-    scope: Scope, candidates: Candidates, queries: Sequence[str], tokens: TokenBatch, wanted: SearchOptions
+    scope: Scope, candidates: Candidates, queries: Sequence[str], tokens: TokenBatch, options: SearchOptions
 ) -> list[list[Hit]]:
-    """Hits of each query, given as texts and as token vectors, over the version and the documents in scope."""
-    with stage("candidates"):
-        matched = [_lexical(text, scope, wanted) for text in queries]
-        found = [
-            candidates.find(Query(text, tokens[i], matched[i] if wanted.lexical_weight else None), scope, wanted.depth)
-            for i, text in enumerate(queries)
-        ]
-    hits = []
-    for i, (positions, scores) in enumerate(_scored(scope, tokens, found, matched, wanted)):
-        final = scores
-        if wanted.lexical_weight:
-            bm25 = np.zeros(len(positions), np.float32)
-            bm25[np.searchsorted(positions, matched[i].positions)] = matched[i].scores
-            final = mixed(scores / max(1, len(tokens[i])), bm25, wanted.lexical_weight)
-        best = top_k(final, scope.documents.states.ids[positions], wanted.k)
-        hits.append(_hits(scope, positions[best], scores[best], final[best], queries[i], tokens.select([i]), wanted))
-    return hits
+    """Search the documents in scope.
+
+    Args:
+        scope: Version of the table, and the documents in it that pass the filter.
+        candidates: First stage that chooses the documents to score.
+        queries: Query strings.
+        tokens: Token vectors of the queries, in the same order.
+        options: What the search is to return.
+
+    Returns:
+        Hits of each query, best first.
+    """
+    matches = _bm25_matches(queries, scope, options)
+    chosen = _candidates(candidates, queries, tokens, matches, scope, options)
+    scored = _exact_scores(scope, tokens, chosen, matches, options)
+    rankings = [_ranked(documents, matches[i], len(tokens[i]), scope, options) for i, documents in enumerate(scored)]
+    return [_hits(scope, ranking, queries[i], tokens.select([i]), options) for i, ranking in enumerate(rankings)]
 
 
-def _scored(
+@stage("candidates")
+def _bm25_matches(queries: Sequence[str], scope: Scope, options: SearchOptions) -> list[ScoredPositions]:
+    """Return BM25's best documents for each query; no documents if BM25 takes no part in the score."""
+    limit = max(LEXICAL_DEPTH, options.k) if options.lexical_weight else 0
+    return [scope.documents.match(query, limit, scope.where) for query in queries]
+
+
+@stage("candidates")
+def _candidates(
+    candidates: Candidates,
+    queries: Sequence[str],
+    tokens: TokenBatch,
+    matches: Sequence[ScoredPositions],
+    scope: Scope,
+    options: SearchOptions,
+) -> list[Positions | None]:
+    """Return the positions to score for each query; None for all documents in scope."""
+    return [
+        candidates.find(Query(text, tokens[i], matches[i] if options.lexical_weight else None), scope, options.depth)
+        for i, text in enumerate(queries)
+    ]
+
+
+def _exact_scores(
     scope: Scope,
     tokens: TokenBatch,
-    found: Sequence[Positions | None],
-    matched: Sequence[ScoredPositions],
-    wanted: SearchOptions,
+    chosen: Sequence[Positions | None],
+    matches: Sequence[ScoredPositions],
+    options: SearchOptions,
 ) -> list[ScoredPositions]:
-    """For each query documents and their MaxSim; in rising order where BM25 takes part."""
-    resident, scorer = scope.documents, scope.scorer
-    # Where the same documents are meant for all queries, they are scored in one pass.
-    is_one_pass = all(positions is None for positions in found)
-    if is_one_pass and not wanted.lexical_weight:
-        return resident.best(scorer, tokens, wanted.k, scope.passing)
-    everything = np.arange(len(resident)) if scope.passing is None else scope.passing
+    """Return documents and their MaxSim for each query: all that were chosen, or at least the best `k` of them.
+
+    Positions rise where BM25 takes part.
+    """
+    documents, scorer = scope.documents, scope.scorer
+    # Documents that all queries share are scored in one pass.
+    is_one_pass = all(positions is None for positions in chosen)
+    if is_one_pass and not options.lexical_weight:
+        return documents.best(scorer, tokens, options.k, scope.passing)
+    everything = np.arange(len(documents)) if scope.passing is None else scope.passing
     if is_one_pass:
-        return [ScoredPositions(everything, scores) for scores in resident.score(scorer, tokens, scope.passing)]
+        return [ScoredPositions(everything, scores) for scores in documents.score(scorer, tokens, scope.passing)]
     scored = []
-    for i, positions in enumerate(found):
-        chosen = everything if positions is None else np.union1d(positions, matched[i].positions)
-        scored.append(ScoredPositions(chosen, resident.score(scorer, tokens.select([i]), chosen)[0]))
+    for i, positions in enumerate(chosen):
+        positions = everything if positions is None else np.union1d(positions, matches[i].positions)
+        scored.append(ScoredPositions(positions, documents.score(scorer, tokens.select([i]), positions)[0]))
     return scored
 
 
-def _lexical(text: str, scope: Scope, wanted: SearchOptions) -> ScoredPositions:
-    """The documents in scope that have the query's words best, and their BM25; none where BM25 does not take part."""
-    limit = max(LEXICAL_DEPTH, wanted.k) if wanted.lexical_weight else 0
-    return scope.documents.match(text, limit, scope.where)
+def _ranked(
+    scored: ScoredPositions, matches: ScoredPositions, n_query_tokens: int, scope: Scope, options: SearchOptions
+) -> _Ranking:
+    """Order documents by MaxSim, or by its mix with BM25, and keep the best `k`."""
+    positions, scores = scored
+    final_scores = scores
+    if options.lexical_weight:
+        bm25 = np.zeros(len(positions), np.float32)
+        bm25[np.searchsorted(positions, matches.positions)] = matches.scores
+        final_scores = mixed(scores / max(1, n_query_tokens), bm25, options.lexical_weight)
+    best = top_k(final_scores, scope.documents.states.ids[positions], options.k)
+    return _Ranking(positions[best], scores[best], final_scores[best])
 
 
-def _hits(
-    scope: Scope,
-    positions: Positions,
-    scores: Scores,
-    final: Scores,
-    query: str,
-    tokens: TokenBatch,
-    wanted: SearchOptions,
-) -> list[Hit]:
-    snapshot = scope.documents.snapshot
-    row_ids: NDArray[np.int64] = scope.documents.states.row_ids[positions]
-    rows = snapshot.texts(row_ids, spans=wanted.evidence)
-    found: Sequence[Evidence | PageEvidence | None] = [None] * len(rows)
-    if wanted.evidence and rows:
-        found = _evidence(scope, positions, rows, query, tokens, wanted)
-    columns = zip(rows, scores.tolist(), final.tolist(), found, strict=True)
+def _hits(scope: Scope, ranking: _Ranking, query: str, tokens: TokenBatch, options: SearchOptions) -> list[Hit]:
+    row_ids = scope.documents.states.row_ids[ranking.positions]
+    rows = scope.documents.snapshot.texts(row_ids, spans=options.evidence)
+    evidence: Sequence[AnyEvidence | None] = [None] * len(rows)
+    if options.evidence and rows:
+        evidence = _evidence(scope, ranking.positions, rows, query, tokens, options)
+    columns = zip(rows, ranking.scores.tolist(), ranking.final_scores.tolist(), evidence, strict=True)
     return [
         Hit(
             id=row["id"],
@@ -107,10 +146,10 @@ def _hits(
             similarity=score / tokens.n_tokens,
             rank=rank,
             evidence=why,
-            final_score=order,
+            final_score=final_score,
             is_page=row["is_page"],
         )
-        for rank, (row, score, order, why) in enumerate(columns, start=1)
+        for rank, (row, score, final_score, why) in enumerate(columns, start=1)
     ]
 
 
@@ -120,22 +159,25 @@ def _evidence(
     rows: Sequence[dict[str, Any]],
     query: str,
     tokens: TokenBatch,
-    wanted: SearchOptions,
-) -> list[Evidence | PageEvidence]:
-    """Of each row, of the version that was searched: of a text in its characters, of a page in its patches."""
-    resident = scope.documents
-    held = resident.tokens(positions)
-    documents = TokenBatch.unchecked(held.vectors, held.offsets, np.concatenate([row["spans"] for row in rows]))
-    if not any(row["is_page"] for row in rows):
+    options: SearchOptions,
+) -> list[AnyEvidence]:
+    """Explain each row from the version that was searched: a text by its characters, a page by its patches."""
+    vectors = scope.documents.tokens(positions)
+    documents = TokenBatch.unchecked(vectors.vectors, vectors.offsets, np.concatenate([row["spans"] for row in rows]))
+    texts = [i for i, row in enumerate(rows) if not row["is_page"]]
+    pages = [i for i, row in enumerate(rows) if row["is_page"]]
+    if not pages:
         return [*explain(query, tokens, [row["text"] for row in rows], documents)]
-    found: dict[int, Evidence | PageEvidence] = {}
-    if texts := [i for i, row in enumerate(rows) if not row["is_page"]]:
-        written = [rows[i]["text"] for i in texts]
-        found |= zip(texts, explain(query, tokens, written, documents.select(texts)), strict=True)
-    if pages := [i for i, row in enumerate(rows) if row["is_page"]]:
-        row_ids = resident.states.row_ids[positions[pages]]
-        images = [image or b"" for image in resident.snapshot.images(row_ids)]
-        pairs = [(rows[i]["text"], image) for i, image in zip(pages, images, strict=True)]
-        explained = explain_pages(query, tokens, pairs, documents.select(pages), are_cropped=wanted.crops_images)
-        found |= zip(pages, explained, strict=True)
-    return [found[i] for i in range(len(rows))]
+    explained: dict[int, AnyEvidence] = {}
+    if texts:
+        explained |= zip(
+            texts, explain(query, tokens, [rows[i]["text"] for i in texts], documents.select(texts)), strict=True
+        )
+    images = scope.documents.snapshot.images(scope.documents.states.row_ids[positions[pages]])
+    captioned = [(rows[i]["text"], image or b"") for i, image in zip(pages, images, strict=True)]
+    explained |= zip(
+        pages,
+        explain_pages(query, tokens, captioned, documents.select(pages), are_cropped=options.crops_images),
+        strict=True,
+    )
+    return [explained[i] for i in range(len(rows))]

@@ -1,0 +1,184 @@
+"""Read one index: hold its newest version in memory, score it and search it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from manyvec.errors import StoreError
+from manyvec.retrieval.candidates import Candidates, Query, Scope
+from manyvec.retrieval.centroid_lists import PostingListLoader
+from manyvec.retrieval.search import SearchOptions, search
+from manyvec.storage.cache import CachedVersion
+from manyvec.storage.table import Store
+from manyvec.timing import stage
+from manyvec.types import Hit
+from manyvec.vectors.batch import TokenBatch
+from manyvec.vectors.cuda import scorer_on
+from manyvec.vectors.maxsim import Scorer, Scores
+
+T = TypeVar("T")
+# Scores of query-document pairs that are held at a time: 64 MB.
+_MAX_SCORES = 16 * 2**20
+
+
+def scorer_for(device: str, score_device: str | None = None) -> Scorer | None:
+    """Return the scorer for the devices that a user named; None for `auto`, which `IndexReader` decides.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    # Documents are scored on the CPU or on CUDA.
+    chosen = score_device if score_device is not None else "cpu" if device == "mps" else device
+    return None if chosen == "auto" else scorer_on(chosen)
+
+
+class IndexReader:
+    """Searches an index, always in its newest version. May be shared by threads.
+
+    Args:
+        store: Table of the index.
+        scorer: Computes the exact scores. None for one on CUDA if torch finds it, else on the CPU; torch is imported to
+            find out, so this waits for the first search.
+        cache_bytes: Memory budget; see `Index.create`.
+    """
+
+    def __init__(self, store: Store, scorer: Scorer | None, cache_bytes: int) -> None:
+        self.lists = PostingListLoader(store)
+        self._store = store
+        self._scorer = scorer
+        self._cache_bytes = cache_bytes
+        self._cached: CachedVersion | None = None
+        self._loading = threading.Lock()
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer in use, chosen at the first use if it was not passed."""
+        if self._scorer is None:
+            import torch
+
+            self._scorer = scorer_on("cuda" if torch.cuda.is_available() else "cpu")
+        return self._scorer
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of token vectors in memory."""
+        return self._cached.bytes_held if self._cached else 0
+
+    @stage("fetch")
+    def current(self) -> CachedVersion:
+        """Return the newest version of the table, with as many token vectors in memory as the budget allows."""
+        cached = self._cached
+        if cached is not None and cached.snapshot.version == self._store.version:
+            return cached
+        with self._loading:
+            snapshot = self._store.snapshot()
+            if self._cached is None or self._cached.snapshot.version != snapshot.version:
+                budget = self._cache_bytes - self.lists.bytes_held(snapshot)
+                load = CachedVersion.load if self._cached is None else self._cached.refreshed
+                self._cached = load(snapshot, budget)
+            return self._cached
+
+    def ids(self, where: str | None = None) -> list[str]:
+        """Return the ids of all documents, or of those for which an SQL condition holds, sorted."""
+        snapshot = self._store.snapshot()
+        states = snapshot.states()
+        passing = states.ids if where is None else states.ids[np.isin(states.row_ids, snapshot.row_ids(where))]
+        return sorted(passing.tolist())
+
+    def token_vectors(self, ids: Sequence[str]) -> TokenBatch:
+        """Return one entry for each id, in this order; an unknown id has no tokens."""
+        snapshot = self._store.snapshot()
+        rows = {id: stored.row_id for id, stored in snapshot.find(list(dict.fromkeys(ids))).items()}
+        nothing = TokenBatch.unchecked(np.empty((0, self._store.manifest.dim), np.float16), np.zeros(2, np.int64))
+        stored = TokenBatch.concatenate([snapshot.tokens(list(rows.values())), nothing]) if rows else nothing
+        positions = {id: position for position, id in enumerate(rows)}
+        return stored.select([positions.get(id, len(rows)) for id in ids])
+
+    def search(
+        self,
+        queries: Sequence[str],
+        tokens: TokenBatch,
+        candidates: Candidates,
+        options: SearchOptions,
+        where: str | None = None,
+    ) -> list[list[Hit]]:
+        """Return the hits of each query.
+
+        Args:
+            queries: Query strings.
+            tokens: Token vectors of the queries, in the same order.
+            candidates: First stage that chooses the documents to score.
+            options: What the search is to return.
+            where: Filter as SQL.
+        """
+
+        def search_version(version: CachedVersion) -> list[list[Hit]]:
+            scope = self._scope(version, where, options.k)
+            hits: list[list[Hit]] = []
+            for part in _parts(len(queries), len(version)):
+                of_part = tokens.select(np.arange(part.start, part.stop))
+                hits += search(scope, candidates, queries[part], of_part, options)
+            return hits
+
+        return self._in_newest(search_version)
+
+    def score(self, tokens: TokenBatch, ids: Sequence[str], text_hashes: Sequence[str | None]) -> Scores:
+        """Return the exact scores of documents by id, all of one version; see `Index.score`.
+
+        Args:
+            tokens: Token vectors of one query.
+            ids: (n,) ids of documents.
+            text_hashes: (n,) hashes of the texts that count as known; None for any text.
+        """
+
+        def score_version(version: CachedVersion) -> Scores:
+            stored = version.snapshot.find(list(dict.fromkeys(ids)))
+            rows = {
+                i: stored[id].row_id
+                for i, (id, text_hash) in enumerate(zip(ids, text_hashes, strict=True))
+                if id in stored and text_hash in (None, stored[id].text_hash)
+            }
+            scores = np.full(len(ids), np.nan, np.float32)
+            if rows:
+                positions = version.positions(np.array([*rows.values()], np.int64))
+                distinct, again = np.unique(positions, return_inverse=True)
+                scores[[*rows]] = version.score(self.scorer, tokens, distinct)[0][again]
+            return scores
+
+        return self._in_newest(score_version)
+
+    def rank(
+        self, queries: Sequence[str], tokens: TokenBatch, candidates: Candidates, depth: int, where: str | None = None
+    ) -> list[list[str]]:
+        """Return the ids that a first stage finds by itself for each query, best first; see `Index.rank`."""
+        scope = self._scope(self.current(), where)
+        found = [candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
+        ids = scope.documents.states.ids
+        return [ids[slice(None) if positions is None else positions].tolist() for positions in found]
+
+    @stage("candidates")
+    def _scope(self, version: CachedVersion, where: str | None, k: int = 0) -> Scope:
+        passing = None if where is None else version.passing(where)
+        return Scope(version, self.lists, where, passing, k, self.scorer)
+
+    def _in_newest(self, work: Callable[[CachedVersion], T]) -> T:
+        """Do work on the newest version, and once more if that version was removed meanwhile."""
+        version = self.current()
+        try:
+            return work(version)
+        except StoreError:
+            # Another process may have removed this version during the search; a newer one is as good an answer.
+            if self._store.version == version.snapshot.version:
+                raise
+            return work(self.current())
+
+
+def _parts(n_queries: int, n_documents: int) -> Iterator[slice]:
+    """Yield runs of queries whose scores fit into memory together."""
+    size = max(1, _MAX_SCORES // max(1, n_documents))
+    for start in range(0, n_queries, size):
+        yield slice(start, min(start + size, n_queries))
