@@ -52,13 +52,7 @@ class Index:
     """
 
     def __init__(
-        self,
-        store: Store,
-        encoder: Encoder | None,
-        *,
-        cache_bytes: int,
-        device: str,
-        scorer: Scorer | None,
+        self, store: Store, encoder: Encoder | None, *, cache_bytes: int, device: str, scorer: Scorer | None
     ) -> None:
         self.candidates: Candidates = Auto()
         self.cache_bytes = cache_bytes
@@ -267,7 +261,7 @@ class Index:
         Returns:
             One entry for each id, in this order. An id may occur more than once; an unknown id has no tokens.
         """
-        return self._reader.token_vectors(checklist(dict.fromkeys(check_ids(ids))))
+        return self._reader.token_vectors(check_ids(ids))
 
     def delete(self, ids: str | Sequence[str] | None = None, *, filter: FilterLike | None = None) -> int:
         """Delete documents by id, or all that pass a filter.
@@ -283,7 +277,7 @@ class Index:
         with self._writing:
             if ids is None:
                 return self._store.delete(self._where(filter) or "true")
-            return sum(self._store.delete(where) for where in where_ids(list(dict.fromkeys(check_ids(ids)))))
+            return sum(self._store.delete(where) for where in where_ids(check_ids(ids)))
 
     def count(self, filter: FilterLike | None = None) -> int:
         """Return the number of documents, or of those that pass a filter."""
@@ -363,7 +357,7 @@ class Index:
             query without tokens.
         """
         tokens = self._encode_queries([check_query(query)]) if isinstance(query, str) else query
-        ids = checklist(dict.fromkeys(check_ids(ids)))
+        ids = check_ids(ids)
         return self._reader.score(tokens, ids, [None] * len(ids) if texts is None else [*map(content_hash, texts)])
 
     def rank(
