@@ -1,4 +1,4 @@
-"""The page of `manyvec serve` in a real headless Chromium: what people type, see, point at and choose."""
+"""The web page of `manyvec serve` in a headless Chromium: typing, pointing, filtering and reading."""
 
 import io
 import os
@@ -70,7 +70,7 @@ def chromium(tmp_path_factory):
 
 
 class Page:
-    """What a person does with the page."""
+    """Drives the page as a person would."""
 
     def __init__(self, driver, url):
         self.driver = driver
@@ -101,7 +101,7 @@ class Page:
     def point_at(self, target):
         ActionChains(self.driver).move_to_element(target).perform()
 
-    def complaints(self):
+    def log_messages(self):
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
@@ -111,8 +111,8 @@ def page(chromium, index, running):
         page = Page(chromium, url)
         page.wait(lambda: "places: 4 documents" in page.one("#about").text)
         yield page
-        # A policy that was broken, or an error in the script, would be said here.
-        assert page.complaints() == []
+        # Violations of the content security policy and script errors are logged here.
+        assert page.log_messages() == []
         chromium.get("about:blank")
 
 
@@ -124,7 +124,7 @@ def test_typing_a_query_shows_hits_with_highlights_and_times(page):
     assert [part.text.split()[0] for part in page.all(".legend li")] == [
         "encode", "candidates", "fetch", "score", "evidence", "other",
     ]  # fmt: skip
-    # Emoji before it are several code points and more UTF-16 units: a wrong count would mark other letters.
+    # The emoji before it have several code points and more UTF-16 units: a wrong count would mark other letters.
     assert [mark.text for mark in page.all(".hit:nth-child(2) mark")] == ["capital", "of", "France"]
     assert page.one(".hit:nth-child(2) .text").text == "👩‍🔬👍🏽 Paris is the capital of France."
     assert "capital of France" in page.one(".hit:nth-child(1) .text").text
@@ -137,12 +137,12 @@ def test_a_highlight_is_stronger_the_more_similar_the_words_are(page):
         mark.text: float(mark.value_of_css_property("background-color").rpartition(",")[2].strip(" )"))
         for mark in page.all(".hit:nth-child(1) mark")
     }
-    # An equal word takes the whole strength; what `borough` found is as good as unlike.
+    # An equal word has full strength; the match of `borough` is hardly similar.
     assert strengths["Paris"] == pytest.approx(0.8, abs=0.01)
     assert min(strengths.values()) < 0.5
 
 
-def test_pointing_at_a_highlight_says_which_word_of_the_query_matched(page):
+def test_pointing_at_a_highlight_shows_which_word_of_the_query_matched(page):
     page.search("capital")
     page.wait(page.ids)
     assert not page.one("#tip").is_displayed()
@@ -153,14 +153,14 @@ def test_pointing_at_a_highlight_says_which_word_of_the_query_matched(page):
     page.wait(lambda: not page.one("#tip").is_displayed())
 
 
-def test_pointing_at_a_word_of_the_query_traces_it_in_the_text(page):
+def test_pointing_at_a_word_of_the_query_outlines_its_match_in_the_text(page):
     page.search("France capital")
     page.wait(page.ids)
     page.point_at(page.one(".hit .words li"))
     page.wait(lambda: [mark.text for mark in page.all("mark.traced")] == ["France"])
 
 
-def test_filters_are_built_from_the_declared_columns_and_narrow_the_hits(page):
+def test_filter_controls_follow_the_declared_columns_and_filter_the_hits(page):
     assert [shown.text for shown in page.all(".filter legend")] == ["lang", "year", "open"]
     page.search("Paris")
     page.wait(lambda: len(page.ids()) == 4)
@@ -175,7 +175,7 @@ def test_filters_are_built_from_the_declared_columns_and_narrow_the_hits(page):
     page.wait_for("hauptstadt")
 
 
-def test_a_value_of_a_hit_becomes_a_filter(page):
+def test_clicking_a_metadata_value_filters_by_it(page):
     page.search("Paris")
     page.wait(lambda: len(page.ids()) == 4)
     page.one("button[title='only lang de']").click()
@@ -183,7 +183,7 @@ def test_a_value_of_a_hit_becomes_a_filter(page):
     assert page.one("[data-column=lang]").get_attribute("value") == "de"
 
 
-def test_markup_in_documents_shows_as_text(page):
+def test_markup_in_documents_is_shown_as_text(page):
     page.search("attack script onerror")
     page.wait(page.ids)
     first = page.one(".hit")
@@ -195,14 +195,14 @@ def test_markup_in_documents_shows_as_text(page):
     assert page.driver.title == "places · manyvec"
 
 
-def test_markup_in_a_query_shows_as_text(page):
+def test_markup_in_a_query_is_shown_as_text(page):
     page.search(ATTACK)
     page.wait(page.ids)
     assert page.all("#hits img, #hits script") == []
     assert page.driver.title == "places · manyvec"
 
 
-def test_the_whole_text_is_opened_with_its_highlights(page):
+def test_the_whole_text_is_shown_with_its_highlights(page):
     page.search("capital of France")
     page.wait(page.ids)
     assert len(page.one(".hit .text").text) < 600
@@ -213,7 +213,7 @@ def test_the_whole_text_is_opened_with_its_highlights(page):
     page.wait(lambda: len(page.one(".hit .text").text) < 600)
 
 
-def test_a_document_that_changed_since_the_search_is_not_marked_wrongly(page, index):
+def test_a_document_that_changed_since_the_search_is_shown_without_highlights(page, index):
     page.search("capital of France")
     page.wait(page.ids)
     index.add([{"id": "long", "text": LONG.replace("Paris", "Parys")}])
@@ -223,18 +223,18 @@ def test_a_document_that_changed_since_the_search_is_not_marked_wrongly(page, in
     assert page.all(".hit:nth-child(1) mark") == []
 
 
-def test_a_document_that_is_gone_is_said_to_be(page, index):
+def test_a_document_deleted_since_the_search_is_reported(page, index):
     page.search("capital of France")
     page.wait(page.ids)
     index.delete("long")
     page.one(".hit .whole").click()
     page.wait(page.one(".hit .problem").is_displayed)
     assert page.one(".hit .problem").text == "This document was deleted since the search."
-    # Chromium notes every 404.
-    assert len(page.complaints()) == 1
+    # Chromium logs every 404.
+    assert len(page.log_messages()) == 1
 
 
-def test_a_mistake_is_said_and_nothing_found_is_said(page):
+def test_errors_and_empty_results_are_shown(page):
     page.search("x" * 3000)
     page.wait(page.ids)
     page.one("[data-column=year][data-op='<=']").send_keys("1000\n")
@@ -243,7 +243,7 @@ def test_a_mistake_is_said_and_nothing_found_is_said(page):
     page.one("[data-column=year][data-op='<=']").send_keys("1.5e300\n")
     page.wait(lambda: page.all("#status.failed"))
     assert "64 bits" in page.one("#status").text
-    assert len(page.complaints()) == 1
+    assert len(page.log_messages()) == 1
 
 
 def test_the_page_asks_for_the_token(chromium, index, running):
@@ -260,7 +260,7 @@ def test_the_page_asks_for_the_token(chromium, index, running):
 
 
 def picture(size, *squares):
-    """The bytes of a white page with squares of 16 pixels of these colours at these (row, column)."""
+    """Return the file of a white page with squares of 16 pixels, given as (color, row, column)."""
     image = pytest.importorskip("PIL.Image").new("RGB", size, "white")
     for color, row, column in squares:
         image.paste(color, (16 * column, 16 * row, 16 * column + 16, 16 * row + 16))
@@ -283,11 +283,11 @@ def pages(tmp_path):
 
 
 def pixel(page, position, x, y):
-    """[red, green, blue] that the canvas of the hit at this place, from 0, shows; None while it shows nothing."""
+    """Return [red, green, blue] of a pixel of the hit at this position, counted from 0; None while it is not drawn."""
     script = """
         const canvas = document.querySelectorAll('.hit')[arguments[0]].querySelector('.page canvas');
         const copy = Object.assign(document.createElement('canvas'), {width: canvas.width, height: canvas.height});
-        // Chromium would complain of our reading from the page's own canvas again and again.
+        // Chromium logs a warning for repeated reads of the page's own canvas.
         const context = copy.getContext('2d', {willReadFrequently: true});
         context.drawImage(canvas, 0, 0);
         return [...context.getImageData(arguments[1], arguments[2], 1, 1).data];
@@ -296,42 +296,42 @@ def pixel(page, position, x, y):
     return color if opacity else None
 
 
-def test_a_page_is_painted_with_the_map_of_all_words_and_of_the_one_pointed_at(chromium, pages, running):
+def test_a_page_is_overlaid_with_the_map_of_all_words_or_of_the_word_pointed_at(chromium, pages, running):
     with running(create_app(pages)) as url:
         page = Page(chromium, url)
         page.wait(lambda: "pages: 3 documents" in page.one("#about").text)
         page.search("red blue")
         page.wait(lambda: len(page.ids()) == 3 and pixel(page, 0, 0, 0))
         assert page.ids()[:2] == ["a/page", "bare"]
-        # Blue under the strongest tint, (255, 96, 48), turns dark; red stays red; far from both, paper stays white.
+        # Blue under the strongest tint, (255, 96, 48), turns dark, red stays red, and the rest stays white.
         assert pixel(page, 0, 88, 56) == pytest.approx([0, 0, 48], abs=4)
         assert pixel(page, 0, 24, 24) == pytest.approx([255, 0, 0], abs=4)
         assert min(pixel(page, 0, 56, 8)) > 240
         page.point_at(page.one(".hit .words li"))
-        # The map of "red" leaves blue nearly as it is.
+        # The map of "red" hardly tints the blue square.
         page.wait(lambda: pixel(page, 0, 88, 56)[2] > 200)
         assert page.one("#tip").text == "red → row 2, column 2: similarity 1.00, adds 1.00"
         page.point_at(page.one("#about"))
         page.wait(lambda: pixel(page, 0, 88, 56)[2] < 60)
         assert not page.all(".hit:nth-child(2) .text")[0].is_displayed()
-        assert page.complaints() == []
+        assert page.log_messages() == []
         chromium.get("about:blank")
 
 
-def test_markup_beside_a_page_shows_as_text(chromium, pages, running):
+def test_markup_in_the_text_of_a_page_is_shown_as_text(chromium, pages, running):
     with running(create_app(pages)) as url:
         page = Page(chromium, f"{url}/?q=blue")
         page.wait(lambda: len(page.ids()) == 3 and pixel(page, 0, 0, 0))
         assert page.one(".hit .text").text == f"caption {ATTACK}"
         assert page.all("#hits script, #hits img") == []
         assert page.driver.title == "pages · manyvec"
-        assert page.complaints() == []
+        assert page.log_messages() == []
         chromium.get("about:blank")
 
 
-def test_a_page_that_changed_or_vanished_since_the_search_is_not_painted_wrongly(chromium, pages, running):
+def test_a_page_changed_or_deleted_since_the_search_is_shown_without_overlay(chromium, pages, running):
     with running(create_app(pages)) as url:
-        # The pages are below the window, and so not asked for before they are looked at.
+        # The pages are below the window, so their images are not requested before the page is scrolled.
         chromium.set_window_size(1100, 1000)
         page = Page(chromium, url)
         page.wait(lambda: "pages: 3 documents" in page.one("#about").text)
@@ -347,8 +347,8 @@ def test_a_page_that_changed_or_vanished_since_the_search_is_not_painted_wrongly
             "This page was deleted since the search.",
         ]
         assert pixel(page, 0, 24, 24) == [0, 128, 0]
-        # Chromium notes every 404.
-        assert len(page.complaints()) == 1
+        # Chromium logs every 404.
+        assert len(page.log_messages()) == 1
         chromium.get("about:blank")
 
 

@@ -1,4 +1,4 @@
-"""`manyvec serve` and `manyvec mcp`: real servers, asked by an HTTP client and by the official MCP client."""
+"""`manyvec serve` and `manyvec mcp`: real servers, called by an HTTP client and by the official MCP client."""
 
 import io
 import json
@@ -20,7 +20,9 @@ mcp = pytest.importorskip("mcp", reason="needs the serve extra: pip install 'man
 
 from mcp.client.streamable_http import streamable_http_client  # noqa: E402
 
+from manyvec.server.api import Api  # noqa: E402
 from manyvec.server.app import create_app  # noqa: E402
+from manyvec.server.records import SearchRequest  # noqa: E402
 
 TOKEN = "a-token-of-enough-characters"
 DOCUMENTS = [
@@ -66,7 +68,7 @@ def guarded_url(index, running):
 
 @pytest.fixture(scope="module")
 def db(tmp_path_factory):
-    """An index that a new process can open: its model is the packaged one."""
+    """Path of an index that a new process can open, because its model is installed with manyvec."""
     db = tmp_path_factory.mktemp("serve") / "minilm"
     Index.create(db, "minilm").add([{"id": "bread", "text": "Bread is baked from flour. It is eaten warm."}])
     return str(db)
@@ -76,12 +78,11 @@ def search(client, query, **request):
     return client.post("/api/search", json={"query": query, **request})
 
 
-def test_a_search_answers_hits_with_evidence(client):
-    answer = search(client, "capital of France", k=1).json()
-    (hit,) = answer["hits"]
+def test_a_search_returns_hits_with_evidence(client):
+    (hit,) = search(client, "capital of France", k=1).json()["hits"]
     assert (hit["id"], hit["rank"], hit["metadata"]) == ("paris", 1, DOCUMENTS[1]["metadata"])
     assert hit["score"] == pytest.approx(3, abs=0.01)
-    # Five code points before Paris: a woman, a joiner, a microscope and a space are four of them.
+    # Spans count code points: the emoji is three of them, so "capital" starts at character 17.
     assert [(w["word"], w["text"], w["span"]) for w in hit["words"]] == [
         ("capital", "capital", [17, 24]),
         ("of", "of", [25, 27]),
@@ -91,7 +92,7 @@ def test_a_search_answers_hits_with_evidence(client):
     assert sum(w["share"] for w in hit["words"]) + hit["unshown"] == pytest.approx(hit["score"], abs=0.001)
 
 
-def test_a_search_says_how_long_each_stage_took(client):
+def test_a_search_reports_the_time_of_each_stage(client):
     taken = search(client, "capital").json()["milliseconds"]
     assert set(taken) == {"encode", "candidates", "fetch", "score", "evidence", "total"}
     assert min(taken.values()) >= 0
@@ -112,13 +113,13 @@ def test_a_search_says_how_long_each_stage_took(client):
         ([("open", "==", False)], {"paris"}),
     ],
 )
-def test_conditions_narrow_a_search(client, conditions, expected):
-    written = [{"column": column, "op": op, "value": value} for column, op, value in conditions]
-    assert {hit["id"] for hit in search(client, "is", filter=written).json()["hits"]} == expected
+def test_conditions_filter_a_search(client, conditions, expected):
+    records = [{"column": column, "op": op, "value": value} for column, op, value in conditions]
+    assert {hit["id"] for hit in search(client, "is", filter=records).json()["hits"]} == expected
 
 
 @pytest.mark.parametrize(
-    ("request_body", "status", "said"),
+    ("request_body", "status", "message"),
     [
         ({"query": "a", "k": 0}, 422, "greater than or equal to 1"),
         ({"query": "a", "k": 101}, 422, "less than or equal to 100"),
@@ -135,33 +136,33 @@ def test_conditions_narrow_a_search(client, conditions, expected):
         ({"query": "a", "filter": [{"column": "year", "value": 1}] * 21}, 422, "at most 20"),
     ],
 )
-def test_a_request_that_cannot_be_answered_is_told_why(client, request_body, status, said):
+def test_an_invalid_request_gets_an_error_that_names_the_problem(client, request_body, status, message):
     response = client.post("/api/search", json=request_body)
     assert response.status_code == status
-    assert said in json.dumps(response.json(), ensure_ascii=False)
+    assert message in json.dumps(response.json(), ensure_ascii=False)
 
 
-def test_what_is_no_text_no_json_or_too_large_is_refused(client):
+def test_invalid_unicode_invalid_json_other_types_and_large_bodies_are_refused(client):
     json_type = {"Content-Type": "application/json"}
     assert client.post("/api/search", content=b'{"query": "\\ud800"}', headers=json_type).status_code == 422
     assert client.post("/api/search", content=b"{", headers=json_type).status_code == 422
-    # Forms of other sites can send this type without asking first.
+    # Forms of other sites can send this type without a CORS preflight request.
     assert client.post("/api/search", content=b'{"query": "a"}', headers={"Content-Type": "text/plain"}).is_error
     for path in ("/api/search", "/mcp"):
         large = client.post(path, content=b" " * 70_000, headers=json_type | {"Accept": "application/json"})
         assert large.status_code == 413
 
 
-def test_an_empty_query_and_an_empty_answer_are_no_errors(client):
+def test_an_empty_query_and_an_empty_result_are_not_errors(client):
     assert search(client, "").json()["hits"] == []
     assert search(client, "a", filter=[{"column": "year", "op": ">", "value": 3000}]).json()["hits"] == []
 
 
 @pytest.mark.parametrize("path", ["de/berlin", "de%2Fberlin", "paris", "bread%3F"])
-def test_a_document_is_read_by_its_id_whatever_signs_it_has(client, path):
-    answer = client.get(f"/api/documents/{path}").json()
-    (document,) = [d for d in DOCUMENTS if d["id"] == answer["id"]]
-    assert (answer["text"], answer["n_chars"]) == (document["text"], len(document["text"]))
+def test_a_document_is_read_by_its_id_whatever_characters_it_contains(client, path):
+    response = client.get(f"/api/documents/{path}").json()
+    (document,) = [d for d in DOCUMENTS if d["id"] == response["id"]]
+    assert (response["text"], response["n_chars"]) == (document["text"], len(document["text"]))
 
 
 def test_a_part_of_a_document_can_be_read(client):
@@ -172,16 +173,22 @@ def test_a_part_of_a_document_can_be_read(client):
     assert (missing.status_code, missing.json()["detail"]) == (404, 'there is no document "\' OR 1=1 --"')
 
 
-def test_info_and_the_openapi_description(client):
+def test_info_and_the_openapi_description_match_the_index(client):
     info = client.get("/api/info").json()
     assert (info["name"], info["documents"], info["model"]) == ("places", 3, "hash-64")
-    assert info["filters"] == {"year": "int", "lang": "str", "tags": "list[str]", "seen": "datetime", "open": "bool"}
+    assert info["filter_columns"] == {
+        "year": "int",
+        "lang": "str",
+        "tags": "list[str]",
+        "seen": "datetime",
+        "open": "bool",
+    }
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {"/api/search", "/api/documents/{id}", "/api/images/{id}", "/api/info"}
     assert described["components"]["schemas"]["SearchRequest"]["properties"]["k"]["maximum"] == 100
 
 
-def test_documents_without_spans_are_found_and_the_reason_given(tmp_path, running):
+def test_documents_without_spans_are_found_and_the_problem_is_reported(tmp_path, running):
     class Spanless(HashEncoder):
         def encode_documents(self, texts):
             tokens = super().encode_documents(texts)
@@ -200,7 +207,7 @@ def test_documents_without_spans_are_found_and_the_reason_given(tmp_path, runnin
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/api/info", "/nothing"])
-def test_every_answer_binds_the_browser_to_this_page(client, path):
+def test_every_response_restricts_the_browser_to_this_page(client, path):
     headers = client.get(path).headers
     policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
     assert policy["default-src"] == "'none'"
@@ -208,23 +215,23 @@ def test_every_answer_binds_the_browser_to_this_page(client, path):
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_nothing_outside_the_page_is_served(client):
+def test_files_outside_the_page_folder_are_not_served(client):
     for path in ("/../serve.py", "/%2e%2e/serve.py", "/..%2fserve.py", "//etc/passwd", "/page.css/../../serve.py"):
         assert client.get(path).status_code == 404
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.1", "["])
 @pytest.mark.parametrize("path", ["/", "/api/info", "/mcp"])
-def test_a_host_name_that_was_pointed_here_gets_nothing(client, host, path):
+def test_requests_for_other_host_names_are_refused(client, host, path):
     assert client.get(path, headers={"Host": host}).status_code == 421
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8765", "127.0.0.1:1", "127.8.8.8", "[::1]:8765"])
-def test_names_of_this_machine_are_answered(client, host):
+def test_requests_for_names_of_this_machine_are_accepted(client, host):
     assert client.get("/api/info", headers={"Host": host}).status_code == 200
 
 
-def test_pages_of_other_sites_are_refused(client, url):
+def test_requests_from_pages_of_other_sites_are_refused(client, url):
     for path in ("/api/search", "/mcp"):
         for origin in ("https://evil.example", "http://127.0.0.1:1", "null"):
             response = client.post(path, json={"query": "a"}, headers={"Origin": origin})
@@ -233,18 +240,18 @@ def test_pages_of_other_sites_are_refused(client, url):
 
 
 @pytest.mark.parametrize("path", ["/api/info", "/api/documents/paris", "/openapi.json", "/mcp", "/nothing"])
-def test_with_a_token_everything_but_the_page_needs_it(guarded_url, path):
+def test_with_a_token_every_path_but_the_page_needs_it(guarded_url, path):
     with httpx2.Client(timeout=120, base_url=guarded_url) as client:
         assert client.get("/").status_code == client.get("/page.js").status_code == 200
-        for given in ("", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer"):
-            response = client.post(path, headers={"Authorization": given})
+        for credentials in ("", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer"):
+            response = client.post(path, headers={"Authorization": credentials})
             assert (response.status_code, response.json()) == (401, {"detail": "a token is needed"})
         assert client.post(path, headers={"Authorization": f"Bearer {TOKEN}"}).status_code != 401
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "example.com"])
-def test_other_machines_are_listened_to_only_with_a_token(index, host):
-    with pytest.raises(InputError, match="give a token"):
+def test_listening_to_other_machines_needs_a_token(index, host):
+    with pytest.raises(InputError, match="set a token"):
         create_app(index, host=host)
     with pytest.raises(InputError, match="at least 16 are needed"):
         create_app(index, host=host, token="")
@@ -252,7 +259,7 @@ def test_other_machines_are_listened_to_only_with_a_token(index, host):
 
 
 async def check_tools(client, id):
-    """What an agent does: look what there is, search, read, and be told of mistakes."""
+    """Do what an agent does: list the tools, search, read a document, and make mistakes."""
     tools = {tool.name: tool for tool in (await client.list_tools()).tools}
     assert set(tools) == {"search", "get_document"}
     assert tools["search"].input_schema["required"] == ["query"]
@@ -262,14 +269,14 @@ async def check_tools(client, id):
     read = (await client.call_tool("get_document", {"id": hit["id"]})).structured_content
     assert read["text"][hit["start"] : hit["end"]] == hit["passage"]
     assert "flour" in hit["passage"]
-    for tool, arguments, said in (
+    for tool, arguments, message in (
         ("get_document", {"id": "gone"}, "there is no document 'gone'"),
         ("search", {"query": "a", "k": 1000}, "less than or equal to 100"),
         ("search", {"query": "a", "filter": [{"column": "author", "value": "me"}]}, "no filter column 'author'"),
     ):
         failed = await client.call_tool(tool, arguments)
         assert failed.is_error
-        assert said in failed.content[0].text
+        assert message in failed.content[0].text
     return tools
 
 
@@ -282,7 +289,7 @@ async def test_an_agent_uses_the_index_over_http(url):
         assert [hit["id"] for hit in found] == ["paris"]
 
 
-async def test_an_agent_of_an_earlier_protocol_is_served_too(url):
+async def test_an_agent_with_an_earlier_protocol_version_uses_the_index(url):
     async with mcp.Client(f"{url}/mcp", mode="legacy") as client:
         await check_tools(client, "bread?")
 
@@ -322,16 +329,16 @@ def test_the_command_serves_until_it_is_interrupted(db):
     assert process.returncode == 0
 
 
-def test_the_command_refuses_to_listen_to_others_without_a_token(db, capsys, monkeypatch):
+def test_the_command_refuses_to_listen_to_other_machines_without_a_token(db, capsys, monkeypatch):
     monkeypatch.delenv("MANYVEC_TOKEN", raising=False)
     started = time.monotonic()
     assert main(["serve", "--index", db, "--host", "0.0.0.0"]) == 1
-    assert "lets other machines read the index: give a token" in capsys.readouterr().err
+    assert "lets other machines read the index: set a token" in capsys.readouterr().err
     assert time.monotonic() - started < 60
 
 
 def page(*squares, size=(64, 48), kind="PNG"):
-    """A white page with squares of 16 pixels of these colours at these (row, column)."""
+    """Return the file of a white page with squares of 16 pixels, given as (color, row, column)."""
     image = pytest.importorskip("PIL.Image").new("RGB", size, "white")
     for color, row, column in squares:
         image.paste(color, (16 * column, 16 * row, 16 * column + 16, 16 * row + 16))
@@ -360,7 +367,7 @@ def pages_client(pages, running):
         yield client
 
 
-def test_a_hit_on_a_page_has_the_map_of_each_word(pages_client):
+def test_a_hit_that_is_a_page_has_a_heat_map_for_each_word(pages_client):
     hits = {hit["id"]: hit for hit in search(pages_client, "red blue").json()["hits"]}
     red = hits["a/red page"]
     assert (red["page"]["grid"], red["page"]["is_cropped"], red["problem"]) == ([3, 4], False, None)
@@ -368,7 +375,7 @@ def test_a_hit_on_a_page_has_the_map_of_each_word(pages_client):
     assert (word["patch"], word["span"], red["passage"]["text"]) == ([1, 2], None, "<b>caption</b>")
     heat = word["map"]
     assert [len(row) for row in heat] == [4, 4, 4]
-    # Both are rounded.
+    # Both values are rounded.
     assert red["page"]["map"][1][2] == pytest.approx(heat[1][2] + red["words"][1]["map"][1][2], abs=0.002)
     assert heat[1][2] == pytest.approx(1, abs=0.002) and max(heat[0]) < 0.5
     assert all(round(value, 3) == value for row in heat for value in row)
@@ -376,42 +383,42 @@ def test_a_hit_on_a_page_has_the_map_of_each_word(pages_client):
     assert {word["map"] for word in hits["text"]["words"]} == {None}
 
 
-def test_the_maps_of_one_answer_are_bounded_and_the_best_hits_have_theirs(pages_client, monkeypatch):
-    # A page of 3 by 4 patches has a map of the one word, and one of all.
-    monkeypatch.setattr("manyvec.server.api.MAX_MAP_NUMBERS", 24)
-    first, second = [hit for hit in search(pages_client, "red").json()["hits"] if hit["page"]]
-    assert first["words"][0]["map"] is not None and second["words"][0]["map"] is None
+def test_the_heat_maps_of_one_response_are_bounded_and_the_best_hits_have_theirs(pages):
+    # A page of 3 by 4 patches has one map for the only word, and one for all words.
+    response = Api(pages, max_map_numbers=24).search(SearchRequest(query="red"))
+    first, second = [hit for hit in response.hits if hit.page]
+    assert first.words[0].map is not None and second.words[0].map is None
 
 
-def test_the_image_of_a_page_is_given_as_it_is_stored_with_a_type_that_browsers_cannot_run(pages_client):
+def test_an_image_is_sent_as_stored_with_a_content_type_that_browsers_do_not_run(pages_client):
     (hit,) = [hit for hit in search(pages_client, "red").json()["hits"] if hit["id"] == "a/red page"]
-    answer = pages_client.get("/api/images/a%2Fred%20page")
-    assert answer.content == PAGES[0]["image"]
-    assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == ("image/png", "nosniff")
-    assert answer.headers["etag"] == hit["page"]["etag"]
+    response = pages_client.get("/api/images/a%2Fred%20page")
+    assert response.content == PAGES[0]["image"]
+    assert (response.headers["content-type"], response.headers["x-content-type-options"]) == ("image/png", "nosniff")
+    assert response.headers["etag"] == hit["page"]["etag"]
     other = pages_client.get("/api/images/tiff")
     assert (other.headers["content-type"], other.content[:8]) == ("image/png", b"\x89PNG\r\n\x1a\n")
 
 
-def test_what_is_no_page_has_no_image(pages_client):
+def test_a_document_without_an_image_is_not_found_as_an_image(pages_client):
     for id in ("text", "nowhere", "../../etc/passwd"):
-        answer = pages_client.get(f"/api/images/{id}")
-        assert answer.status_code == 404
+        response = pages_client.get(f"/api/images/{id}")
+        assert response.status_code == 404
 
 
-def test_a_page_is_read_as_the_text_beside_it(pages_client):
-    answer = pages_client.get("/api/documents/a/red page").json()
-    assert (answer["text"], answer["is_page"], answer["metadata"]) == ("<b>caption</b>", True, {"page": 1})
+def test_a_page_is_read_as_the_text_stored_with_it(pages_client):
+    response = pages_client.get("/api/documents/a/red page").json()
+    assert (response["text"], response["is_page"], response["metadata"]) == ("<b>caption</b>", True, {"page": 1})
     assert pages_client.get("/api/documents/text").json()["is_page"] is False
 
 
-def test_the_image_of_a_page_needs_the_token(pages, running):
+def test_an_image_needs_the_token(pages, running):
     with running(create_app(pages, token=TOKEN)) as url, httpx2.Client(timeout=120, base_url=url) as client:
         assert client.get("/api/images/tiff").status_code == 401
         assert client.get("/api/images/tiff", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
-async def test_agents_are_told_what_matched_on_a_page_image(pages, running):
+async def test_agents_get_a_note_on_what_matched_on_a_page_image(pages, running):
     with running(create_app(pages)) as url:
         async with mcp.Client(f"{url}/mcp") as client:
             found = await client.call_tool("search", {"query": "red blue", "k": 3})

@@ -1,1 +1,1 @@
-"""An index over HTTP: a web page, a JSON API and an MCP server."""
+"""Offer an index over HTTP and MCP: a web page, a JSON API and tools for agents."""

@@ -1,4 +1,4 @@
-"""The index as an MCP server, for agents: a `search` and a `get_document` tool."""
+"""Offer an index to agents as an MCP server with the tools `search` and `get_document`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field
 
 from manyvec.errors import ManyvecError
-from manyvec.server.api import (
+from manyvec.server.api import Api
+from manyvec.server.records import (
     MAX_HITS,
     MAX_PASSAGE_CHARS,
     MAX_QUERY_CHARS,
-    Api,
     Condition,
     DocumentRecord,
     HitRecord,
     SearchRequest,
 )
 
-_READS_ONLY = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
+_READ_ONLY = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
 class CitedHit(BaseModel):
-    """A document found: `passage` is the part of it that fits the query best, from character `start` to `end`.
+    """A document that matches. `passage` is its best matching part, from character `start` up to `end`.
 
-    Of a page image it is the text beside the image, and `note` says what matched on the image.
+    If the document is a page image, `passage` is the start of the text stored with it, and `note` says how well each
+    word of the query matches the image.
     """
 
     id: str
@@ -44,29 +45,31 @@ class CitedHit(BaseModel):
     note: str | None = None
 
 
-class Found(BaseModel):
+class SearchResult(BaseModel):
     hits: list[CitedHit]
 
 
 def mcp_server(api: Api) -> MCPServer[Any]:
-    """An MCP server over one index; it only reads."""
+    """Return an MCP server over one index. Its tools only read."""
     server = MCPServer[Any]("manyvec", version=package_version("manyvec"), log_level="WARNING")
     columns = json.dumps(api.index.filter_columns, ensure_ascii=False) if api.index.filter_columns else "none"
 
     def search(
-        query: Annotated[str, Field(max_length=MAX_QUERY_CHARS, description="a question, or words to look for")],
-        k: Annotated[int, Field(ge=1, le=MAX_HITS, description="how many hits, at most")] = 5,
-        filter: Annotated[list[Condition] | None, Field(max_length=20)] = None,
+        query: Annotated[str, Field(max_length=MAX_QUERY_CHARS, description="a question, or words to search for")],
+        k: Annotated[int, Field(ge=1, le=MAX_HITS, description="maximum number of hits")] = 5,
+        filter: Annotated[
+            list[Condition] | None, Field(max_length=20, description="conditions that every hit must meet")
+        ] = None,
         passage_chars: Annotated[
-            int, Field(ge=1, le=MAX_PASSAGE_CHARS, description="length of a passage, at most")
+            int, Field(ge=1, le=MAX_PASSAGE_CHARS, description="maximum length of a passage, in characters")
         ] = 600,
-    ) -> Found:
+    ) -> SearchResult:
         request = SearchRequest(query=query, k=k, filter=filter or [], passage_chars=passage_chars)
         try:
             hits = api.search(request).hits
         except ManyvecError as error:
             raise ToolError(str(error)) from error
-        return Found(
+        return SearchResult(
             hits=[
                 CitedHit(
                     id=hit.id,
@@ -85,35 +88,35 @@ def mcp_server(api: Api) -> MCPServer[Any]:
         )
 
     def get_document(
-        id: Annotated[str, Field(description="as `search` gives it")],
-        start: Annotated[int, Field(ge=0, description="first character wanted")] = 0,
-        n_chars: Annotated[int, Field(ge=1, le=100_000, description="how many characters, at most")] = 20_000,
+        id: Annotated[str, Field(description="id of a hit of `search`")],
+        start: Annotated[int, Field(ge=0, description="position of the first character to return")] = 0,
+        n_chars: Annotated[int, Field(ge=1, le=100_000, description="maximum number of characters")] = 20_000,
     ) -> DocumentRecord:
         try:
-            found = api.document(id, start, n_chars)
+            document = api.document(id, start, n_chars)
         except ManyvecError as error:
             raise ToolError(str(error)) from error
-        if found is None:
-            raise ToolError(f"there is no document {id!r}: it may have been deleted since it was found. Search again")
-        return found
+        if document is None:
+            raise ToolError(f"there is no document {id!r}. It may have been deleted since the search: search again.")
+        return document
 
     server.add_tool(
         search,
         title="Search the documents",
-        description="Find the documents that match a query best, each with the passage to quote. "
-        f"Conditions in `filter` must all hold; columns and their types: {columns}.",
-        annotations=_READS_ONLY,
+        description="Find the documents that best match a query, each with a passage to quote. "
+        f"Filter columns and their types: {columns}.",
+        annotations=_READ_ONLY,
     )
     server.add_tool(
         get_document,
         title="Read a document",
-        description="Read a document that `search` found, by its id; long ones in parts. Of a page image (`is_page`) "
-        "only the text beside it can be read here, if it has one.",
-        annotations=_READS_ONLY,
+        description="Read a document by the id that `search` returned; read long documents in parts with `start`. For "
+        "a page image (`is_page`), only the text stored with the image is returned, which may be empty.",
+        annotations=_READ_ONLY,
     )
     return server
 
 
 def _note(hit: HitRecord) -> str:
-    found = ", ".join(f"{word.word} {word.similarity:.2f}" for word in hit.words)
-    return f"This is a page image. How similar the most similar part of it is to each word: {found}"
+    similarities = ", ".join(f"{word.word} {word.similarity:.2f}" for word in hit.words)
+    return f"This is a page image. Similarity of each word of the query to its best matching patch: {similarities}"

@@ -1,16 +1,17 @@
 "use strict";
 
-// Whatever comes from the index is put in as text, never as markup. Spans count code points, as Python does; strings
-// here count UTF-16 units, so texts are taken apart into code points before they are cut.
+// Text of the index is inserted as text nodes, never as markup. Spans count code points, as in Python, while JavaScript
+// strings count UTF-16 units, so strings are split into code points before they are cut.
 
 const $ = (id) => document.getElementById(id);
 const STAGES = ["encode", "candidates", "fetch", "score", "evidence"];
-// What a similarity, from the least on a page to the most, multiplies white paper by; letters stay black. As in pages.py.
+// Colors of a heat map from the lowest similarity on a page to the highest. They multiply the page, so that black letters
+// stay black. The same values as in evidence/pages.py.
 const TINTS = [[0, 255, 255, 255], [0.35, 255, 244, 190], [0.7, 255, 196, 64], [1, 255, 96, 48]];
-// Unlike words of one model are still this similar: below it a highlight would only be noise.
-const FAINTEST = 0.2;
-let running = null;
-const seen = new Map();
+// Unrelated words have about this similarity; highlighting them would be noise.
+const MIN_HIGHLIGHT = 0.2;
+let pendingSearch = null;
+const suggestionsOf = new Map();
 
 function element(tag, properties, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -18,7 +19,7 @@ function element(tag, properties, ...children) {
   return made;
 }
 
-async function ask(path, options) {
+async function requestJson(path, options) {
   return (await request(path, options)).json();
 }
 
@@ -32,33 +33,33 @@ async function request(path, options = {}) {
     $("token").focus();
   }
   const { detail } = await response.json().catch(() => ({}));
-  const said = Array.isArray(detail) ? detail.map((d) => `${d.loc.slice(1).join(".")}: ${d.msg}`).join("; ") : detail;
-  throw Object.assign(new Error(said || `the server answered ${response.status}`), { status: response.status });
+  const message = Array.isArray(detail) ? detail.map((d) => `${d.loc.slice(1).join(".")}: ${d.msg}`).join("; ") : detail;
+  throw Object.assign(new Error(message || `the server responded with status ${response.status}`), { status: response.status });
 }
 
-function say(text, failed = false) {
+function showStatus(text, failed = false) {
   $("status").textContent = text;
   $("status").classList.toggle("failed", failed);
 }
 
 async function start() {
-  const info = await ask("api/info");
+  const info = await requestJson("api/info");
   $("access").hidden = true;
   document.title = `${info.name} · manyvec`;
   $("about").textContent =
     `${info.name}: ${info.documents.toLocaleString()} documents, ` +
     `${info.tokens.toLocaleString()} token vectors of ${info.model}`;
-  $("filters").replaceChildren(...Object.entries(info.filters).map(([name, type]) => filterOf(name, type)));
+  $("filters").replaceChildren(...Object.entries(info.filter_columns).map(([name, type]) => filterOf(name, type)));
   $("filters").hidden = !$("filters").children.length;
-  say("");
-  const wanted = new URLSearchParams(location.search);
-  if (wanted.get("q")) {
-    $("query").value = wanted.get("q");
+  showStatus("");
+  const parameters = new URLSearchParams(location.search);
+  if (parameters.get("q")) {
+    $("query").value = parameters.get("q");
     await search();
   }
 }
 
-// Filters: one control, or two for a range, by the column's declared type; an empty one filters nothing.
+// Filters: one control per column, or two for a range, depending on its type. An empty control does not filter.
 
 function filterOf(name, type) {
   const scalar = type.replace(/^list\[|\]$/g, "");
@@ -87,9 +88,9 @@ function filterOf(name, type) {
   else if (scalar === "int" || scalar === "float") controls = [control("from", ">=", as), control("to", "<=", as)];
   else controls = [control("any", "==", as)];
   if (scalar === "str") {
-    const suggestions = element("datalist", { id: `seen-${name}` });
+    const suggestions = element("datalist", { id: `suggestions-${name}` });
     controls[0].setAttribute("list", suggestions.id);
-    seen.set(name, suggestions);
+    suggestionsOf.set(name, suggestions);
     controls.push(suggestions);
   }
   return element("fieldset", { className: "filter" }, element("legend", { textContent: name }), ...controls);
@@ -105,7 +106,7 @@ function choose(column, value) {
 }
 
 function suggest(metadata) {
-  for (const [name, list] of seen)
+  for (const [name, list] of suggestionsOf)
     for (const value of [metadata[name]].flat())
       if (typeof value === "string" && value.length < 100 && ![...list.options].some((o) => o.value === value))
         list.append(new Option("", value));
@@ -115,36 +116,36 @@ async function search() {
   const query = $("query").value.trim();
   for (const control of controlsOf()) control.classList.toggle("set", control.value !== "");
   if (!query) return;
-  running?.abort();
-  running = new AbortController();
-  say("Searching …");
+  pendingSearch?.abort();
+  pendingSearch = new AbortController();
+  showStatus("Searching …");
   const filter = controlsOf()
     .filter((control) => control.value !== "")
     .map((control) => control.condition());
   try {
-    const found = await ask("api/search", {
+    const response = await requestJson("api/search", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ query, k: Number($("k").value), filter }),
-      signal: running.signal,
+      signal: pendingSearch.signal,
     });
     history.replaceState(null, "", `?q=${encodeURIComponent(query)}`);
-    show(found);
+    showHits(response);
   } catch (error) {
     if (error.name === "AbortError") return;
     $("hits").replaceChildren();
     $("timing").hidden = true;
-    say(error.message, true);
+    showStatus(error.message, true);
   }
 }
 
-function show(found) {
-  const n = found.hits.length;
-  say(n ? `${n} ${n === 1 ? "hit" : "hits"} in ${milliseconds(found.milliseconds.total)}` : "Nothing found");
-  showTiming(found.milliseconds);
-  unseen.disconnect();
-  $("hits").replaceChildren(...found.hits.map(hitOf));
-  for (const hit of found.hits) suggest(hit.metadata);
+function showHits(response) {
+  const n = response.hits.length;
+  showStatus(n ? `${n} ${n === 1 ? "hit" : "hits"} in ${milliseconds(response.milliseconds.total)}` : "Nothing found");
+  showTiming(response.milliseconds);
+  pageObserver.disconnect();
+  $("hits").replaceChildren(...response.hits.map(hitOf));
+  for (const hit of response.hits) suggest(hit.metadata);
 }
 
 function milliseconds(value) {
@@ -183,7 +184,7 @@ function hitOf(hit) {
   part("problem").textContent = hit.problem || "";
   part("words").append(...hit.words.map((word, i) => wordOf(word, i, item)));
   if (Math.abs(hit.unshown) >= 0.005)
-    part("words").append(element("li", { className: "unfound", textContent: `no word ${hit.unshown.toFixed(2)}` }));
+    part("words").append(element("li", { className: "unmatched", textContent: `other tokens ${hit.unshown.toFixed(2)}` }));
   part("metadata").append(...Object.entries(hit.metadata).map(metadataOf));
   const isWhole = hit.passage.start === 0 && hit.passage.end >= hit.n_chars;
   part("whole").hidden = isWhole;
@@ -215,39 +216,39 @@ function marked(characters, from, words) {
     const mark = element("mark", { textContent: text, tabIndex: 0 });
     mark.dataset.words = covering.join(" ");
     mark.style.setProperty("--strength", strength(Math.max(...covering.map((j) => words[j].similarity))));
-    mark.addEventListener("mouseenter", (event) => traceBack(event, true));
-    mark.addEventListener("mouseleave", (event) => traceBack(event, false));
+    mark.addEventListener("mouseenter", (event) => traceWords(event, true));
+    mark.addEventListener("mouseleave", (event) => traceWords(event, false));
     explainOn(mark, () => covering.map((j) => words[j]));
     return mark;
   });
 }
 
 function strength(similarity) {
-  return Math.min(Math.max((similarity - FAINTEST) / (1 - FAINTEST), 0.06), 1).toFixed(2);
+  return Math.min(Math.max((similarity - MIN_HIGHLIGHT) / (1 - MIN_HIGHLIGHT), 0.06), 1).toFixed(2);
 }
 
-function wordOf(word, place, item) {
-  const shown = element("li", { className: word.span || word.patch ? "" : "unfound" }, word.word);
+function wordOf(word, position, item) {
+  const shown = element("li", { className: word.span || word.patch ? "" : "unmatched" }, word.word);
   if (word.text && word.text !== word.word) shown.append(element("i", { textContent: ` → ${word.text}` }));
   shown.append(element("i", { textContent: ` ${word.similarity.toFixed(2)}` }));
   shown.style.setProperty("--strength", strength(word.similarity));
-  shown.addEventListener("mouseenter", () => trace(item, place));
-  shown.addEventListener("mouseleave", () => trace(item, null));
+  shown.addEventListener("mouseenter", () => traceMarks(item, position));
+  shown.addEventListener("mouseleave", () => traceMarks(item, null));
   explainOn(shown, () => [word]);
   return shown;
 }
 
-function trace(item, place) {
-  item.classList.toggle("tracing", place !== null);
+function traceMarks(item, position) {
+  item.classList.toggle("tracing", position !== null);
   for (const mark of item.querySelectorAll("mark"))
-    mark.classList.toggle("traced", mark.dataset.words.split(" ").includes(String(place)));
-  item.paint?.(place);
+    mark.classList.toggle("traced", mark.dataset.words.split(" ").includes(String(position)));
+  item.paint?.(position);
 }
 
-function traceBack({ target }, isOver) {
-  const places = target.dataset.words.split(" ");
+function traceWords({ target }, isOver) {
+  const positions = target.dataset.words.split(" ");
   const words = target.closest(".hit").querySelectorAll(".words li");
-  words.forEach((word, i) => word.classList.toggle("traced", isOver && places.includes(String(i))));
+  words.forEach((word, i) => word.classList.toggle("traced", isOver && positions.includes(String(i))));
 }
 
 function metadataOf([name, value]) {
@@ -281,13 +282,13 @@ async function toggleWhole(hit, item) {
   } else {
     try {
       const { start, end } = hit.passage;
-      // Of an enormous text the server gives a part: then one around the passage.
+      // The server limits the length of a text: request the part around the passage.
       const from = Math.max(0, start - 100_000);
-      const found = await ask(`api/documents/${encodeURIComponent(hit.id)}?start=${from}`);
-      const characters = Array.from(found.text);
+      const part = await requestJson(`api/documents/${encodeURIComponent(hit.id)}?start=${from}`);
+      const characters = Array.from(part.text);
       const passage = characters.slice(start - from, end - from).join("");
-      const isSame = found.n_chars === hit.n_chars && passage === hit.passage.text;
-      text.replaceChildren(...(isSame ? marked(characters, from, hit.words) : [found.text]));
+      const isSame = part.n_chars === hit.n_chars && passage === hit.passage.text;
+      text.replaceChildren(...(isSame ? marked(characters, from, hit.words) : [part.text]));
       if (!isSame)
         problemOf(item, { message: "This document changed since the search. Search again to see what matches now." });
       text.querySelector("mark")?.scrollIntoView({ block: "nearest" });
@@ -301,13 +302,14 @@ async function toggleWhole(hit, item) {
   button.textContent = isOpen ? `Whole text (${hit.n_chars.toLocaleString()} characters)` : "Best passage only";
 }
 
-// Pages: the image, and over it how similar each patch is to the word pointed at, or to all together.
+// Page images, overlaid with the similarity of each patch to the word under the pointer, or to all words. An image is
+// requested once it comes near the visible part of the window.
 
-const unseen = new IntersectionObserver(
+const pageObserver = new IntersectionObserver(
   (entries) => {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;
-      unseen.unobserve(target);
+      pageObserver.unobserve(target);
       target.load();
     }
   },
@@ -320,7 +322,7 @@ function showPageWhenSeen(hit, item) {
   canvas.parentElement.hidden = false;
   canvas.ariaLabel = `Page image of ${hit.id}`;
   canvas.load = () => showPage(hit, item, canvas).catch((error) => problemOf(item, error, "page"));
-  unseen.observe(canvas);
+  pageObserver.observe(canvas);
 }
 
 async function showPage(hit, item, canvas) {
@@ -329,46 +331,46 @@ async function showPage(hit, item, canvas) {
   Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
   const isSame = response.headers.get("ETag") === hit.page.etag;
   if (!isSame) problemOf(item, { message: "This page changed since the search. Search again to see what matches now." });
-  item.paint = (place) => {
+  item.paint = (position) => {
     const context = canvas.getContext("2d");
     context.globalCompositeOperation = "copy";
     context.drawImage(bitmap, 0, 0);
-    const { map: heat } = place === null ? hit.page : hit.words[place];
-    if (!isSame || !heat) return;
+    const { map: heatmap } = position === null ? hit.page : hit.words[position];
+    if (!isSame || !heatmap) return;
     context.globalCompositeOperation = "multiply";
     const side = Math.min(canvas.width, canvas.height);
     const [width, height] = hit.page.is_cropped ? [side, side] : [canvas.width, canvas.height];
-    context.drawImage(tinted(heat), (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+    context.drawImage(tinted(heatmap), (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
   };
   item.paint(null);
 }
 
-function tinted(heat) {
-  const values = heat.flat();
-  const least = values.reduce((a, b) => Math.min(a, b));
-  const spread = values.reduce((a, b) => Math.max(a, b)) - least || 1;
-  const made = element("canvas", { width: heat[0].length, height: heat.length });
+function tinted(heatmap) {
+  const values = heatmap.flat();
+  const lowest = values.reduce((a, b) => Math.min(a, b));
+  const spread = values.reduce((a, b) => Math.max(a, b)) - lowest || 1;
+  const made = element("canvas", { width: heatmap[0].length, height: heatmap.length });
   made.getContext("2d").putImageData(
-    new ImageData(new Uint8ClampedArray(values.flatMap((value) => tint((value - least) / spread))), made.width),
+    new ImageData(new Uint8ClampedArray(values.flatMap((value) => tint((value - lowest) / spread))), made.width),
     0,
     0,
   );
   return made;
 }
 
-function tint(strength) {
-  const next = Math.max(1, TINTS.findIndex(([from]) => from >= strength));
+function tint(fraction) {
+  const next = Math.max(1, TINTS.findIndex(([from]) => from >= fraction));
   const [[from, ...low], [to, ...high]] = [TINTS[next - 1], TINTS[next]];
-  return [...low.map((value, i) => value + ((high[i] - value) * (strength - from)) / (to - from)), 255];
+  return [...low.map((value, i) => value + ((high[i] - value) * (fraction - from)) / (to - from)), 255];
 }
 
-// What matched, under the pointer or at the keyboard's focus.
+// Tooltips that describe the match under the pointer or with keyboard focus.
 
 function explainOn(target, words) {
   const open = () => {
     const lines = words().map(
       ({ word, text, patch, similarity, share }) =>
-        `${word} → ${text || (patch ? `row ${patch[0] + 1}, column ${patch[1] + 1}` : "no word")}: similarity ${similarity.toFixed(2)}, adds ${share.toFixed(2)}`,
+        `${word} → ${text || (patch ? `row ${patch[0] + 1}, column ${patch[1] + 1}` : "no match")}: similarity ${similarity.toFixed(2)}, adds ${share.toFixed(2)}`,
     );
     $("tip").replaceChildren(...lines.map((line) => element("p", { textContent: line })));
     $("tip").hidden = false;
@@ -394,6 +396,6 @@ $("k").addEventListener("change", search);
 $("access").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("token", $("token").value);
-  start().catch((error) => say(error.message, true));
+  start().catch((error) => showStatus(error.message, true));
 });
-start().catch((error) => say(error.message, true));
+start().catch((error) => showStatus(error.message, true));

@@ -1,0 +1,93 @@
+"""Refuse requests that the server must not answer, and add the headers that restrict what browsers may do."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# The page holds nothing of the index; every other path needs the token.
+_PUBLIC_PATHS = frozenset({"/", "/page.css", "/page.js", "/icon.svg"})
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Guard:
+    """ASGI middleware that checks the host, the origin and the token of every request.
+
+    Args:
+        app: The application to protect.
+        token: Bearer token that requests must carry; None if none is needed.
+        is_local: Whether the server listens on a loopback address. It then accepts only host names of this machine,
+            so that a page of another site cannot reach it by pointing its own host name here (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None, is_local: bool) -> None:
+        self.app = app
+        self.expected = None if token is None else f"Bearer {token}".encode()
+        self.is_local = is_local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            # Only lifespan events; the application has no websockets.
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        refusal = self._refusal(scope, Headers(scope=scope))
+        await (refusal or self.app)(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: MutableMapping[str, Any], headers: Headers) -> JSONResponse | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.is_local and not is_local(_host_name(host)):
+            return JSONResponse({"detail": f"this server does not serve the host name {host!r}"}, 421)
+        if origin is not None and _netloc(origin) != host:
+            return JSONResponse({"detail": "requests from pages of other sites are refused"}, 403)
+        if self.expected is not None and scope["path"] not in _PUBLIC_PATHS:
+            credentials = headers.get("authorization", "").encode()
+            if not hmac.compare_digest(credentials, self.expected):
+                return JSONResponse({"detail": "a token is needed"}, 401, headers={"WWW-Authenticate": "Bearer"})
+        return None
+
+
+def is_local(host: str) -> bool:
+    """Return whether a host name or address is a loopback one, which other machines cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host_name(host: str) -> str:
+    """Return a Host header without its port: `::1` for `[::1]:8765`."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _netloc(origin: str) -> str | None:
+    """Return host and port of an Origin header, or None if it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

@@ -1,0 +1,134 @@
+"""Requests and responses of the JSON API. They are bounded, and the MCP tools use the same records.
+
+Character positions count Unicode code points, as Python does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from manyvec.filters import Comparison, F, Filter
+
+MAX_QUERY_CHARS = 4_000
+MAX_HITS = 100
+MAX_PASSAGE_CHARS = 4_000
+MAX_TEXT_CHARS = 200_000
+
+Scalar = str | int | float | bool
+
+
+class Condition(BaseModel):
+    """A condition on a declared filter column."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    column: str = Field(max_length=200, description="name of a declared filter column")
+    op: Literal["==", "!=", "<", "<=", ">", ">=", "in", "contains", "is null"] = "=="
+    value: Scalar | list[Scalar] | None = Field(
+        None, description="value of the column's type, dates in ISO 8601; a list for 'in', null for 'is null'"
+    )
+
+    def to_filter(self) -> Filter:
+        column = F(self.column)
+        if self.op == "!=":
+            return column != self.value
+        if self.op == "==":
+            return column == self.value
+        if self.op == "in":
+            return column.in_(self.value)  # type: ignore[arg-type]  # in_ refuses a value that is not a list
+        return Comparison(self.column, self.op, self.value)
+
+
+class SearchRequest(BaseModel):
+    """A query and what to return for it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field(max_length=MAX_QUERY_CHARS)
+    k: int = Field(10, ge=1, le=MAX_HITS, description="maximum number of hits")
+    filter: list[Condition] = Field([], max_length=20, description="conditions that every hit must meet")
+    passage_chars: int = Field(500, ge=1, le=MAX_PASSAGE_CHARS, description="maximum length of a passage")
+
+
+class PassageRecord(BaseModel):
+    """A part of a document, from character `start` up to `end`."""
+
+    text: str
+    start: int
+    end: int
+
+
+class WordRecord(BaseModel):
+    """A word of the query and the part of the document that matches it best."""
+
+    word: str
+    query_span: tuple[int, int] = Field(description="start and end of the word in the query")
+    text: str = Field(description="matched word of the document; empty if there is none")
+    span: tuple[int, int] | None = Field(description="start and end of `text` in the document")
+    similarity: float
+    share: float = Field(description="contribution of the word to the score")
+    patch: tuple[int, int] | None = Field(None, description="row and column of the matched patch of a page image")
+    map: list[list[float]] | None = Field(None, description="similarity of each patch of a page image, row by row")
+
+
+class PageRecord(BaseModel):
+    """A page image, which `GET /api/images/ID` returns. Its ETag differs from `etag` once the page has changed."""
+
+    grid: tuple[int, int] = Field(description="number of rows and columns of patches")
+    is_cropped: bool = Field(description="whether the patches cover only the middle square of the image")
+    etag: str
+    map: list[list[float]] | None = Field(None, description="sum of the maps of all words")
+
+
+class HitRecord(BaseModel):
+    """A document that matches. The shares of its words and `unshown` add up to its score."""
+
+    rank: int
+    id: str
+    score: float
+    similarity: float
+    metadata: dict[str, Any]
+    n_chars: int = Field(description="length of the document's text")
+    passage: PassageRecord = Field(description="the part of the text that matches best")
+    words: list[WordRecord]
+    unshown: float = Field(description="contribution of query tokens that belong to none of `words`")
+    problem: str | None = Field(None, description="reason why matched words are unknown")
+    page: PageRecord | None = Field(
+        None, description="set if the document is a page image; `passage` is then the start of the text stored with it"
+    )
+
+
+class SearchResponse(BaseModel):
+    """Hits, best first, and the time of each stage of the search."""
+
+    query: str
+    hits: list[HitRecord]
+    milliseconds: dict[str, float] = Field(description="time by stage; `total` is the whole search")
+
+
+class DocumentRecord(BaseModel):
+    """A document, or a part of a long one: `text` begins at character `start` of `n_chars`.
+
+    The text of a page image is the one stored with it, and may be empty.
+    """
+
+    id: str
+    text: str
+    start: int
+    n_chars: int
+    metadata: dict[str, Any]
+    is_page: bool = False
+
+
+class InfoRecord(BaseModel):
+    """The contents of the index."""
+
+    name: str
+    documents: int
+    tokens: int
+    model: str
+    dim: int
+    filter_columns: dict[str, str] = Field(description="declared filter columns and their types")
+    version: int
