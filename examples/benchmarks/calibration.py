@@ -1,8 +1,9 @@
-"""Whether a calibrated relevance threshold keeps its promise, on claims that a corpus does and does not answer.
+"""Measure which share of answerable and unanswerable queries passes a calibrated relevance threshold.
 
     python examples/benchmarks/calibration.py DATASET
 
-The index holds the evidence of 100 queries and 350 other documents; the evidence of 100 more queries is left out.
+The index holds the relevant documents of 100 queries and 350 other documents. The relevant documents of 100 further
+queries are left out, so that nothing in the index answers them.
 """
 
 from __future__ import annotations

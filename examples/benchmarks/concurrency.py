@@ -1,9 +1,9 @@
-"""200 `ainvoke` calls at once on one event loop, with the real model: how long the loop is held up, and what they find.
+"""Measure how long 200 concurrent `ainvoke` calls block the event loop, and check their results.
 
 python examples/benchmarks/concurrency.py
 
-A `LoopWatch` on the same loop asks to be woken every 5 ms and measures how much later it is. The same loop with nothing
-to do, measured for as long, shows what the machine itself takes.
+The calls use the real model. A `LoopWatch` on the same loop sleeps for 5 ms at a time and measures the delay. The same
+measurement on an idle loop shows the delays caused by other load of the machine.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ N_CALLS, N_ROUNDS = 200, 3
 
 async def measure(retriever: ManyvecRetriever, queries: list[str]) -> dict[str, object]:
     expected = [[document.id for document in found] for found in retriever.batch(queries)]
-    busy, idle, seconds, right = [], [], [], []
+    busy, idle, seconds, correct = [], [], [], []
     for _ in range(N_ROUNDS):
         started = time.perf_counter()
         async with LoopWatch() as watch:
             found = await asyncio.gather(*(retriever.ainvoke(query) for query in queries))
         seconds.append(time.perf_counter() - started)
         busy.append(watch.longest)
-        right.append([[document.id for document in documents] for documents in found] == expected)
+        correct.append([[document.id for document in documents] for documents in found] == expected)
         async with LoopWatch() as watch:
             await asyncio.sleep(seconds[-1])
         idle.append(watch.longest)
     return {
         "calls": len(queries),
-        "all right": all(right),
+        "all results correct": all(correct),
         "seconds": [round(taken, 2) for taken in seconds],
-        "longest milliseconds that the loop was held up": [round(1000 * held, 1) for held in busy],
-        "the same with nothing to do": [round(1000 * held, 1) for held in idle],
+        "longest block of the event loop, milliseconds": [round(1000 * blocked, 1) for blocked in busy],
+        "the same on an idle loop": [round(1000 * blocked, 1) for blocked in idle],
     }
 
 
 def main() -> None:
     documents = list(read_documents([PASSAGES]))
-    # 200 questions, none like another: what stands at different places of the passages.
+    # 200 different queries: words at different positions of the passages.
     words = [document.text.split() for document in documents]
     queries = [" ".join(words[i % len(words)][5 * (i // len(words)) :][:12]) for i in range(N_CALLS)]
     with tempfile.TemporaryDirectory() as folder:
