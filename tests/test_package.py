@@ -1,6 +1,7 @@
-"""The package as a whole: what import costs, what the names are, and that the README says what is there."""
+"""The package as a whole: the cost of importing it, its public names, and that its documents match its files."""
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -30,11 +31,11 @@ def test_import_takes_less_than_three_tenths_of_a_second_of_its_own():
 
 
 def test_every_public_name_can_be_imported():
-    assert {"Index", "F", "candidates", "testing"} <= set(manyvec.__all__) == set(dir(manyvec))
-    for name in manyvec.__all__:
+    assert {"Index", "F", "candidates", "testing"} <= set(dir(manyvec))
+    for name in dir(manyvec):
         assert getattr(manyvec, name) is not None
     with pytest.raises(ImportError, match="indx"):
-        from manyvec import indx  # noqa: F401
+        from manyvec import indx  # type: ignore[attr-defined]  # noqa: F401
     assert not hasattr(manyvec, "indx")
 
 
@@ -45,7 +46,7 @@ def test_the_three_packages_have_one_version():
 
 def private_names(source):
     """Names that the source imports from manyvec, or reads from it, and that are not public."""
-    public = set(manyvec.__all__) | {"__version__"}
+    public = {*dir(manyvec), "__version__"}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             used = [alias.name for alias in node.names if alias.name.split(".")[0] == "manyvec"]
@@ -102,6 +103,21 @@ def test_the_structure_keeps_to_the_order_that_contributing_states():
     script = ROOT / "scripts" / "structure.py"
     ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("page", ["AGENTS.md", "CONTRIBUTING.md", "README.md", "docs/decisions.md"])
+def test_the_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf8")
+    named = set(re.findall(r"`((?:src|tests|integrations|examples|scripts|docs|\.github)/[\w./-]+)`", text))
+    named |= {path for path in re.findall(r"\]\(([\w./-]+)\)", text) if "://" not in path}
+    assert named != set()
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_pre_commit_runs_the_ruff_of_the_lock():
+    locked = re.search(r"^ruff==\S+$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    assert locked is not None
+    assert f"[&ruff {locked[0]}]" in (ROOT / ".pre-commit-config.yaml").read_text()
 
 
 def test_the_readme_lists_every_family_of_models():
