@@ -1,7 +1,7 @@
 """Run every check but the tests, and exit with 1 if one fails: `just check`, pre-commit and CI run this file.
 
-    python scripts/check.py          # lint, format, types, structure, versions, wording
-    python scripts/check.py --fix    # let ruff repair what it can first
+python scripts/check.py          # lint, format, types, structure, versions, wording
+python scripts/check.py --fix    # let ruff repair what it can first
 """
 
 from __future__ import annotations

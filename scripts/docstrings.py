@@ -1,7 +1,7 @@
 """Print docstrings chosen at random, to read them as a stranger would; or look for wording that the project avoids.
 
-    python scripts/docstrings.py [SEED] [N]    # N docstrings, 20 by default; the same seed prints the same ones
-    python scripts/docstrings.py --check       # exit with 1 if a phrase below is found
+python scripts/docstrings.py [SEED] [N]    # N docstrings, 20 by default; the same seed prints the same ones
+python scripts/docstrings.py --check       # exit with 1 if a phrase below is found
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def check() -> int:
             for phrase, better in AVOIDED.items():
                 if found := re.search(rf"\b{phrase}", line):
                     n_found += 1
-                    print(f"{path.relative_to(ROOT)}:{number}: {found[0].strip()!r}, better: {better}\n    {line.strip()}")
+                    print(
+                        f"{path.relative_to(ROOT)}:{number}: {found[0].strip()!r}, better: {better}\n    {line.strip()}"
+                    )
     print(f"{n_found} phrases that the project avoids")
     return n_found > 0
 
