@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,7 +181,18 @@ class CachedVersion:
             group = on_disk[self.states.is_coded[chosen[on_disk]] == is_coded]
             for window in windows(self.snapshot.token_bytes(self.states, chosen[group])):
                 here = group[window]
-                yield here, self.snapshot.stored_tokens(self.states.row_ids[chosen[here]], is_coded=is_coded), None
+                yield here, _read_window(self.snapshot, self.states, chosen[here], is_coded=is_coded), None
+
+
+def _read_window(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64], *, is_coded: bool) -> StoredBatch:
+    """Read documents that are all stored the same way. One whose number of vectors disagrees with its row has none."""
+    tokens = snapshot.stored_tokens(states.row_ids[documents], is_coded=is_coded)
+    expected, lengths = states.n_tokens[documents], tokens.lengths
+    if not len(wrong := np.flatnonzero(lengths != expected)):
+        return tokens
+    reasons = [f"{lengths[position]} token vectors instead of {expected[position]}" for position in wrong]
+    snapshot.report_damage(states.row_ids[documents[wrong]].tolist(), reasons)
+    return tokens.emptied(wrong)
 
 
 def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> StoredBatch:
@@ -189,19 +201,19 @@ def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -
     It is filled window by window, so that memory never holds it twice.
     """
     is_coded = bool(states.is_coded[documents[0]])
-    offsets = offsets_of(states.n_tokens[documents])
-    held: StoredBatch | None = None
+    # Damaged documents have fewer rows than their row says, none has more.
+    lengths, n_rows = states.n_tokens[documents].copy(), 0
+    rows: NDArray[Any] | None = None
     for window in windows(snapshot.token_bytes(states, documents), LOAD_WINDOW_BYTES):
-        rows = snapshot.stored_tokens(states.row_ids[documents[window]], is_coded=is_coded)
-        if held is None:
-            empty = np.empty((offsets[-1], rows.rows.shape[1]), rows.rows.dtype)
-            if isinstance(rows, CodedBatch):
-                held = CodedBatch.unchecked(empty, offsets, rows.codec)
-            else:
-                held = TokenBatch.unchecked(empty, offsets)
-        held.rows[offsets[window.start] : offsets[window.stop]] = rows.rows
-    assert held is not None
-    return held
+        part = _read_window(snapshot, states, documents[window], is_coded=is_coded)
+        if rows is None:
+            rows = np.empty((lengths.sum(), part.rows.shape[1]), part.rows.dtype)
+        rows[n_rows : n_rows + part.n_tokens] = part.rows
+        lengths[window], n_rows = part.lengths, n_rows + part.n_tokens
+    assert rows is not None
+    if isinstance(part, CodedBatch):
+        return CodedBatch.unchecked(rows[:n_rows], offsets_of(lengths), part.codec)
+    return TokenBatch.unchecked(rows[:n_rows], offsets_of(lengths))
 
 
 def _used_segments(

@@ -90,13 +90,12 @@ class CentroidTables:
             return None
         try:
             codebook = self._read(f"codebook_{name}")
-            rows = self._database.open_table(f"assigned_{name}").to_arrow().combine_chunks()
+            return assignments_of(codebook, self._database.open_table(f"assigned_{name}").to_arrow().combine_chunks())
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             logger.warning(
                 "the codebook %s of %s cannot be read (%s): every document is scored", name, self._uri, error
             )
             return None
-        return assignments_of(codebook, rows)
 
     def start_assignments(self, codebook: Codebook) -> None:
         """Write a codebook without assignments. Searches use it once `set_assignments` names it."""

@@ -65,7 +65,10 @@ def encode_residuals(
             ids = states.ids[rows].tolist()
             stored = snapshot.find(ids)
             tokens = snapshot.uncoded_tokens(states.row_ids[rows], spans=True)
-            store.recode(ids, [stored[id].content_hash for id in ids], tokens)
+            # Damaged documents have no vectors here; their rows stay as they are.
+            whole = np.flatnonzero(tokens.lengths)
+            ids = [ids[position] for position in whole]
+            store.recode(ids, [stored[id].content_hash for id in ids], tokens.select(whole))
             bar.update(len(rows))
 
 

@@ -223,7 +223,9 @@ def rows_of(column: pa.ChunkedArray, dtype: type) -> tuple[NDArray[Any], NDArray
     """
     width = column.type.value_type.list_size
     chunks = [chunk.flatten().flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    offsets = offsets_of(np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]))
+    # A document without vectors, which only damage leads to, is null.
+    lengths = [chunk.value_lengths().fill_null(0).to_numpy() for chunk in column.chunks]
+    offsets = offsets_of(np.concatenate(lengths))
     rows = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     return np.asarray(rows.reshape(-1, width), dtype), offsets
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import ManifestError, StoreError
+from manyvec.errors import ManifestError, ShapeError, StoreError
 from manyvec.storage.centroids import ASSIGNMENTS_KEY
 from manyvec.storage.lance import translated, where_ids
 from manyvec.storage.schema import Manifest, rows_of, spans_of
 from manyvec.timing import stage
-from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, offsets_of
+from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, check_offsets, offsets_of
 from manyvec.vectors.codec import Codec, bytes_per_token
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from lancedb.table import Table
 
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch", TokenBatch, CodedBatch)
 RowIds = Sequence[int] | NDArray[np.int64]
 # Bytes of token vectors read at a time: to score them from disk, to load them into memory, and to find the centroids of
 # many, which is faster in large groups. Each of LanceDB's threads keeps some memory of the largest read that it took
@@ -78,6 +82,7 @@ class Snapshot:
     manifest: Manifest
     _table: Table
     _codec: Callable[[], Codec | None]
+    _damaged: set[int] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def assignments_key(self) -> str:
@@ -168,6 +173,8 @@ class Snapshot:
     def stored_tokens(self, row_ids: RowIds, *, is_coded: bool) -> StoredBatch:
         """Return the token vectors of rows, in this order, as they are stored.
 
+        A damaged document has none; see `report_damage`.
+
         Args:
             row_ids: Rows that are all stored as codes or all as float16.
             is_coded: Whether they are stored as codes; see `RowStates`.
@@ -176,14 +183,41 @@ class Snapshot:
             return self.uncoded_tokens(row_ids)
         if (codec := self._codec()) is None:
             raise ManifestError(f"the index {self.uri} holds codes, but its manifest names no centroids for them")
-        codes, offsets = rows_of(self.take(row_ids, ["codes"])["codes"], np.uint8)
-        return CodedBatch.unchecked(codes, offsets, codec)
+        codes, offsets = self._rows_of(self.take(row_ids, ["codes"])["codes"], np.uint8)
+        return self._undamaged(CodedBatch.unchecked(codes, offsets, codec), row_ids)
 
     def uncoded_tokens(self, row_ids: RowIds, *, spans: bool = False) -> TokenBatch:
         """Return the token vectors of rows that are stored as float16, in this order, with their spans if asked."""
         table = self.take(row_ids, ["tokens", "spans"] if spans else ["tokens"])
-        vectors, offsets = rows_of(table["tokens"], np.float16)
-        return TokenBatch.unchecked(vectors, offsets, _spans_in(table)[0] if spans else None)
+        vectors, offsets = self._rows_of(table["tokens"], np.float16)
+        tokens = TokenBatch.unchecked(vectors, offsets, _spans_in(table)[0] if spans else None)
+        return self._undamaged(tokens, row_ids)
+
+    def report_damage(self, row_ids: RowIds, reasons: Sequence[str]) -> None:
+        """Log documents whose token vectors cannot be used, each once per snapshot."""
+        new = [(row_id, reason) for row_id, reason in zip(row_ids, reasons, strict=True) if row_id not in self._damaged]
+        if not new:
+            return
+        ids = self.take([row_id for row_id, _ in new], ["id"])["id"].to_pylist()
+        for id, (row_id, reason) in zip(ids, new, strict=True):
+            self._damaged.add(int(row_id))
+            logger.warning("document %r of the index %s has %s: it cannot be found, add it again", id, self.uri, reason)
+
+    def _rows_of(self, column: pa.ChunkedArray, dtype: type) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the rows and offsets of a column; what is returned fits together, as kernels need it."""
+        rows, offsets = rows_of(column, dtype)
+        try:
+            check_offsets(offsets, len(rows))
+        except ShapeError as error:
+            raise StoreError(f"the index {self.uri} is damaged: {error}") from error
+        return rows, offsets
+
+    def _undamaged(self, tokens: Batch, row_ids: RowIds) -> Batch:
+        """Return token vectors without those of damaged documents, so that the other documents can be searched."""
+        if not (damage := tokens.damage()):
+            return tokens
+        self.report_damage([int(row_ids[position]) for position in damage], list(damage.values()))
+        return tokens.emptied(list(damage))
 
     def match(self, text: str, limit: int, where: str | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return row ids and BM25 scores of the at most `limit` rows that match the words best, in no order."""

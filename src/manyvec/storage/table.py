@@ -23,7 +23,8 @@ from manyvec.storage.schema import (
     span_steps,
 )
 from manyvec.storage.snapshot import Snapshot, Stored
-from manyvec.vectors.batch import TokenBatch, all_finite
+from manyvec.vectors.batch import TokenBatch
+from manyvec.vectors.codec import check_range
 
 if TYPE_CHECKING:
     import lancedb
@@ -196,13 +197,8 @@ class Store:
         codec = self.centroids.codec()
         columns = {"n_tokens": tokens.lengths, "spans": span_steps(spans, tokens.offsets)}
         if codec is None:
-            with np.errstate(over="ignore"):
-                vectors = tokens.vectors.astype(np.float16, copy=False)
-            if not all_finite(vectors):
-                raise InputError(
-                    "token vectors hold values beyond 65,504, which float16 storage cannot hold: normalise them"
-                )
-            columns["tokens"] = ragged(vectors, tokens.offsets)
+            check_range(tokens.vectors, "float16")
+            columns["tokens"] = ragged(tokens.vectors.astype(np.float16, copy=False), tokens.offsets)
             codes = None
         else:
             columns["tokens"] = pa.nulls(len(tokens), self._table.schema.field("tokens").type)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import InputError, ShapeError
 from manyvec.vectors.backend import Backend, CentroidSearch, default_backend, in_parallel
-from manyvec.vectors.batch import TokenBatch, offsets_of
+from manyvec.vectors.batch import TokenBatch, check_offsets, offsets_of
 
 # Vectors that are grouped at a time, and vectors that a thread assigns at a time.
 _WINDOW_ROWS = 131_072
@@ -174,6 +174,9 @@ class Assignments:
         updated: (n,) table version that had last written each row. A row written since then has other vectors.
         offsets: (n + 1,) start of each document's centroids in `centroids`.
         centroids: (n_postings,) uint16 numbers of centroids.
+
+    Raises:
+        ShapeError: The arrays do not fit together, or a centroid does not exist. Kernels rely on this check.
     """
 
     codebook: Codebook
@@ -181,6 +184,20 @@ class Assignments:
     updated: NDArray[np.int64]
     offsets: NDArray[np.int64]
     centroids: NDArray[np.uint16]
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) != len(self.row_ids) + 1 or len(self.updated) != len(self.row_ids):
+            raise ShapeError(
+                f"{len(self.row_ids)} rows need as many versions and one more offset, "
+                f"got {len(self.updated)} and {len(self.offsets)}"
+            )
+        check_offsets(self.offsets, len(self.centroids))
+        if (np.diff(self.row_ids) <= 0).any():
+            raise ShapeError("row ids must increase")
+        if int(self.centroids.max(initial=0)) >= max(1, len(self.codebook)):
+            raise ShapeError(
+                f"a document refers to centroid {self.centroids.max()}, but there are {len(self.codebook)}"
+            )
 
     @classmethod
     def of(

@@ -22,6 +22,8 @@ _BITS = {"int8": 8, "int4": 4, "residual": 2, "binary": 1}
 # Value of the integer 1 for tokens whose values are normally distributed with standard deviation 1: the even steps that
 # leave the least squared error (Max, Quantizing for minimum distortion, 1960).
 _UNIT = {4: 0.1676, 2: 0.498, 1: 0.798}
+# The smallest number that rounds to infinity in float16.
+_FLOAT16_OVERFLOW = 65_520
 Codes = NDArray[np.uint8]
 
 
@@ -77,8 +79,12 @@ class Codec:
 
         Returns:
             (n, width) uint8
+
+        Raises:
+            InputError: The vectors are so far from unit length that float16 could not hold them either.
         """
         values = np.asarray(vectors, np.float32)
+        check_range(values, self.name)
         parts: list[Codes] = []
         if self.centroids is not None:
             assert nearest is not None
@@ -90,6 +96,7 @@ class Codec:
         if self.name != "binary":
             # The scale that leaves the least squared error, given the integers.
             scales = np.einsum("ij,ij->i", values, integers) / np.maximum(np.einsum("ij,ij->i", integers, integers), 1)
+            check_range(scales, self.name)
             parts.append(_bytes_of(scales.astype(np.float16)))
         parts.append(integers.astype(np.int8).view(np.uint8) if self.bits == 8 else _packed(integers, self.bits))
         return np.concatenate(parts, axis=1)
@@ -151,6 +158,15 @@ def bytes_per_token(storage: str, dim: int) -> int:
     if storage == "float16":
         return 2 * dim
     return _packed_width(dim, _BITS[storage]) + {"binary": 0, "residual": 4}.get(storage, 2)
+
+
+def check_range(values: NDArray[np.floating], storage: str) -> None:
+    """Raise InputError unless all values are in the range of float16. All storages have this limit in common."""
+    # Both comparisons are false for NaN.
+    if not (values.max(initial=0) < _FLOAT16_OVERFLOW and values.min(initial=0) > -_FLOAT16_OVERFLOW):
+        raise InputError(
+            f"token vectors hold values beyond 65,504, which {storage} storage cannot hold: normalise them"
+        )
 
 
 @lru_cache(maxsize=4)

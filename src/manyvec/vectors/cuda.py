@@ -205,7 +205,8 @@ class DeviceDocuments:
             scores[with_tokens, block] = score(rows, offsets)
         if reduction == "mean":
             scores[with_tokens] /= torch.from_numpy(queries.lengths).to(device)[:, None]
-        return scores
+        # As in `MaxSimScorer.score_many`: a damaged document has no score.
+        return scores.masked_fill_(~scores.isfinite(), -torch.inf)
 
     def _in_torch(self, queries: TokenBatch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return a function of a block's rows and its documents' offsets to (n_queries, n_documents) scores."""

@@ -110,7 +110,8 @@ class MaxSimScorer:
             subset: (n,) positions of the documents to score, strictly increasing. Defaults to all documents.
 
         Returns:
-            (n_documents,) or (n,) float32 in that order. A query or document without tokens scores -inf.
+            (n_documents,) or (n,) float32 in that order. A query or document without tokens scores -inf, and so does a
+            document with damaged vectors whose score would be NaN or infinite.
 
         Raises:
             ShapeError: The dims differ.
@@ -152,6 +153,8 @@ class MaxSimScorer:
             scores[with_tokens[:, None], block] = np.add.reduceat(best, queries.offsets[with_tokens], axis=1).T
         if self.reduction == "mean":
             scores[with_tokens] /= queries.lengths[with_tokens, None]
+        # Only damaged vectors lead to NaN or inf. These must not take the place of a good document.
+        scores[~np.isfinite(scores)] = -np.inf
         return scores
 
     def top_k(
@@ -173,13 +176,15 @@ class MaxSimScorer:
 
 
 def top_k(scores: Scores, ids: Sequence[str] | NDArray[np.object_], k: int) -> list[int]:
-    """Return the positions of the k best scores, best first; equal scores in the order of their ids. None is -inf."""
+    """Return the positions of the k best finite scores, best first; equal scores in the order of their ids."""
     # All that tie with the last one are sorted too, otherwise the order of storage would decide.
-    tied: list[int] = np.flatnonzero(scores >= _threshold(scores, k)).tolist()
+    tied: list[int] = np.flatnonzero((scores >= _threshold(scores, k)) & (scores < np.inf)).tolist()
     return sorted(tied, key=lambda i: (-scores[i], ids[i]))[: max(0, k)]
 
 
 def _threshold(scores: Scores, k: int) -> float:
-    """Return the k-th best score, or the last that is not -inf; inf if there is none or k is 0."""
-    k = min(k, int(np.count_nonzero(scores > -np.inf)))
-    return np.inf if k <= 0 else float(np.partition(scores, len(scores) - k)[len(scores) - k])
+    """Return the k-th best finite score, or the last; inf if there is none or k is 0."""
+    is_finite = np.isfinite(scores)
+    finite = scores if is_finite.all() else scores[is_finite]
+    k = min(k, len(finite))
+    return np.inf if k <= 0 else float(np.partition(finite, len(finite) - k)[len(finite) - k])
