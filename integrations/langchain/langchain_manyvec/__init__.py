@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from langchain_manyvec.calibration import Calibration
 from langchain_manyvec.document_compressors import ManyvecReranker, ManyvecRerankRetriever
 from langchain_manyvec.document_index import ManyvecDocumentIndex
+from langchain_manyvec.embeddings import ManyvecEmbeddings
 from langchain_manyvec.record_manager import ManyvecRecordManager
 from langchain_manyvec.retrievers import ManyvecRetriever
+from langchain_manyvec.self_query import ManyvecTranslator
 from langchain_manyvec.vectorstores import ManyvecVectorStore
 
 if TYPE_CHECKING:
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "ManyvecDocumentIndex",
+    "ManyvecEmbeddings",
     "ManyvecRecordManager",
     "ManyvecRerankRetriever",
     "ManyvecReranker",
     "ManyvecRetriever",
     "ManyvecToolSelector",
+    "ManyvecTranslator",
     "ManyvecVectorStore",
 ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,10 +17,20 @@ from langchain_core.retrievers import LangSmithRetrieverParams
 
 import manyvec
 
+logger = logging.getLogger(__name__)
+# Blank documents that a warning describes one by one.
+_MAX_NAMED = 5
 
-def to_langchain(hit: manyvec.Hit) -> Document:
-    """Convert a hit, adding scores and evidence to the metadata; stored keys of the same name are kept instead."""
-    added: dict[str, Any] = {"score": hit.score, "relevance_score": clipped(hit.similarity)}
+
+def to_langchain(hit: manyvec.Hit, *, scores: bool = True) -> Document:
+    """Convert a hit.
+
+    Args:
+        hit: Hit of a search.
+        scores: Whether to add `score` and `relevance_score` to the metadata. Evidence is always added. Stored keys of
+            the same name are kept instead.
+    """
+    added: dict[str, Any] = {"score": hit.score, "relevance_score": clipped(hit.similarity)} if scores else {}
     if hit.evidence is not None:
         added["evidence"] = hit.evidence.to_dict()
     return Document(page_content=hit.text, id=hit.id, metadata={**added, **hit.metadata})
@@ -63,6 +74,8 @@ def store(
 ) -> list[str]:
     """Add documents to an index and return their ids, in the order of the documents.
 
+    Documents without text are left out and logged as a warning: one blank page must not stop an ingestion.
+
     Args:
         index: Index to add to.
         documents: Documents with text and metadata.
@@ -75,7 +88,10 @@ def store(
     if ids is not None and len(ids) != len(documents):
         raise manyvec.InputError(f"got {len(documents)} documents and {len(ids)} ids: pass one id per document")
     chosen = ids if ids is not None else [None] * len(documents)
-    records = [to_manyvec(document, id) for document, id in zip(documents, chosen, strict=True)]
+    positions = [position for position, document in enumerate(documents) if document.page_content.strip()]
+    if len(positions) < len(documents):
+        _log_blank(documents, chosen)
+    records = [to_manyvec(documents[position], chosen[position]) for position in positions]
     index.add(records, show_progress=show_progress)
     return [record.id for record in records]
 
@@ -103,6 +119,19 @@ def reject_filters(options: dict[str, Any]) -> None:
     """
     if "filters" in options:
         raise TypeError("filters= is now called filter_columns=: pass for example filter_columns={'year': int}")
+
+
+def _log_blank(documents: Sequence[Document], ids: Sequence[str | None]) -> None:
+    """Log how many documents have no text, and position, id, source and page of the first of them."""
+    blank = []
+    for position, (document, id) in enumerate(zip(documents, ids, strict=True)):
+        if not document.page_content.strip():
+            known = {"id": id if id is not None else document.id}
+            known |= {key: document.metadata.get(key) for key in ("source", "page")}
+            fields = [f"{key}={value!r}" for key, value in known.items() if value is not None]
+            blank.append(" ".join([f"position {position}", *fields]))
+    named = ", ".join(blank[:_MAX_NAMED]) + (", ..." if len(blank) > _MAX_NAMED else "")
+    logger.warning("left out %d of %d documents, which have no text: %s", len(blank), len(documents), named)
 
 
 def _content_id(document: manyvec.Document) -> str:

@@ -35,6 +35,7 @@ class ManyvecReranker(BaseDocumentCompressor):
         encoder: Encoder, or a name for `manyvec.load_encoder`. Defaults to the encoder of `index`, or to `minilm`.
         index: Index whose stored vectors are used for documents that it holds with the same id and text.
         top_n: Maximum number of documents to return. Defaults to all.
+        scores: Whether to add `score` and `relevance_score` to the metadata.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -42,6 +43,7 @@ class ManyvecReranker(BaseDocumentCompressor):
     encoder: str | Encoder | None = None
     index: Index | None = None
     top_n: int | None = Field(default=None, ge=0)
+    scores: bool = True
     _reranker: Reranker = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
@@ -54,11 +56,11 @@ class ManyvecReranker(BaseDocumentCompressor):
         manager = CallbackManager.configure(inheritable_callbacks=callbacks)
         run = manager.on_chain_start(None, self._inputs(documents, query), name=type(self).__name__)
         try:
-            ranked = self._rerank(documents, query)
+            ranked, scores = self._rerank(documents, query)
         except BaseException as error:
             run.on_chain_error(error)
             raise
-        run.on_chain_end(_outputs(ranked))
+        run.on_chain_end(_outputs(ranked, scores))
         return ranked
 
     async def acompress_documents(
@@ -68,12 +70,12 @@ class ManyvecReranker(BaseDocumentCompressor):
         manager = AsyncCallbackManager.configure(inheritable_callbacks=callbacks)
         run = await manager.on_chain_start(None, self._inputs(documents, query), name=type(self).__name__)
         try:
-            ranked = await run_in_executor(None, self._rerank, documents, query)
+            ranked, scores = await run_in_executor(None, self._rerank, documents, query)
         except BaseException as error:
             # A cancelled task could be cancelled again while it awaits, and the run would stay open.
             await asyncio.shield(run.on_chain_error(error))
             raise
-        await run.on_chain_end(_outputs(ranked))
+        await run.on_chain_end(_outputs(ranked, scores))
         return ranked
 
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
@@ -88,10 +90,13 @@ class ManyvecReranker(BaseDocumentCompressor):
 
         return RunnableLambda(rerank, arerank, name="rerank")
 
-    def _rerank(self, documents: Sequence[Document], query: str) -> list[Document]:
+    def _rerank(self, documents: Sequence[Document], query: str) -> tuple[list[Document], list[float]]:
         texts = [document.page_content for document in documents]
         best = self._reranker.order(query, texts, self.top_n, ids=[document.id for document in documents])
-        return [with_scores(documents[position], score, similarity) for position, score, similarity in best]
+        scores = [score for _, score, _ in best]
+        if not self.scores:
+            return [documents[position].model_copy(deep=True) for position, _, _ in best], scores
+        return [with_scores(documents[position], score, similarity) for position, score, similarity in best], scores
 
     def _inputs(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
         ids = [document.id for document in documents]
@@ -127,6 +132,5 @@ class ManyvecRerankRetriever(BaseRetriever):
         return list(await self.reranker.acompress_documents(found, query, callbacks))
 
 
-def _outputs(ranked: Sequence[Document]) -> dict[str, Any]:
-    scores = [document.metadata["score"] for document in ranked]
+def _outputs(ranked: Sequence[Document], scores: list[float]) -> dict[str, Any]:
     return {"ids": [document.id for document in ranked], "scores": scores, "documents": list(ranked)}

@@ -49,7 +49,7 @@ class ManyvecToolSelector(AgentMiddleware):
     always passed on. Each selection is a run named `ManyvecToolSelector` in the trace, with the query and the scores.
 
     Args:
-        max_tools: Maximum number of tools to select. If there are no more than this, all are kept.
+        max_tools: Maximum number of tools to select. If there are no more than this, or with None, all are kept.
         always_include: Names of tools to keep in addition to `max_tools`. An unknown name raises an error in the model
             call.
         catalog: Further tools that the agent was not created with: functions or LangChain tools. The selector adds
@@ -65,15 +65,15 @@ class ManyvecToolSelector(AgentMiddleware):
     def __init__(
         self,
         *,
-        max_tools: int = 8,
+        max_tools: int | None = 8,
         always_include: Sequence[str] = (),
         catalog: Iterable[BaseTool | Callable[..., Any]] = (),
         encoder: str | Encoder = "minilm",
         on_error: Literal["all", "raise"] = "all",
     ) -> None:
         super().__init__()
-        if isinstance(max_tools, bool) or not isinstance(max_tools, int) or max_tools < 1:
-            raise InputError(f"max_tools must be a positive integer, got {max_tools!r}")
+        if max_tools is not None and (isinstance(max_tools, bool) or not isinstance(max_tools, int) or max_tools < 1):
+            raise InputError(f"max_tools must be a positive integer or None, got {max_tools!r}")
         if on_error not in ("all", "raise"):
             raise InputError(f"on_error must be 'all' or 'raise', got {on_error!r}")
         given = [tool if isinstance(tool, BaseTool) else as_tool(tool) for tool in catalog]
@@ -94,7 +94,7 @@ class ManyvecToolSelector(AgentMiddleware):
         """Call the model with the selected tools."""
         tools = self._tools(request)
         eligible = self._eligible(tools)
-        if len(eligible) <= self.max_tools:
+        if self.max_tools is None or len(eligible) <= self.max_tools:
             return handler(request.override(tools=tools))
         try:
             selection = self._selector(eligible).invoke({"query": query_of(request.messages)})
@@ -111,7 +111,7 @@ class ManyvecToolSelector(AgentMiddleware):
         """Run `wrap_model_call` with the selection in a thread."""
         tools = self._tools(request)
         eligible = self._eligible(tools)
-        if len(eligible) <= self.max_tools:
+        if self.max_tools is None or len(eligible) <= self.max_tools:
             return await handler(request.override(tools=tools))
         try:
             selection = await self._selector(eligible).ainvoke({"query": query_of(request.messages)})

@@ -42,6 +42,8 @@ class ManyvecRetriever(BaseRetriever):
         score_threshold: Minimum similarity (score per query token, in [-1, 1]) of a returned document.
         evidence: Whether to add `evidence` to the metadata: which words of the document matched which words of the
             query, in the JSON form of `Evidence.to_dict`.
+        scores: Whether to add `score` and `relevance_score` to the metadata. Set it to False for retrievers that merge
+            the results of several queries: they compare documents with their metadata, and scores differ by query.
     """
 
     # Without this a misspelled `filter` would be ignored, and every document found.
@@ -54,6 +56,7 @@ class ManyvecRetriever(BaseRetriever):
     lexical_weight: float = 0
     score_threshold: float | None = None
     evidence: bool = False
+    scores: bool = True
 
     @classmethod
     def from_uri(cls, uri: str | PathLike[str], *, encoder: str | Encoder | None = None, **fields: Any) -> Self:
@@ -109,11 +112,12 @@ class ManyvecRetriever(BaseRetriever):
         id occurs more than once in a call, the last document wins.
 
         Args:
-            documents: Documents with text and with metadata that JSON can represent.
+            documents: Documents with text and with metadata that JSON can represent. Documents without text are left
+                out and logged.
             show_progress: Whether to draw a progress bar.
 
         Returns:
-            The ids, in the order of the documents.
+            The ids of the stored documents, in their order.
 
         Raises:
             InputError: A document cannot be stored; none is added.
@@ -182,6 +186,7 @@ class ManyvecRetriever(BaseRetriever):
         lexical_weight: float | None = None,
         score_threshold: float | None = None,
         evidence: bool | None = None,
+        scores: bool | None = None,
     ) -> list[list[Document]]:
         results = self.index.search_many(
             queries,
@@ -192,8 +197,10 @@ class ManyvecRetriever(BaseRetriever):
             evidence=evidence if evidence is not None else self.evidence,
         )
         threshold = score_threshold if score_threshold is not None else self.score_threshold
+        with_scores = scores if scores is not None else self.scores
         return [
-            [to_langchain(hit) for hit in hits if threshold is None or hit.similarity >= threshold] for hits in results
+            [to_langchain(hit, scores=with_scores) for hit in hits if threshold is None or hit.similarity >= threshold]
+            for hits in results
         ]
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:

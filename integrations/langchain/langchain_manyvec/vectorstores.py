@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -10,49 +10,87 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
-from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+from langchain_core.vectorstores import VectorStoreRetriever
 
-from langchain_manyvec._convert import as_stored, clipped, reject_filters, store, trace_params
+from langchain_manyvec._convert import clipped, reject_filters, to_langchain, trace_params
 from langchain_manyvec.calibration import Calibration
-from manyvec import Encoder, FilterLike, Index, InputError, diversify
+from langchain_manyvec.collection import DocumentCollection
+from langchain_manyvec.embeddings import ManyvecEmbeddings
+from manyvec import LEXICAL_WEIGHT, Encoder, FilterLike, Hit, Index, InputError, diversify
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ManyvecVectorStore(VectorStore):
+class ManyvecVectorStore(DocumentCollection):
     """Vector store over a manyvec index, searched by exact late interaction.
 
         store = ManyvecVectorStore.from_documents(documents, "minilm", uri="./papers", filter_columns={"year": int})
         store.similarity_search("how many vectors does ColBERT keep", k=3, filter={"year": 2024})
 
-    The index keeps one vector per token, so `embeddings` is None and there is no search by a single vector. Searches
-    take a `filter` on declared columns: made with `manyvec.F`, or a dict such as `{"lang": "en"}`. Documents are
-    returned with exactly the metadata they were stored with. Async methods run in a thread.
+    The index keeps one vector per token, so `embeddings` is None. Searches take a `filter` on declared columns: made
+    with `manyvec.F`, or a dict such as `{"lang": "en"}`. Documents are returned with exactly the metadata they were
+    stored with. Async methods run in a thread.
+
+    `depth`, `lexical_weight` and `evidence` are defaults for all searches. They can be given per search as well, also
+    through `as_retriever(search_kwargs={"lexical_weight": 0.3})`.
 
     Args:
         index: Index to search and write. It can be shared with retrievers, other stores and threads.
         calibration: Maps similarities to relevance scores, see `calibrate`. By default the relevance score is the
             similarity (ColBERT's score per query token) clipped to [0, 1].
+        relevance_score_fn: Function from a similarity in [-1, 1] to a relevance score, instead of a calibration.
+        depth: Number of candidates to score in an index with centroid lists, see `Index.search`.
+        lexical_weight: Share of BM25 in the ranking, from 0 to 1, see `Index.search`.
+        evidence: Whether to add `evidence` to the metadata: which words of the document matched which words of the
+            query.
+
+    Raises:
+        InputError: Both `calibration` and `relevance_score_fn` are given.
     """
 
-    def __init__(self, index: Index, *, calibration: Calibration | None = None) -> None:
-        self.index = index
+    def __init__(
+        self,
+        index: Index,
+        *,
+        calibration: Calibration | None = None,
+        relevance_score_fn: Callable[[float], float] | None = None,
+        depth: int | None = None,
+        lexical_weight: float = 0,
+        evidence: bool = False,
+    ) -> None:
+        if calibration is not None and relevance_score_fn is not None:
+            raise InputError("pass either calibration or relevance_score_fn, not both")
+        super().__init__(index)
         self.calibration = calibration
+        self.depth = depth
+        self.lexical_weight = lexical_weight
+        self.evidence = evidence
+        self._relevance_score_fn = relevance_score_fn
 
     @classmethod
-    def from_uri(cls, uri: str | PathLike[str], *, encoder: str | Encoder | None = None) -> Self:
+    def from_uri(
+        cls, uri: str | PathLike[str], *, encoder: str | Encoder | Embeddings | None = None, **options: Any
+    ) -> Self:
         """Open an existing index.
 
         Args:
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
             encoder: Encoder or its name. Defaults to the one the index was built with.
+            **options: Options of the store, such as `lexical_weight`.
 
         Raises:
             IndexNotFoundError: There is no index at `uri`.
             ManifestError: The index was built with another encoder.
         """
-        return cls(Index.open(uri, encoder))
+        return cls(Index.open(uri, None if encoder is None else _encoder(encoder)), **options)
+
+    @classmethod
+    def from_existing_index(
+        cls, embedding: str | Encoder | Embeddings | None = None, *, uri: str | PathLike[str], **options: Any
+    ) -> Self:
+        """Open an existing index: `from_uri` under the name that other vector stores use."""
+        return cls.from_uri(uri, encoder=embedding, **options)
 
     @classmethod
     def from_texts(
@@ -64,31 +102,32 @@ class ManyvecVectorStore(VectorStore):
         ids: list[str] | None = None,
         uri: str | PathLike[str] | None = None,
         filter_columns: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        show_progress: bool = False,
+        **options: Any,
     ) -> Self:
         """Create an index, or open an existing one, and add texts to it.
 
         Args:
             texts: Texts to add, see `add_texts`.
-            embedding: Encoder, or a name for `manyvec.load_encoder`.
+            embedding: Encoder, or a name for `manyvec.load_encoder`, or `ManyvecEmbeddings`, whose encoder is used.
             metadatas: Metadata, one dict per text.
             ids: Ids, one per text.
-            uri: Folder, or `s3://`, `gs://`, `az://` URI. Required.
+            uri: Folder, or `s3://`, `gs://`, `az://` URI. By default the index is kept in memory and lost with the
+                store.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
                 An existing index must have the same ones.
-            **kwargs: Further arguments of `add_texts`.
+            show_progress: Whether to draw a progress bar.
+            **options: Options of the store, such as `lexical_weight`.
 
         Raises:
-            TypeError: `uri` is missing, or `embedding` makes one vector per text.
+            TypeError: `embedding` makes one vector per text, or an option is unknown.
             InputError: A text cannot be stored.
             ManifestError: The existing index has another encoder or other filter columns.
         """
-        reject_filters(kwargs)
-        if uri is None:
-            raise TypeError("uri is missing: pass the folder to store the index in, for example uri='./papers'")
-        index = Index.create(uri, _encoder(embedding), filter_columns=filter_columns, exist_ok=True)
-        store = cls(index)
-        store.add_texts(texts, metadatas, ids=ids, **kwargs)
+        reject_filters(options)
+        place = uri if uri is not None else "memory://"
+        store = cls(Index.create(place, _encoder(embedding), filter_columns=filter_columns, exist_ok=True), **options)
+        store.add_texts(texts, metadatas, ids=ids, show_progress=show_progress)
         return store
 
     @classmethod
@@ -97,109 +136,75 @@ class ManyvecVectorStore(VectorStore):
 
         Args:
             documents: Documents to add.
-            embedding: Encoder, or a name for `manyvec.load_encoder`.
+            embedding: Encoder, or a name for `manyvec.load_encoder`, or `ManyvecEmbeddings`.
             **kwargs: Further arguments of `from_texts`. `ids` takes precedence over the documents' own ids.
         """
         ids = kwargs.pop("ids", None) or [document.id for document in documents]
         texts = [document.page_content for document in documents]
         return cls.from_texts(texts, embedding, [document.metadata for document in documents], ids=ids, **kwargs)
 
-    def add_documents(
-        self,
-        documents: Iterable[Document],
-        *,
-        ids: Sequence[str | None] | None = None,
-        show_progress: bool = False,
-        **kwargs: Any,
-    ) -> list[str]:
-        """Add documents. A document whose id exists is replaced.
-
-        A document without an id gets one derived from its text and metadata, so adding it twice stores it once. If an
-        id occurs more than once in a call, the last document wins.
-
-        Args:
-            documents: Documents with text and with metadata that JSON can represent.
-            ids: One id per document, None for the document's own.
-            show_progress: Whether to draw a progress bar.
-            **kwargs: Ignored. LangChain passes `batch_size` and others to every vector store.
-
-        Returns:
-            The ids, in the order of the documents.
-
-        Raises:
-            InputError: A document cannot be stored, or the numbers of ids and documents differ; nothing is added.
-        """
-        return store(self.index, list(documents), ids, show_progress=show_progress)
-
-    def add_texts(
-        self,
-        texts: Iterable[str],
-        metadatas: list[dict[str, Any]] | None = None,
-        *,
-        ids: Sequence[str | None] | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """Add texts with their metadata, see `add_documents`.
-
-        Args:
-            texts: Texts to add.
-            metadatas: One dict per text. Defaults to no metadata.
-            ids: One id per text, None for an id derived from text and metadata.
-            **kwargs: Further arguments of `add_documents`.
-        """
-        texts = list(texts)
-        given = metadatas if metadatas is not None else [{}] * len(texts)
-        if len(given) != len(texts):
-            raise InputError(f"got {len(texts)} texts and {len(given)} metadatas: pass one dict per text")
-        documents = [Document(text, metadata=metadata or {}) for text, metadata in zip(texts, given, strict=True)]
-        return self.add_documents(documents, ids=ids, **kwargs)
-
-    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Return the documents with these ids, in this order. Unknown ids are skipped."""
-        return [as_stored(document) for document in self.index.get(ids)]
-
-    def delete(self, ids: list[str] | None = None, *, filter: FilterLike | None = None, **kwargs: Any) -> bool:
-        """Delete documents by id, or all that pass a filter.
-
-        Args:
-            ids: Ids to delete; unknown ids are ignored.
-            filter: Condition on the documents to delete; `{}` deletes all.
-            **kwargs: Ignored.
-
-        Returns:
-            Always True.
-
-        Raises:
-            InputError: Neither or both are given.
-        """
-        self.index.delete(ids, filter=filter)
-        return True
-
     def similarity_search(
-        self, query: str, k: int = 4, filter: FilterLike | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: FilterLike | None = None, **options: Any
     ) -> list[Document]:
-        """Return up to `k` documents that match the query best."""
-        return [document for document, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
+        """Return up to `k` documents that match the query best.
+
+        Args:
+            query: Text to search for.
+            k: Maximum number of documents.
+            filter: Condition that documents must pass.
+            **options: `depth`, `lexical_weight` and `evidence`, see the class.
+        """
+        return [self._document(hit) for hit in self._hits(query, k, filter, **options)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: FilterLike | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: FilterLike | None = None, **options: Any
     ) -> list[tuple[Document, float]]:
-        """Return up to `k` documents with ColBERT's MaxSim summed over the query's tokens; higher is better."""
-        _reject(kwargs)
-        return [(as_stored(hit), hit.score) for hit in self.index.search(query, k, filter=filter)]
+        """Return up to `k` documents with the scores they are ranked by; higher is better.
+
+        The score is ColBERT's MaxSim summed over the query's tokens, or with a `lexical_weight` its mix with BM25.
+        Arguments are those of `similarity_search`.
+        """
+        return [(self._document(hit), hit.final_score) for hit in self._hits(query, k, filter, **options)]
 
     def _similarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, filter: FilterLike | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: FilterLike | None = None, **options: Any
     ) -> list[tuple[Document, float]]:
-        _reject(kwargs)
-        hits = self.index.search(query, k, filter=filter)
-        relevance = self.calibration.relevance if self.calibration else clipped
-        return [(as_stored(hit), relevance(hit.similarity)) for hit in hits]
+        relevance = self._select_relevance_score_fn()
+        return [(self._document(hit), relevance(hit.similarity)) for hit in self._hits(query, k, filter, **options)]
 
     async def _asimilarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         return await run_in_executor(None, self._similarity_search_with_relevance_scores, query, k, **kwargs)
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        if self._relevance_score_fn is not None:
+            return self._relevance_score_fn
+        return self.calibration.relevance if self.calibration else clipped
+
+    def hybrid_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: FilterLike | None = None,
+        *,
+        lexical_weight: float = LEXICAL_WEIGHT,
+        **options: Any,
+    ) -> list[Document]:
+        """Return up to `k` documents ranked by late interaction mixed with BM25.
+
+        Args:
+            query: Text to search for.
+            k: Maximum number of documents.
+            filter: Condition that documents must pass.
+            lexical_weight: Share of BM25, from 0 to 1. The default measured best.
+            **options: `depth` and `evidence`, see the class.
+        """
+        return self.similarity_search(query, k, filter, lexical_weight=lexical_weight, **options)
+
+    async def ahybrid_search(self, query: str, k: int = 4, **options: Any) -> list[Document]:
+        """Run `hybrid_search` in a thread."""
+        return await run_in_executor(None, self.hybrid_search, query, k, **options)
 
     def calibrate(self, unanswerable: Sequence[str] | None = None) -> Calibration:
         """Measure and set `calibration`, so that relevance scores have a meaning a threshold can be chosen for.
@@ -220,7 +225,7 @@ class ManyvecVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         filter: FilterLike | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> list[Document]:
         """Return documents that match the query and differ from each other.
 
@@ -233,16 +238,38 @@ class ManyvecVectorStore(VectorStore):
             fetch_k: Number of best matches to choose from.
             lambda_mult: Weight of the query: 1 ranks by the query alone, 0 by how different the documents are.
             filter: Condition that documents must pass.
-            **kwargs: Not accepted.
+            **options: `depth` and `evidence`, see the class, and `lexical_weight`, which decides only which `fetch_k`
+                documents to choose from.
         """
-        _reject(kwargs)
-        hits = self.index.search(query, fetch_k, filter=filter)
-        return [as_stored(hit) for hit in diversify(self.index, hits, k, lambda_mult)]
+        hits = self._hits(query, fetch_k, filter, **options)
+        return [self._document(hit) for hit in diversify(self.index, hits, k, lambda_mult)]
 
     def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
         """Return LangChain's own retriever over this store; `ManyvecRetriever` adds scores and batched queries."""
         tags = kwargs.pop("tags", None) or self._get_retriever_tags()
         return ManyvecVectorStoreRetriever(vectorstore=self, tags=tags, **kwargs)
+
+    def _hits(
+        self,
+        query: str,
+        k: int,
+        filter: FilterLike | None,
+        *,
+        depth: int | None = None,
+        lexical_weight: float | None = None,
+        evidence: bool | None = None,
+    ) -> list[Hit]:
+        return self.index.search(
+            query,
+            k,
+            filter=filter,
+            depth=depth if depth is not None else self.depth,
+            lexical_weight=lexical_weight if lexical_weight is not None else self.lexical_weight,
+            evidence=evidence if evidence is not None else self.evidence,
+        )
+
+    def _document(self, hit: Hit) -> Document:
+        return to_langchain(hit, scores=False)
 
 
 class ManyvecVectorStoreRetriever(VectorStoreRetriever):
@@ -255,15 +282,11 @@ class ManyvecVectorStoreRetriever(VectorStoreRetriever):
 
 
 def _encoder(embedding: str | Encoder | Embeddings) -> str | Encoder:
+    if isinstance(embedding, ManyvecEmbeddings):
+        return embedding.encoder
     if isinstance(embedding, (str, Encoder)):
         return embedding
     raise TypeError(
         f"{type(embedding).__name__} makes one vector per text, manyvec needs one per token. Pass an encoder's name "
-        "such as 'minilm' or 'lightonai/LateOn', or a manyvec.Encoder"
+        "such as 'minilm' or 'lightonai/LateOn', a manyvec.Encoder or ManyvecEmbeddings"
     )
-
-
-def _reject(kwargs: Mapping[str, Any]) -> None:
-    """Raise on unknown search options: a misspelled `filter` would otherwise be ignored, and every document found."""
-    if kwargs:
-        raise TypeError(f"a search takes no argument {sorted(kwargs)[0]!r}")

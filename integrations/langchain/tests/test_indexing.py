@@ -97,8 +97,9 @@ def test_a_forced_update_rewrites_existing_documents(records, target):
 
 def test_a_run_that_failed_is_completed_by_the_next(index, records):
     store = ManyvecVectorStore(index)
-    with pytest.raises(manyvec.InputError, match="no text"):
-        run_index([*FIRST, page(" ", "e")], records, store, batch_size=2, key_encoder="blake2b")
+    unstorable = Document("text", metadata={"source": "e", "score": float("inf")})
+    with pytest.raises(manyvec.InputError, match="'score'"):
+        run_index([*FIRST, unstorable], records, store, batch_size=2, key_encoder="blake2b")
 
     assert counts(run_index(FIRST, records, store, cleanup="full", key_encoder="blake2b")) == (0, 0, 4, 0)
     assert index.count() == 4

@@ -110,6 +110,12 @@ def test_up_to_max_tools_all_tools_are_kept_and_nothing_is_encoded(max_tools):
     assert model.given == [[tool.name for tool in TOOLS]]
 
 
+def test_without_max_tools_all_tools_and_the_catalog_are_kept():
+    runner, model = agent(ManyvecToolSelector(max_tools=None, catalog=[make("more")], encoder=BrokenEncoder()))
+    runner.invoke(ask("weather"))
+    assert model.given == [[*(tool.name for tool in TOOLS), "get_more"]]
+
+
 def test_tools_of_always_include_are_kept_in_addition_to_max_tools():
     selector = ManyvecToolSelector(max_tools=1, always_include=["get_recipes"], encoder=HashEncoder())
     runner, model = agent(selector)

@@ -90,6 +90,16 @@ def test_the_given_documents_stay_as_they_are(reranker):
     assert before == DOCUMENTS
 
 
+def test_scores_can_be_left_out_of_the_metadata():
+    recorder = Recorder()
+    reranker = ManyvecReranker(encoder=HashEncoder(), scores=False)
+    found = reranker.compress_documents(DOCUMENTS, "red apple", [recorder])
+    assert found == [DOCUMENTS[3], DOCUMENTS[1], DOCUMENTS[0], DOCUMENTS[2]]
+    assert recorder.only("ManyvecReranker")["outputs"]["scores"][0] == pytest.approx(2, abs=2 * FLOAT16)
+    found[0].metadata["nested"]["x"].clear()
+    assert DOCUMENTS[3].metadata["nested"]["x"] == [1]
+
+
 @pytest.mark.parametrize(("top_n", "n"), [(None, 4), (0, 0), (1, 1), (9, 4)])
 def test_at_most_top_n_documents_are_returned(top_n, n):
     assert len(ManyvecReranker(encoder=HashEncoder(), top_n=top_n).compress_documents(DOCUMENTS, "red")) == n

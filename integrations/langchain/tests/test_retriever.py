@@ -274,7 +274,6 @@ def test_adding_an_id_again_replaces_the_document(index):
     [
         (Document("text", metadata={"path": Path("a")}), r"\(no id\).*'path'"),
         (Document("text", metadata={1: "one", "two": 2}), r"\(no id\).*keys must be text"),
-        (Document("   ", id="blank"), "'blank' has no text"),
         (Document("text", id="early", metadata={"year": "soon"}), "'early'.*'year'"),
         (Document("text", id=""), "at least one character"),
     ],
@@ -284,6 +283,23 @@ def test_a_document_that_cannot_be_stored_is_an_error_that_names_it(index, docum
         ManyvecRetriever(index=index).add_documents([DOCUMENTS[0], document])
 
     assert index.count() == 0
+
+
+def test_blank_documents_are_left_out_and_logged(index, caplog):
+    blank = Document("   ", id="blank", metadata={"source": "a.pdf", "page": 3})
+
+    assert ManyvecRetriever(index=index).add_documents([DOCUMENTS[0], blank]) == ["a/1"]
+    assert "position 1 id='blank' source='a.pdf' page=3" in caplog.text
+    assert index.ids() == ["a/1"]
+
+
+def test_scores_can_be_left_out_of_the_metadata(retriever):
+    plain = ManyvecRetriever(index=retriever.index, scores=False)
+    for found in (plain.invoke("interaction"), retriever.invoke("interaction", scores=False)):
+        assert {document.id: document for document in found} == {document.id: document for document in DOCUMENTS}
+    assert "score" in plain.invoke("late", scores=True)[0].metadata
+    assert "evidence" in plain.invoke("late", evidence=True)[0].metadata
+    assert plain.batch(["interaction"])[0] == plain.invoke("interaction")
 
 
 async def test_documents_can_be_added_from_an_event_loop(index):

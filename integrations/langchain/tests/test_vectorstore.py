@@ -168,8 +168,6 @@ def test_a_wrong_number_of_ids_or_metadatas_is_an_error_and_stores_nothing(index
         (Document("text", id="bad", metadata={"path": Path("a")}), r"'bad'.*'path'"),
         (Document("text", metadata={"a": {"b": [1, {2}]}}), r"\(no id\).*a\.b\[1\]"),
         (Document("text", id="bad", metadata={"x": float("nan")}), "'x'"),
-        (Document("", id="bad"), "'bad' has no text"),
-        (Document(" \n", id="bad"), "'bad' has no text"),
     ],
 )
 async def test_a_document_that_cannot_be_stored_is_named_in_the_error_and_nothing_is_stored(index, document, message):
@@ -257,11 +255,6 @@ def test_single_vector_embeddings_raise_an_error_that_names_what_to_pass(tmp_pat
         ManyvecVectorStore.from_documents(DOCUMENTS, DeterministicFakeEmbedding(size=6), uri=tmp_path / "new")
 
     assert not (tmp_path / "new").exists()
-
-
-def test_uri_is_required():
-    with pytest.raises(TypeError, match="uri"):
-        ManyvecVectorStore.from_texts(["one"], HashEncoder())
 
 
 # As a retriever
