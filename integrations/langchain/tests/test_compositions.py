@@ -135,7 +135,7 @@ async def test_a_multi_query_retriever_returns_each_document_once(store):
 
 
 @classic
-def test_embeddings_can_be_cached(store):
+def test_embeddings_can_be_cached():
     embeddings = pytest.importorskip("langchain_classic.embeddings", reason="needs langchain-classic")
     cached = embeddings.CacheBackedEmbeddings.from_bytes_store(
         ManyvecEmbeddings(HashEncoder()), InMemoryByteStore(), namespace="hash", key_encoder="blake2b"
