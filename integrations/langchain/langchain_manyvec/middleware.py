@@ -163,7 +163,7 @@ class ManyvecToolSelector(AgentMiddleware):
                 encoder = load_encoder(self.encoder) if isinstance(self.encoder, str) else self.encoder
                 index = self._indexes[key] = ToolIndex(encoder, map(convert_to_openai_tool, tools))
                 _shrink(self._indexes, _MAX_INDEXES)
-        hits = index.select(query, self.max_tools)
+        hits = index.select(query, self.max_tools if self.max_tools is not None else len(tools))
         scored = [{"name": hit.name, "score": hit.score, "similarity": hit.similarity} for hit in hits]
         selection = {"tools": scored, "model": index.encoder.name, "out_of": len(index)}
         with self._lock:

@@ -79,6 +79,14 @@ def test_settings_are_fields_that_survive_to_dict_and_from_dict() -> None:
     assert (ManyvecRerank().model, ManyvecRerank().top_n) == ("minilm", 5)
 
 
+def test_an_index_survives_to_dict_and_from_dict(tmp_path: Path) -> None:
+    index = manyvec.Index.create(tmp_path / "index", "minilm")
+    rerank = ManyvecRerank(index=index, top_n=2)
+    again = ManyvecRerank.from_dict(rerank.to_dict())
+    assert again.to_dict() == rerank.to_dict()
+    assert (again.index_uri, again.model, again.top_n) == (str(tmp_path / "index"), "minilm", 2)
+
+
 def test_invalid_arguments_are_errors(tmp_path: Path) -> None:
     index = manyvec.Index.create(tmp_path, HashEncoder())
     for wrong in ({"model": "minilm"}, {"device": "cpu"}):

@@ -88,8 +88,7 @@ def test_the_last_of_several_nodes_with_the_same_id_is_stored(store: ManyvecVect
 def test_a_node_that_cannot_be_stored_is_named_in_the_error_and_nothing_is_stored(store: ManyvecVectorStore) -> None:
     fine = TextNode(id_="fine", text="fine")
     for bad, message in [
-        (TextNode(id_="bad", text=""), "'bad' has no text"),
-        (ImageNode(id_="bad", image_path="a.png"), "'bad' has no text"),
+        (ImageNode(id_="bad", image_path="a.png"), "'bad' has an image but no text"),
         (TextNode(id_="bad", text="x", metadata={"at": {1, 2}}), r"'bad': metadata\['at'\] is a set"),
         (TextNode(id_="bad", text="x", metadata={"year": "2021"}), r"'bad': metadata\['year'\] must be of type int"),
         (TextNode(id_="bad", text="x", metadata={"_ref_doc_id": "y"}), "'_ref_doc_id' is reserved"),
@@ -199,6 +198,51 @@ def test_mmr_skips_a_copy_of_a_chosen_node(store: ManyvecVectorStore) -> None:
 def test_an_unsupported_mode_is_an_error(store: ManyvecVectorStore, mode: str) -> None:
     with pytest.raises(manyvec.InputError, match=f"{mode}.*use default"):
         found(store, mode=VectorStoreQueryMode(mode))
+
+
+@pytest.mark.parametrize(("query_type", "mode"), [("vector", "default"), ("fts", "text_search"), ("hybrid", "hybrid")])
+async def test_a_query_type_of_lancedb_selects_the_mode(store: ManyvecVectorStore, query_type: str, mode: str) -> None:
+    query = VectorStoreQuery(query_str="green juice", similarity_top_k=9)
+    expected = VectorStoreQuery(query_str="green juice", similarity_top_k=9, mode=VectorStoreQueryMode(mode))
+
+    assert store.query(query, query_type=query_type).ids == store.query(expected).ids
+    assert (await store.aquery(query, query_type=query_type)).ids == store.query(expected).ids
+    index = VectorStoreIndex.from_vector_store(store, embed_model=ManyvecEmbedding(HashEncoder()))
+    retriever = index.as_retriever(similarity_top_k=9, vector_store_kwargs={"query_type": query_type})
+    assert [node.node_id for node in retriever.retrieve("green juice")] == store.query(expected).ids
+
+
+def test_evidence_and_depth_can_be_asked_of_a_query(store: ManyvecVectorStore) -> None:
+    query = VectorStoreQuery(query_str="green apple", similarity_top_k=1)
+    (node,) = store.query(query, evidence=True, depth=5).nodes
+    assert [word["text"] for word in node.metadata["evidence"]["words"]] == ["green", "apple"]
+    assert store.query(query).nodes == [MENU[2]]
+
+
+def test_unknown_arguments_are_errors_and_change_nothing(store: ManyvecVectorStore) -> None:
+    query = VectorStoreQuery(query_str="green apple")
+    for call, message in [
+        (lambda: store.query(query, query_type="dense"), "'dense'; use vector, fts, hybrid"),
+        (lambda: store.query(query, nprobes=20), "query takes no argument 'nprobes'; known are depth"),
+        (lambda: store.query(query, where="year > 2020"), "'where'"),
+        (lambda: store.delete("menu", filters=year("<", 2022)), "delete takes no argument 'filters'"),
+        (lambda: store.delete_nodes(["m1"], where="true"), "'where'"),
+        (lambda: store.add([TextNode(text="x")], mode="overwrite"), "add takes no argument 'mode'"),
+    ]:
+        with pytest.raises(manyvec.InputError, match=message):
+            call()
+    assert store.client.ids() == ["alone", "m1", "m2", "o1"]
+
+
+def test_a_store_survives_to_dict_and_from_dict(tmp_path: Path) -> None:
+    store = ManyvecVectorStore.create(tmp_path / "index", "minilm")
+    store.add(MENU)
+    again = ManyvecVectorStore.from_dict(store.to_dict())
+    assert again.get_nodes() == store.get_nodes()
+    assert again.to_dict() == store.to_dict()
+    assert ManyvecVectorStore.from_json(store.to_json()).client.ids() == ["alone", "m1", "m2", "o1"]
+    with pytest.raises(manyvec.InputError, match="uri"):
+        ManyvecVectorStore()
 
 
 def test_a_query_without_text_is_an_error_and_an_empty_text_finds_nothing(store: ManyvecVectorStore) -> None:
@@ -342,9 +386,8 @@ def test_a_page_of_another_writer_is_an_image_node(tmp_path: Path) -> None:
         ({"image": "no base64!"}, "node 'bad': its image is not base64"),
         ({"image": as_base64(b"no image")}, "document 'bad': its image is no image that PIL can read"),
         ({"image_path": "nowhere.png"}, "document 'bad': its image cannot be read"),
-        ({}, "document 'bad' has no text"),
     ],
-    ids=["url", "base64", "damaged", "path", "nothing"],
+    ids=["url", "base64", "damaged", "path"],
 )
 def test_an_unreadable_image_is_an_error_that_names_the_node(
     tmp_path: Path, fields: dict[str, str], message: str

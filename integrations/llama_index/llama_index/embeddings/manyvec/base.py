@@ -32,7 +32,8 @@ class ManyvecEmbedding(BaseEmbedding):
     _encoder: Encoder | None = PrivateAttr(default=None)
 
     def __init__(self, model: str | Encoder = "minilm", **kwargs: Any) -> None:
-        kwargs.pop("model_name", None)
+        # to_dict writes model_name, so from_dict passes it.
+        model = kwargs.pop("model_name", model)
         super().__init__(model_name=model if isinstance(model, str) else model.name, **kwargs)
         self._encoder = None if isinstance(model, str) else model
 

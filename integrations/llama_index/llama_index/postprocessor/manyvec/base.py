@@ -39,6 +39,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         keep_retrieval_score: Whether to keep the previous score in the metadata as `retrieval_score`, hidden from
             language and embedding models.
         index: Index whose stored vectors are used for nodes that it holds with the same id and text.
+        index_uri: URI of the index to open if `index` is not given; `from_dict` passes it.
         callback_manager: LlamaIndex callback manager.
 
     Raises:
@@ -51,6 +52,7 @@ class ManyvecRerank(BaseNodePostprocessor):
     top_n: int = Field(default=5, ge=0, description="Maximum number of nodes to return.")
     device: str | None = Field(default=None, description="Device that the model runs on.")
     keep_retrieval_score: bool = Field(default=False, description="Whether to keep the previous score in the metadata.")
+    index_uri: str | None = Field(default=None, description="URI of the index whose stored vectors are used.")
     _index: Index | None = PrivateAttr(default=None)
     _reranker: Reranker | None = PrivateAttr(default=None)
 
@@ -62,16 +64,21 @@ class ManyvecRerank(BaseNodePostprocessor):
         keep_retrieval_score: bool = False,
         *,
         index: Index | None = None,
+        index_uri: str | None = None,
         callback_manager: CallbackManager | None = None,
         **kwargs: Any,
     ) -> None:
+        if index is None and index_uri is not None:
+            index = Index.open(index_uri)
+            # to_dict writes the name of the index's model.
+            model = None if model == index.model else model
         if index is not None and (model is not None or device is not None):
             raise InputError("pass either an index, which has an encoder, or a model: Index.open takes an encoder")
         if device is not None and model is not None and not isinstance(model, str):
             raise InputError("device needs the name of a model: an encoder object is on its device already")
         name = index.model if index is not None else "minilm" if model is None else model
         kwargs |= {"model": name if isinstance(name, str) else name.name, "top_n": top_n, "device": device}
-        kwargs |= {"keep_retrieval_score": keep_retrieval_score}
+        kwargs |= {"keep_retrieval_score": keep_retrieval_score, "index_uri": None if index is None else index.uri}
         super().__init__(callback_manager=callback_manager or CallbackManager(), **kwargs)
         self._index = index
         if index is not None or not isinstance(name, str):

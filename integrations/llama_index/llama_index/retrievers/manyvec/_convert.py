@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -37,6 +38,8 @@ from manyvec import (
     parse_filter,
 )
 
+logger = logging.getLogger(__name__)
+
 Filters = MetadataFilters | Filter | Mapping[str, Any]
 
 # Metadata key for what a node has beyond id, text and metadata: relationships, templates, its class. A plain TextNode
@@ -45,8 +48,12 @@ NODE_KEY = "_llama_index"
 # Metadata key for the id of a node's source document, in indexes that have a filter column of this name.
 REF_DOC_KEY = "_ref_doc_id"
 EVIDENCE_KEY = "evidence"
+# Blank nodes that a warning describes one by one.
+_MAX_NAMED = 5
 
-_CLASSES = {kind.class_name(): kind for kind in (TextNode, ImageNode, IndexNode, Node, schema.Document)}
+_CLASSES = {
+    kind.class_name(): kind for kind in (TextNode, ImageNode, IndexNode, Node, schema.Document, schema.ImageDocument)
+}
 _STORED_APART: Any = {"id_": True, "text": True, "text_resource": {"text"}, "metadata": True, "embedding": True}
 
 
@@ -73,23 +80,29 @@ def open_or_create(uri: str | PathLike[str], encoder: str | Encoder, filter_colu
 def add_nodes(nodes: Iterable[BaseNode], index: Index, *, show_progress: bool = False) -> list[str]:
     """Add nodes to an index and return their ids, in the order of the nodes.
 
+    Nodes without text and image are left out and logged as a warning: one blank page must not stop an ingestion. Their
+    ids are returned as well, because LlamaIndex matches ids with nodes by position.
+
     Raises:
         InputError: A node cannot be stored, see `to_document`; none is added.
     """
-    documents = [to_document(node, index) for node in nodes]
-    index.add(documents, show_progress=show_progress)
-    return [document.id for document in documents]
+    nodes = list(nodes)
+    kept = [node for node in nodes if not _is_blank(node)]
+    if len(kept) < len(nodes):
+        _log_blank(nodes)
+    index.add([to_document(node, index) for node in kept], show_progress=show_progress)
+    return [node.node_id for node in nodes]
 
 
 def to_document(node: BaseNode, index: Index) -> Document:
     """Convert a node to the document to store. Its dense embedding is dropped, as in LlamaIndex's own stores.
 
-    The image of an `ImageNode` becomes the image of the document if the index reads images. Otherwise only the text is
-    stored.
+    The image of an `ImageNode`, an `ImageDocument` or a `Node` with an `image_resource` becomes the image of the
+    document if the index reads images. Otherwise the text is stored, and the image is kept with the node.
 
     Raises:
-        InputError: The node has neither text nor image, its image is a URL, its metadata cannot be written as JSON, or
-            the metadata uses a reserved key.
+        InputError: The node has no text and no image that the index reads, its image is a URL, its metadata cannot be
+            written as JSON, or the metadata uses a reserved key.
     """
     for key in (NODE_KEY, REF_DOC_KEY):
         if key in node.metadata:
@@ -98,30 +111,71 @@ def to_document(node: BaseNode, index: Index) -> Document:
     rest = node.model_dump(mode="json", exclude=_STORED_APART, exclude_defaults=True)
     if not any((rest.get("text_resource") or {}).values()):
         rest.pop("text_resource", None)
-    image = _image(node) if index.reads_images and isinstance(node, ImageNode) else None
+    image = _image(node) if index.reads_images else None
+    text = node.get_content(MetadataMode.NONE)
+    if image is None and not text.strip() and _has_image(node):
+        raise InputError(
+            f"node {node.node_id!r} has an image but no text, and {index.model} reads no images: add a text, or build "
+            "the index with a model that reads images, such as ColPali"
+        )
     if image is not None:
         rest.pop("image", None)
+    elif isinstance(node, Node) and node.image_resource is not None and node.image_resource.data is not None:
+        # LlamaIndex leaves these bytes out of model_dump.
+        rest.setdefault("image_resource", {})["data"] = node.image_resource.data.decode()
     is_plain = rest == {"class_name": TextNode.class_name()}
     metadata = node.metadata if is_plain else {**node.metadata, NODE_KEY: rest}
     if REF_DOC_KEY in index.filter_columns and node.ref_doc_id is not None:
         metadata = {**metadata, REF_DOC_KEY: node.ref_doc_id}
-    return Document(node.node_id, node.get_content(MetadataMode.NONE), metadata, image=image)
+    return Document(node.node_id, text, metadata, image=image)
 
 
-def _image(node: ImageNode) -> bytes | Path | None:
-    if node.image:
+def _image(node: BaseNode) -> bytes | Path | None:
+    """Return the image of a node: its bytes, or the path of the file."""
+    data, path, url = _image_source(node)
+    if data:
         try:
-            return base64.b64decode(node.image, validate=True)
+            return base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
             raise InputError(f"node {node.node_id!r}: its image is not base64: {error}") from error
-    if node.image_path:
-        return Path(node.image_path)
-    if node.image_url:
+    if path:
+        return Path(path)
+    if url:
         raise InputError(
-            f"node {node.node_id!r}: its image is the URL {node.image_url}, which is not fetched: load it and pass "
+            f"node {node.node_id!r}: its image is the URL {url}, which is not fetched: load it and pass "
             "it as image (base64) or image_path"
         )
     return None
+
+
+def _image_source(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, str | None]:
+    """Return the image of a node as base64, path and URL, each of which may be missing."""
+    if isinstance(node, ImageNode):
+        return node.image, node.image_path, node.image_url
+    resource = node.image_resource if isinstance(node, Node) else None
+    if resource is None:
+        return None, None, None
+    return resource.data, resource.path, str(resource.url) if resource.url else None
+
+
+def _has_image(node: BaseNode) -> bool:
+    return any(_image_source(node))
+
+
+def _is_blank(node: BaseNode) -> bool:
+    return not node.get_content(MetadataMode.NONE).strip() and not _has_image(node)
+
+
+def _log_blank(nodes: Sequence[BaseNode]) -> None:
+    """Log how many nodes have no text and no image, and position, id and source of the first of them."""
+    blank = []
+    for position, node in enumerate(nodes):
+        if _is_blank(node):
+            keys = ("file_name", "source", "page_label", "page")
+            fields = [f"{key}={node.metadata[key]!r}" for key in keys if key in node.metadata]
+            blank.append(" ".join([f"position {position} id={node.node_id!r}", *fields]))
+    named = ", ".join(blank[:_MAX_NAMED]) + (", ..." if len(blank) > _MAX_NAMED else "")
+    logger.warning("left out %d of %d nodes, which have no text and no image: %s", len(blank), len(nodes), named)
 
 
 def to_nodes(hits: Sequence[Hit], index: Index) -> list[BaseNode]:
@@ -144,18 +198,21 @@ def to_node(document: Document | Hit, image: bytes | Path | None = None) -> Base
     """Restore a stored node with its image. Documents of other writers become a `TextNode`, or an `ImageNode`."""
     rest = document.metadata.get(NODE_KEY)
     image = document.image if isinstance(document, Document) else image
-    pixels = {"image": base64.b64encode(image).decode()} if isinstance(image, bytes) else {}
+    pixels = base64.b64encode(image).decode() if isinstance(image, bytes) else None
     plain = ImageNode if pixels else TextNode
+    image_fields = {"image": pixels} if pixels else {}
     # Another writer may use the key for something else.
     if not isinstance(rest, dict) or "class_name" not in rest:
-        return plain(id_=document.id, text=document.text, metadata=dict(document.metadata), **pixels)
+        return plain(id_=document.id, text=document.text, metadata=dict(document.metadata), **image_fields)
     metadata = {key: value for key, value in document.metadata.items() if key not in (NODE_KEY, REF_DOC_KEY)}
     # A class that users define is restored as a TextNode, as by LlamaIndex's own stores.
     kind = _CLASSES.get(rest["class_name"], plain)
-    fields = {**rest, **pixels, "id_": document.id, "metadata": metadata}
+    fields = {**rest, "id_": document.id, "metadata": metadata}
     if issubclass(kind, Node):
+        if pixels:
+            fields["image_resource"] = {**rest.get("image_resource", {}), "data": pixels}
         return kind.from_dict({**fields, "text_resource": {**rest.get("text_resource", {}), "text": document.text}})
-    return kind.from_dict({**fields, "text": document.text})
+    return kind.from_dict({**fields, **image_fields, "text": document.text})
 
 
 def to_query(query: QueryBundle) -> str:

@@ -138,8 +138,9 @@ class ManyvecRetriever(BaseRetriever):
     def add_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
         """Add nodes to the index. A node whose id exists is replaced.
 
-        Only a node's text is encoded, not its metadata. Of an `ImageNode` the image (`image` or `image_path`) is
-        encoded instead, if the model of the index reads images.
+        Only a node's text is encoded, not its metadata. Of an `ImageNode`, an `ImageDocument` or a `Node` with an
+        `image_resource` the image is encoded instead, if the model of the index reads images. Nodes without text and
+        image are left out and logged.
 
         Args:
             nodes: Nodes with text or an image, and with metadata that JSON can represent.
@@ -149,8 +150,8 @@ class ManyvecRetriever(BaseRetriever):
             The ids, in the order of the nodes.
 
         Raises:
-            InputError: A node has neither text nor image, its image is a URL, which is never fetched, or its metadata
-                cannot be written as JSON; none is added.
+            InputError: A node has only an image, which the model does not read, its image is a URL, which is never
+                fetched, or its metadata cannot be written as JSON; none is added.
         """
         return add_nodes(nodes, self.index, show_progress=show_progress)
 

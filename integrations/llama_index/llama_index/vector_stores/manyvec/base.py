@@ -23,6 +23,7 @@ from llama_index.retrievers.manyvec._convert import (
     open_or_create,
     to_filter,
     to_node,
+    to_node_with_score,
     to_nodes,
 )
 
@@ -33,6 +34,13 @@ _Store = TypeVar("_Store", bound="ManyvecVectorStore")
 
 # Number of nodes that BM25 finds for a text search, before late interaction ranks them.
 _TEXT_DEPTH = 300
+# Values of LanceDB's `query_type` option, which LlamaIndex users pass in `vector_store_kwargs`.
+_QUERY_TYPES = {
+    "vector": VectorStoreQueryMode.DEFAULT,
+    "fts": VectorStoreQueryMode.TEXT_SEARCH,
+    "hybrid": VectorStoreQueryMode.HYBRID,
+}
+_OPTIONS = ("depth", "evidence", "mmr_prefetch_factor", "mmr_threshold", "query_type")
 # MMR chooses from this many times the number of nodes asked for.
 _MMR_FACTOR = 4
 
@@ -59,14 +67,22 @@ class ManyvecVectorStore(BasePydanticVectorStore):
 
     Args:
         index: Index to search and write. It can be shared with retrievers, other stores and threads.
+        uri: URI of the index to open if `index` is not given; `from_dict` passes it.
+
+    Raises:
+        InputError: Neither `index` nor `uri` is given.
     """
 
     stores_text: bool = True
     is_embedding_query: bool = False
+    uri: str = ""
     _index: Index = PrivateAttr()
 
-    def __init__(self, index: Index) -> None:
-        super().__init__(stores_text=True, is_embedding_query=False)
+    def __init__(self, index: Index | None = None, *, uri: str | None = None, **_fields: Any) -> None:
+        if index is None and not uri:
+            raise InputError("ManyvecVectorStore needs an index, or the uri of one")
+        index = Index.open(str(uri)) if index is None else index
+        super().__init__(stores_text=True, is_embedding_query=False, uri=index.uri)
         self._index = index
 
     @classmethod
@@ -106,20 +122,22 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Add nodes. A node whose id exists is replaced; unchanged nodes are not re-encoded.
 
-        Only a node's text is encoded, not its metadata. Of an `ImageNode` the image is encoded instead, if the model of
-        the index reads images. If an id occurs more than once in a call, the last node wins.
+        Only a node's text is encoded, not its metadata. Of an `ImageNode`, an `ImageDocument` or a `Node` with an
+        `image_resource` the image is encoded instead, if the model of the index reads images. If an id occurs more than
+        once in a call, the last node wins. Nodes without text and image are left out and logged.
 
         Args:
             nodes: Nodes with text or an image, and with metadata that JSON can represent.
-            **kwargs: Ignored.
+            **kwargs: Not accepted.
 
         Returns:
             The ids, in the order of the nodes.
 
         Raises:
-            InputError: A node has neither text nor image, its image is a URL, which is never fetched, or its metadata
-                cannot be written as JSON; none is added.
+            InputError: A node has only an image, which the model does not read, its image is a URL, which is never
+                fetched, or its metadata cannot be written as JSON; none is added.
         """
+        _reject("add", kwargs)
         return add_nodes(nodes, self._index)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: Filters | None = None) -> list[BaseNode]:
@@ -136,7 +154,13 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         return [to_node(document) for document in self._index.get(ids)]
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Delete the nodes split from this document, or the document itself if it was stored whole."""
+        """Delete the nodes split from this document, or the document itself if it was stored whole.
+
+        Args:
+            ref_doc_id: Id of the source document.
+            **delete_kwargs: Not accepted.
+        """
+        _reject("delete", delete_kwargs)
         self._index.delete(filter=self._split_from([ref_doc_id]))
 
     def delete_nodes(
@@ -147,11 +171,12 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         Args:
             node_ids: Ids to delete; unknown ids are ignored, and an empty list deletes nothing.
             filters: Condition on the nodes to delete.
-            **delete_kwargs: Ignored.
+            **delete_kwargs: Not accepted.
 
         Raises:
             InputError: Neither ids nor filters are given; use `clear` to delete all.
         """
+        _reject("delete_nodes", delete_kwargs)
         if node_ids is None and filters is None:
             raise InputError("delete_nodes takes node_ids, filters, or both; to delete all nodes use clear()")
         self._index.delete(filter=self._where(filters, node_ids))
@@ -166,12 +191,15 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         Args:
             query: Query with `query_str`, and optionally `similarity_top_k`, `filters`, `node_ids`, `doc_ids`, `mode`,
                 `alpha`, `hybrid_top_k` and `mmr_threshold`. See the class for the modes.
-            **kwargs: `mmr_prefetch_factor` and `mmr_threshold`, as for LlamaIndex's own stores.
+            **kwargs: `mmr_prefetch_factor` and `mmr_threshold`, as for LlamaIndex's own stores; `query_type` (`vector`,
+                `fts` or `hybrid`), which replaces the mode of the query; `depth` and `evidence`, see
+                `manyvec.Index.search`.
 
         Raises:
-            InputError: The query has no text, or its mode is not supported.
+            InputError: The query has no text, its mode is not supported, or an argument is unknown.
             FilterError: A filter names an undeclared column, or its value has another type.
         """
+        _reject("query", kwargs, _OPTIONS)
         if query.query_str is None:
             raise InputError("the query has no text: pass query_str, an embedding alone cannot be searched for")
         where = self._where(query.filters, query.node_ids or None)
@@ -179,7 +207,9 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             where = AllOf((where, self._split_from(query.doc_ids)))
         hits = self._search(query.query_str, query, where, kwargs)
         return VectorStoreQueryResult(
-            nodes=to_nodes(hits, self._index),
+            nodes=[
+                to_node_with_score(hit, node).node for hit, node in zip(hits, to_nodes(hits, self._index), strict=True)
+            ],
             similarities=[hit.final_score for hit in hits],
             ids=[hit.id for hit in hits],
         )
@@ -207,28 +237,25 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.query, query, **kwargs)
 
     def _search(self, text: str, query: VectorStoreQuery, where: Filter, options: Mapping[str, Any]) -> list[Hit]:
-        k = query.similarity_top_k
-        if query.mode == VectorStoreQueryMode.HYBRID:
+        k, mode = query.similarity_top_k, _mode(query, options.get("query_type"))
+        search: dict[str, Any] = {"depth": options.get("depth"), "evidence": options.get("evidence", False)}
+        if mode == VectorStoreQueryMode.HYBRID:
             k = query.hybrid_top_k if query.hybrid_top_k is not None else k
             alpha = query.alpha if query.alpha is not None else 1 - LEXICAL_WEIGHT
             if not 0 <= alpha <= 1:
                 raise InputError(f"alpha must be between 0 (BM25 only) and 1 (late interaction only), got {alpha!r}")
-            hits = self._index.search(text, k, filter=where, lexical_weight=1 - alpha)
-        elif query.mode == VectorStoreQueryMode.DEFAULT:
-            hits = self._index.search(text, k, filter=where)
-        elif query.mode == VectorStoreQueryMode.TEXT_SEARCH:
+            return self._index.search(text, k, filter=where, lexical_weight=1 - alpha, **search)
+        if mode == VectorStoreQueryMode.DEFAULT:
+            return self._index.search(text, k, filter=where, **search)
+        if mode == VectorStoreQueryMode.TEXT_SEARCH:
             ids = self._index.rank([text], Lexical(), max(k, _TEXT_DEPTH), filter=where)[0]
-            hits = self._index.search(text, k, filter=HasId(ids))
-        elif query.mode == VectorStoreQueryMode.MMR:
+            return self._index.search(text, k, filter=HasId(ids), **search)
+        if mode == VectorStoreQueryMode.MMR:
             threshold = options.get("mmr_threshold", query.mmr_threshold)
             n_choices = round(k * options.get("mmr_prefetch_factor", _MMR_FACTOR))
-            hits = self._index.search(text, max(k, n_choices), filter=where)
-            hits = diversify(self._index, hits, k, threshold if threshold is not None else 0.5)
-        else:
-            raise InputError(
-                f"query mode {query.mode.value!r} is not supported; use default, text_search, hybrid or mmr"
-            )
-        return hits
+            hits = self._index.search(text, max(k, n_choices), filter=where, **search)
+            return diversify(self._index, hits, k, threshold if threshold is not None else 0.5)
+        raise InputError(f"unsupported query mode {mode.value!r}; use default, text_search, hybrid or mmr")
 
     def _where(self, filters: Filters | None, node_ids: Sequence[str] | None) -> Filter:
         parts = [to_filter(filters, self._index.filter_columns), None if node_ids is None else HasId(node_ids)]
@@ -245,3 +272,18 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         parts = (ids[start : start + 256] for start in range(0, len(ids), 256))
         nodes = (to_node(document) for part in parts for document in self._index.get(part))
         return HasId([node.node_id for node in nodes if (node.ref_doc_id or node.node_id) in wanted])
+
+
+def _mode(query: VectorStoreQuery, query_type: str | None) -> VectorStoreQueryMode:
+    if query_type is None:
+        return query.mode
+    if query_type not in _QUERY_TYPES:
+        raise InputError(f"unknown query_type {query_type!r}; use {', '.join(_QUERY_TYPES)}")
+    return _QUERY_TYPES[query_type]
+
+
+def _reject(method: str, options: Mapping[str, Any], known: Sequence[str] = ()) -> None:
+    """Raise on unknown arguments: an option that is not supported must not be ignored."""
+    if unknown := sorted(set(options) - set(known)):
+        hint = f"; known are {', '.join(known)}" if known else ""
+        raise InputError(f"{method} takes no argument {unknown[0]!r}{hint}")
