@@ -82,7 +82,8 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         if index is None and not uri:
             raise InputError("ManyvecVectorStore needs an index, or the uri of one")
         index = Index.open(str(uri)) if index is None else index
-        super().__init__(stores_text=True, is_embedding_query=False, uri=index.uri)
+        super().__init__(stores_text=True, is_embedding_query=False)
+        self.uri = index.uri
         self._index = index
 
     @classmethod
