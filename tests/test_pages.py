@@ -257,7 +257,7 @@ def test_evidence_of_a_page_points_at_patches_and_shares_add_up_to_the_score(ind
     for query in ("red blue", "blue", "nothing here", "red, red"):
         for hit in index.search(query, evidence=True):
             assert isinstance(hit.evidence, PageEvidence) is hit.is_page
-            total = sum(match.share for match in hit.evidence.words) + hit.evidence.unshown
+            total = sum(match.share for match in hit.evidence.words) + hit.evidence.unattributed
             assert_allclose([total, hit.evidence.score], hit.score, atol=1e-5)
     flag = {hit.id: hit.evidence for hit in index.search("red blue", evidence=True)}["flag"]
     assert [(m.word, m.patch, m.text, m.span) for m in flag.words] == [
@@ -269,7 +269,7 @@ def test_evidence_of_a_page_points_at_patches_and_shares_add_up_to_the_score(ind
 
 def test_evidence_of_texts_is_what_it_was(index):
     (text,) = [hit for hit in index.search("red", evidence=True) if not hit.is_page]
-    assert set(text.evidence.to_dict()) == {"score", "unshown", "words"}
+    assert set(text.evidence.to_dict()) == {"score", "unattributed", "words"}
     assert "patch" not in text.evidence.to_dict()["words"][0]
     assert text.best_passage(50).text == "a red text about blue things"
 
@@ -333,7 +333,7 @@ def test_a_picture_of_the_map_colours_what_matched_and_leaves_the_rest_white(ind
     assert_array_equal(pixels[40, 8], [255, 255, 255])
     assert max(opened(red.to_png(max_side=20)).shape) == 20
     for max_side in (0, 2.5, True):
-        with pytest.raises(InputError, match="max_side must be a whole number of pixels"):
+        with pytest.raises(InputError, match="max_side must be a positive integer"):
             red.to_png(max_side=max_side)
 
 
@@ -369,7 +369,7 @@ def test_a_page_prints_its_words_and_patches_and_no_passage(index):
 def test_a_passage_of_a_page_is_refused(index):
     for hit in index.search("caption red", evidence=True):
         if hit.is_page:
-            with pytest.raises(InputError, match="page image, which has no passage to quote"):
+            with pytest.raises(InputError, match="page image and has no passage to quote"):
                 hit.best_passage(100)
 
 

@@ -89,7 +89,7 @@ def test_a_search_returns_hits_with_evidence(client):
         ("France", "France", [28, 34]),
     ]
     assert hit["passage"] == {"text": DOCUMENTS[1]["text"], "start": 0, "end": 35}
-    assert sum(w["share"] for w in hit["words"]) + hit["unshown"] == pytest.approx(hit["score"], abs=0.001)
+    assert sum(w["share"] for w in hit["words"]) + hit["unattributed"] == pytest.approx(hit["score"], abs=0.001)
 
 
 def test_a_search_reports_the_time_of_each_stage(client):

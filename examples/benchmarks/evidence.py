@@ -25,6 +25,7 @@ from encoded import Encoded, Known, load, with_spans
 
 from manyvec import Index, load_encoder
 from manyvec.evaluation import Dataset
+from manyvec.evidence.passages import maxsim_of_ranges
 from manyvec.evidence.text import Evidence, explain
 from manyvec.evidence.words import sentences, words
 from manyvec.tools.bm25 import words_of
@@ -40,7 +41,7 @@ def cost(encoded: Encoded) -> None:
     hits = [hit for query in queries for hit in index.search(query, evidence=True)]
     matches = [(hit, match) for hit in hits for match in hit.evidence.words]
     inside = [m.span is not None and hit.text[slice(*m.span)] == m.text and m.text.strip() != "" for hit, m in matches]
-    sums = [sum(m.share for m in hit.evidence.words) + hit.evidence.unshown for hit in hits]
+    sums = [sum(m.share for m in hit.evidence.words) + hit.evidence.unattributed for hit in hits]
     again = {hit.id: minilm.encode_documents([hit.text]) for hit in hits[::100]}
     snapshot = index._store.snapshot()
     stored_rows = [row.row_id for row in snapshot.find(list(again)).values()]
@@ -131,7 +132,7 @@ def _by_words(query: str, document: str, rarity: dict[str, float]) -> Evidence:
     wanted = list(dict.fromkeys(words_of(query)))
     similarities = np.array([[rarity.get(w, 0) * (w == stem) for stem in stems] for w in wanted], np.float32)
     by_words = similarities.reshape(len(wanted), len(stems))
-    return Evidence(text=document, words=(), unshown=0, score=0, similarities=by_words, starts=bounds[:, 0])
+    return Evidence(text=document, words=(), unattributed=0, score=0, similarities=by_words, starts=bounds[:, 0])
 
 
 def _best_window(evidence: Evidence, n_chars: int) -> tuple[int, int]:
@@ -139,7 +140,8 @@ def _best_window(evidence: Evidence, n_chars: int) -> tuple[int, int]:
     starts, ends = words(evidence.text).T
     last = np.searchsorted(ends, starts + n_chars, side="right") - 1
     runs = np.stack([starts, ends[last]], axis=1)[last >= np.arange(len(starts))]
-    scores = evidence._scores(runs)
+    first, last = np.searchsorted(evidence.starts, runs.T)
+    scores = maxsim_of_ranges(evidence.similarities, first, last)
     best = np.flatnonzero(scores >= scores.max() - 1e-6)
     return tuple(runs[best[len(best) // 2]].tolist())
 

@@ -15,8 +15,8 @@ from .errors import MissingPackageError as MissingPackageError
 from .errors import ShapeError as ShapeError
 from .errors import StoreError as StoreError
 from .evidence.pages import PageEvidence as PageEvidence
+from .evidence.passages import Passage as Passage
 from .evidence.text import Evidence as Evidence
-from .evidence.text import Passage as Passage
 from .evidence.text import WordMatch as WordMatch
 from .filters import AllOf as AllOf
 from .filters import AnyOf as AnyOf
@@ -27,10 +27,11 @@ from .filters import parse_filter as parse_filter
 from .index import FilterLike as FilterLike
 from .index import Index as Index
 from .mmr import diversify as diversify
-from .models.loading import Encoder as Encoder
-from .models.loading import SentenceTransformerEncoder as SentenceTransformerEncoder
-from .models.loading import TruncationWarning as TruncationWarning
 from .models.loading import load_encoder as load_encoder
+from .models.protocol import Encoder as Encoder
+from .models.protocol import ImageReader as ImageReader
+from .models.text import SentenceTransformerEncoder as SentenceTransformerEncoder
+from .models.text import TruncationWarning as TruncationWarning
 from .reranker import Reranker as Reranker
 from .retrieval.mixing import LEXICAL_WEIGHT as LEXICAL_WEIGHT
 from .storage.ingest import AddReport as AddReport

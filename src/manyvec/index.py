@@ -22,7 +22,8 @@ from manyvec.errors import (
     check_query,
 )
 from manyvec.filters import ColumnType, Filter, parse_filter, to_sql
-from manyvec.models.loading import Encoder, load_encoder
+from manyvec.models.loading import load_encoder
+from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.reader import IndexReader, scorer_for
 from manyvec.retrieval.search import SearchOptions
@@ -119,7 +120,7 @@ class Index:
             filter_columns={name: str(ColumnType.of(name, kind)) for name, kind in (filter_columns or {}).items()},
             storage=storage,
             pool_factor=pool_factor,
-            images=hasattr(encoder, "encode_images"),
+            images=isinstance(encoder, ImageReader),
             library=package_version("manyvec"),
         )
         try:
@@ -341,7 +342,8 @@ class Index:
         if not queries or k == 0:
             return [[] for _ in queries]
         tokens = self._encode_queries(queries)
-        options = SearchOptions(k, depth, lexical_weight, evidence, getattr(self.encoder, "crops_images", False))
+        crops_images = isinstance(self.encoder, ImageReader) and self.encoder.crops_images
+        options = SearchOptions(k, depth, lexical_weight, evidence, crops_images)
         return self._reader.search(queries, tokens, self.candidates, options, where)
 
     def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:

@@ -12,7 +12,8 @@ import numpy as np
 
 from manyvec.errors import EncoderError, InputError, check_count, check_query, check_unicode
 from manyvec.index import Index
-from manyvec.models.loading import Encoder, load_encoder
+from manyvec.models.loading import load_encoder
+from manyvec.models.protocol import Encoder
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, Scores

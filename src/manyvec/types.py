@@ -11,7 +11,8 @@ from typing import Any
 
 from manyvec.errors import InputError, check_unicode
 from manyvec.evidence.pages import PageEvidence
-from manyvec.evidence.text import Evidence, Passage
+from manyvec.evidence.passages import Passage
+from manyvec.evidence.text import Evidence
 
 
 @dataclass(frozen=True)

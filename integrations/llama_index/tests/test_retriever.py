@@ -233,6 +233,8 @@ def test_an_image_query_is_an_error_if_the_model_reads_no_images(retriever: Many
 class Seeing(HashEncoder):
     """Encodes the words in an image file."""
 
+    crops_images = False
+
     def encode_images(self, images: Sequence[str]) -> TokenBatch:
         return self.encode_documents([Path(image).read_text() for image in images])
 

@@ -1,1 +1,1 @@
-"""Why a document matched: the words of a text, the patches of a page, and how to show them."""
+"""Evidence: why a document matched a query, as words of its text or patches of its page, and how to show it."""

@@ -1,7 +1,7 @@
-"""Evidence on page images: where on the page each word of the query matched, as numbers and as a picture.
+"""Evidence on page images: which patches of the page matched each word of the query, as numbers and as a picture.
 
-sentence-transformers' `maxsim_heatmap` wants every patch of a page, row by row; here pooling may have left few of them,
-and some models cut pages into tiles. It also lays an even dark veil over the page, which is hard on black letters.
+sentence-transformers' `maxsim_heatmap` requires all patches of a page, row by row; here pooling may have left only a
+few, and some models cut pages into tiles. It also darkens the whole page, which makes black letters hard to read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import InputError, require
+from manyvec.errors import InputError, check_count, require
 from manyvec.evidence.text import Explanation, QueryWords, compare_tokens
 from manyvec.models.image import image_header, read_image
 from manyvec.timing import stage
@@ -25,11 +25,11 @@ from manyvec.vectors.batch import TokenBatch
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# A page of the published models has at most some thousand patches; more is what another tool took for spans.
+# A page has at most a few thousand patches with the published models; spans beyond this belong to something else.
 _MAX_PATCHES = 8_192
 _MAX_SIDE = 1600
 _HTML_SIDE = 800
-# What a similarity, from the least on the page to the most, multiplies white paper by; letters stay black.
+# Colour that white paper is multiplied by, from the lowest to the highest similarity; letters stay black.
 _STRENGTHS = (0.0, 0.35, 0.7, 1.0)
 _TINTS = ((255, 255, 255), (255, 244, 190), (255, 196, 64), (255, 96, 48))
 _SAFE_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -37,15 +37,16 @@ _SAFE_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "
 
 @dataclass(frozen=True, kw_only=True)
 class PageEvidence(Explanation):
-    """Why a page image matched: `WordMatch.patch` says where.
+    """Why a page image matched. `WordMatch.patch` is the patch that matched each word.
 
     Attributes:
-        text: the document's text beside the image, which was not encoded; it may be empty.
-        image: the bytes of the page's file, as it was when the search scored it.
+        text: Text stored with the image, which was not encoded. It may be empty.
+        image: Bytes of the image file in the version that was searched.
         similarities: (n_query_tokens, n_patches) float32.
-        patches: (n_patches, 2) the row and column of each of these on the page.
-        tokens_of_words: for each of `words`, its rows of `similarities`.
-        is_cropped: the model saw only the middle square of the image, as CLIP does; the patches divide that.
+        patches: (n_patches, 2) row and column of each patch on the page.
+        tokens_of_words: Rows of `similarities` that belong to each of `words`.
+        is_cropped: Whether the model read only the central square of the image, as CLIP does. The patches divide that
+            square.
     """
 
     image: bytes = field(repr=False)
@@ -56,30 +57,30 @@ class PageEvidence(Explanation):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """How many rows and columns of patches there are; (0, 0) if they are unknown."""
+        """Number of rows and columns of patches; (0, 0) if they are unknown."""
         rows, columns = (self.patches.max(axis=0, initial=-1) + 1).tolist()
         return rows, columns
 
     def heatmap(self, word: int | None = None) -> NDArray[np.float32]:
-        """How similar each patch is to a word of the query.
+        """Return the similarity of each patch to a word of the query, averaged over the tokens of the word.
 
         Args:
-            word: its place in `words`. By default the maps of all words, summed; of a query whose words are unknown,
-                because its encoder gives no spans, the similarities of all tokens, summed.
+            word: Position in `words`. Default: the sum of the maps of all words, or of all query tokens if the query
+                has no words.
 
         Returns:
-            (rows, columns) float32, the mean over the word's tokens. A patch that pooling left no vector of its own has
-            the similarity of the nearest patch that has one.
+            (rows, columns) float32. A patch whose vector was pooled away has the similarity of the nearest patch that
+            has one.
 
         Raises:
-            InputError: there is no such word; or this document has a `problem`.
+            InputError: There is no such word, or this document has a `problem`.
         """
         if self.problem:
             raise InputError(self.problem)
         if word is not None and not (isinstance(word, int) and 0 <= word < len(self.words)):
-            raise InputError(f"word must be a place in the {len(self.words)} words of the query, got {word!r}")
+            raise InputError(f"word must be a position in the {len(self.words)} words of the query, got {word!r}")
         chosen = self.tokens_of_words if word is None else self.tokens_of_words[word : word + 1]
-        values = sum((self.similarities[own].mean(axis=0) for own in chosen), np.zeros(len(self.patches), np.float32))
+        values = sum((self.similarities[rows].mean(axis=0) for rows in chosen), np.zeros(len(self.patches), np.float32))
         if not self.words:
             values = self.similarities.sum(axis=0)
         heat = np.full(self.grid, -np.inf, np.float32)
@@ -92,38 +93,32 @@ class PageEvidence(Explanation):
         return heat
 
     def to_png(self, word: int | None = None, *, max_side: int = _MAX_SIDE) -> bytes:
-        """The page with the heat map of a word, or of all, laid over it, as a PNG file.
+        """Return the page with the heat map of a word, or of all words, drawn over it, as a PNG file.
 
         Args:
-            word: as in `heatmap`.
-            max_side: a larger page is scaled down until neither side has more pixels than this.
+            word: See `heatmap`.
+            max_side: Maximum width and height in pixels. A larger page is scaled down.
 
         Raises:
-            InputError: as in `heatmap`; or the image is damaged.
+            InputError: As in `heatmap`, or the image is damaged.
         """
-        if isinstance(max_side, bool) or not isinstance(max_side, int) or max_side < 1:
-            raise InputError(f"max_side must be a whole number of pixels, 1 or more, got {max_side!r}")
-        return _file(self._painted(self.heatmap(word), max_side), "PNG")
+        return _file(self._painted(self.heatmap(word), check_count(max_side, "max_side", minimum=1)), "PNG")
 
     def best_passage(self, n_chars: int = 300) -> NoReturn:
-        """Refused: what matched is the image, and no characters of the text beside it.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError("this document is a page image, which has no passage to quote: see its words' patches, to_png")
+        """Raise `InputError`: what matched is the image, which has no passage."""
+        raise InputError("this document is a page image and has no passage to quote: use heatmap or to_png")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON and metadata: as of a text, and `grid` (rows, columns), and the `patch` of each word."""
+        """Return a dict as for a text, with the `grid` (rows, columns) of the page and the `patch` of each word."""
         record = super().to_dict()
         for word, match in zip(record["words"], self.words, strict=True):
             word["patch"] = list(match.patch) if match.patch else None
         return record | {"grid": list(self.grid)}
 
     def to_html(self) -> str:
-        """The page with all that matched laid over it, beside a table of the query's words; everything is escaped.
+        """Return the page with its heat map and a table of the query's words, as HTML. All text is escaped.
 
-        The page is part of it, as a JPEG of at most 800 pixels a side.
+        The page is embedded as a JPEG of at most 800 pixels a side.
         """
         painted = self._painted(None if self.problem else self.heatmap(), _HTML_SIDE)
         source = base64.b64encode(_file(painted, "JPEG")).decode()
@@ -132,15 +127,15 @@ class PageEvidence(Explanation):
         note = f"<p><em>{html.escape(self.problem)}</em></p>" if self.problem else ""
         return (
             f'{note}<div style="display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start">'
-            f'<img alt="the page and where it matched" src="data:image/jpeg;base64,{source}" style="max-width: 100%">'
+            f'<img alt="heat map of the page" src="data:image/jpeg;base64,{source}" style="max-width: 100%">'
             f"<table><tr><th>word</th><th>similarity</th></tr>{rows}</table></div>"
         )
 
     def to_terminal(self, n_chars: int = 300, *, color: bool | None = None) -> str:
-        """Two lines: that it is a page image, and the (row, column) of the patch that each word of the query found."""
+        """Return two lines: the number of patches of the page, and the (row, column) that matched each query word."""
         rows, columns = self.grid
-        found = self._found([f"patch {match.patch}" if match.patch else "(no patch)" for match in self.words])
-        return f"page image of {rows} × {columns} patches\n{found}"
+        summary = self._summary([f"patch {match.patch}" if match.patch else "(no patch)" for match in self.words])
+        return f"page image of {rows} × {columns} patches\n{summary}"
 
     def _painted(self, heat: NDArray[np.float32] | None, max_side: int) -> Image:
         page = read_image(self.image, "the page image")
@@ -170,12 +165,14 @@ def explain_pages(
     *,
     are_cropped: bool = False,
 ) -> list[PageEvidence]:
-    """`explain` for page images.
+    """Explain why each page image matches a query. See `explain`.
 
     Args:
-        pages: the text beside each image, and its bytes; at least one.
-        documents: their token vectors; spans are (row, column).
-        are_cropped: see `PageEvidence`.
+        query: Text of the query.
+        tokens: Token vectors of the query with spans, as a batch of one.
+        pages: Text and image bytes of each page, at least one.
+        documents: Token vectors of the pages, in the same order. Spans are (row, column).
+        are_cropped: See `PageEvidence.is_cropped`.
     """
     compared = compare_tokens(query, tokens, documents)
     return [
@@ -196,34 +193,38 @@ def _explain(
     if spans.max(initial=-1) < 0:
         problem = "this page image was stored without the rows and columns of its patches: see TokenBatch.spans"
     elif np.prod(spans.max(axis=0) + 1.0) > _MAX_PATCHES:
-        problem = f"this page image would have {spans.max(axis=0) + 1} rows and columns of patches: add it again"
+        problem = (
+            f"the spans of this page image would mean {spans.max(axis=0) + 1} rows and columns of patches: add it again"
+        )
     if problem:
         spans = np.full_like(spans, -1)
-    placed = np.flatnonzero(spans[:, 0] >= 0)
-    patches, of_patches = spans[placed], similarities[:, placed]
+    is_patch = np.flatnonzero(spans[:, 0] >= 0)
+    patches, of_patches = spans[is_patch], similarities[:, is_patch]
 
-    def position(own: list[int]) -> dict[str, Any]:
-        return {"patch": tuple(patches[of_patches[own].mean(axis=0).argmax()].tolist())} if len(patches) else {}
+    def locate(word_tokens: list[int]) -> dict[str, Any]:
+        if not len(patches):
+            return {}
+        return {"patch": tuple(patches[of_patches[word_tokens].mean(axis=0).argmax()].tolist())}
 
     return PageEvidence(
         text=text,
         image=image,
         similarities=of_patches,
         patches=patches,
-        tokens_of_words=tuple(own for _, _, own in query_words.words),
+        tokens_of_words=tuple(word_tokens for _, _, word_tokens in query_words.words),
         is_cropped=is_cropped,
         problem=problem,
-        **query_words.matches(similarities.max(axis=1).tolist(), position),
+        **query_words.matches(similarities.max(axis=1).tolist(), locate),
     )
 
 
 def for_browser(image: bytes) -> tuple[bytes, str]:
-    """A page image as browsers may be sent it, and its content type.
+    """Return a page image in a format that is safe to send to a browser, and its content type.
 
-    It is as stored if it is a PNG, JPEG, WebP or GIF of at most 1,600 pixels a side, and else a PNG made of it.
+    A PNG, JPEG, WebP or GIF of at most 1,600 pixels a side is returned unchanged, anything else as a PNG.
 
     Raises:
-        InputError: it is damaged, or PIL refuses its size.
+        InputError: The image is damaged, or PIL refuses its size.
     """
     kind, size = image_header(image, "the page image")
     if kind in _SAFE_TYPES and max(size) <= _MAX_SIDE:

@@ -1,4 +1,4 @@
-"""Marked text for people: HTML and the terminal. A text's own markup and control characters never take effect."""
+"""Render text with highlights as HTML and for the terminal. Markup and control characters in the text are escaped."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# Backgrounds from pale to strong, under black letters: they read on dark and light terminals alike.
+# Backgrounds from pale to strong for black letters: readable on dark and light terminals.
 _BACKGROUNDS = (230, 229, 228, 220, 214)
 _HUE = "255, 176, 0"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A stretch of a text worth seeing: how much, in [0, 1], and why."""
+    """A highlight from character `start` to `end`, with a strength in [0, 1] and a label that says why."""
 
     start: int
     end: int
@@ -26,7 +26,7 @@ class Mark:
 
 
 def to_html(text: str, marks: Sequence[Mark]) -> str:
-    """The text with each mark as a `<mark>`, the stronger the more opaque; its labels show under the pointer."""
+    """Return the text as HTML, with a `<mark>` for each highlight: opacity is the strength, the tooltip its label."""
     parts = []
     for start, end, covering in _segments(len(text), marks):
         shown = html.escape(text[start:end])
@@ -41,7 +41,7 @@ def to_html(text: str, marks: Sequence[Mark]) -> str:
 
 
 def to_terminal(text: str, marks: Sequence[Mark], *, color: bool) -> str:
-    """The text in one line, marks on a coloured ground or, without colour, in square brackets."""
+    """Return the text as one line, with highlights on a coloured background, or in square brackets without colour."""
     parts = []
     for start, end, covering in _segments(len(text), marks):
         shown = printable(text[start:end])
@@ -55,23 +55,23 @@ def to_terminal(text: str, marks: Sequence[Mark], *, color: bool) -> str:
 
 
 def has_color() -> bool:
-    """Whether standard output is a terminal that shows colour, and nobody set NO_COLOR (https://no-color.org)."""
+    """Whether standard output is a terminal with colours and NO_COLOR is not set (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:
-    """The text with line breaks and tabs as spaces, and a sign for whatever would steer a terminal."""
-    steering = {
+    """Return the text with whitespace as spaces, and U+FFFD for each character that would control a terminal."""
+    replacements = {
         ord(c): " " if c.isspace() else "\ufffd"
         for c in set(text)
-        # Bidirectional overrides would reorder what is printed after the text.
+        # Bidirectional overrides would reorder what is printed next.
         if unicodedata.category(c) in ("Cc", "Zl", "Zp") or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
     }
-    return text.translate(steering)
+    return text.translate(replacements)
 
 
 def _segments(n_chars: int, marks: Sequence[Mark]) -> Iterator[tuple[int, int, list[Mark]]]:
-    """The text cut wherever a mark starts or ends: (start, end, the marks that cover it)."""
+    """Cut the text wherever a mark starts or ends. Yields (start, end, marks that cover it)."""
     borders = sorted({0, n_chars, *(mark.start for mark in marks), *(mark.end for mark in marks)})
     for start, end in itertools.pairwise(borders):
         yield start, end, [mark for mark in marks if mark.start <= start and end <= mark.end]

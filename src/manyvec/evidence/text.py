@@ -1,7 +1,8 @@
-"""Evidence: which words of a document made it a hit, from stored token vectors and spans; nothing is encoded again.
+"""Evidence on texts: which words of a document matched which words of the query.
 
-MaxSim is a sum over query tokens, each of which takes its similarity from one document token. `explain` gathers these
-pairs into whole words, and keeps the similarities, so that `Evidence.best_passage` can score any stretch of the text.
+MaxSim is a sum over query tokens, each of which takes its similarity from one document token. `explain` groups these
+pairs by word, from the stored token vectors and spans; nothing is encoded again. It keeps the similarities, so that
+`Evidence.best_passage` can score any stretch of the text.
 """
 
 from __future__ import annotations
@@ -16,33 +17,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import InputError
+from manyvec.errors import InputError, check_count
+from manyvec.evidence.passages import Passage, best_passage
 from manyvec.evidence.render import Mark, has_color, printable, to_html, to_terminal
-from manyvec.evidence.words import Bounds, is_extender, sentences, widened, words
+from manyvec.evidence.words import Bounds, widened, words
 from manyvec.timing import stage
 from manyvec.vectors.batch import TokenBatch
 
-# A pooled token, or a word of a hundred thousand characters, is cut to this in `to_dict` and in lines of a terminal.
+# `to_dict` and the terminal shorten matches to this many characters: a pooled token or a "word" can be very long.
 _SHOWN_CHARS = 80
-# A whole sentence reads better and more often holds the whole answer; cutting one has to carry this much more.
-_WORTH_CUTTING = 0.02
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class WordMatch:
-    """A word of the query and what it found.
+    """A word of the query and what it matched in the document.
 
     Attributes:
-        word: as the query has it.
-        query_span: its characters in the query.
-        text: the matched words of the document; empty if only markers or special tokens of the document were matched,
-            and on a page image.
-        span: their characters in the document; None in that case.
-        similarity: mean over the word's tokens, in [-1, 1].
-        share: their sum: what the word adds to the score.
-        patch: on a page image, the row and column of the patch most similar to the word, even if a token of the model's
-            own prompt, which is on no page, is more so; None in a text.
+        word: The word as written in the query.
+        query_span: Its characters in the query.
+        text: The matched words of the document. Empty if only markers or special tokens matched, and on a page image.
+        span: The characters of the matched words in the document; None if `text` is empty.
+        similarity: Mean similarity of the word's tokens, in [-1, 1].
+        share: Sum of these similarities: the part of the score that is due to the word.
+        patch: On a page image, the (row, column) of the patch that is most similar to the word. Tokens of the model's
+            prompt, which are on no page, are not considered. None in a text.
     """
 
     word: str
@@ -54,31 +53,22 @@ class WordMatch:
     patch: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
-class Passage:
-    """A stretch of a document's text: `text` is its characters from `start` to `end`."""
-
-    text: str
-    start: int
-    end: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Explanation(ABC):
-    """What evidence on texts and on page images has in common. The shares of all words and `unshown` add up to `score`.
+    """Base of `Evidence` and `PageEvidence`. `score` is the sum of the shares of all words and `unattributed`.
 
     Attributes:
-        text: the document's text as it was when the search scored it.
-        words: in the query's order; a word that the query has twice is there twice.
-        unshown: what the query's markers, special and expansion tokens add to the score: they stand for no word.
-        score: MaxSim of the query and the document.
-        problem: why nothing can be shown in the document, and what to do; None where all is well. Similarities and
-            shares hold all the same.
+        text: Text of the document in the version that was searched.
+        words: One match for each word of the query, in order. A repeated word is listed each time.
+        unattributed: Part of the score that is due to markers, special and expansion tokens, which belong to no word.
+        score: MaxSim score of the query and the document.
+        problem: Why no place in the document can be shown, and what to do about it; None if there is no problem.
+            Similarities and shares are correct in either case.
     """
 
     text: str = field(repr=False)
     words: tuple[WordMatch, ...]
-    unshown: float
+    unattributed: float
     score: float
     problem: str | None = None
 
@@ -92,10 +82,10 @@ class Explanation(ABC):
     def to_terminal(self, n_chars: int = 300, *, color: bool | None = None) -> str: ...
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON and metadata: numbers to four places, and of long matches the beginning; spans are exact."""
+        """Return a dict for JSON and metadata: numbers with four decimals, long matches shortened, spans exact."""
         record = {
             "score": round(self.score, 4),
-            "unshown": round(self.unshown, 4),
+            "unattributed": round(self.unattributed, 4),
             "words": [
                 {
                     "word": _shortened(match.word),
@@ -113,17 +103,17 @@ class Explanation(ABC):
     def _repr_html_(self) -> str:
         return self.to_html()
 
-    def _found(self, positions: Sequence[str]) -> str:
-        """One line: each word of the query with the place that it found."""
-        found = [
-            f"{_shortened(match.word)} → {position} {match.similarity:.2f}"
-            for match, position in zip(self.words, positions, strict=True)
+    def _summary(self, targets: Sequence[str]) -> str:
+        """Return one line with each word of the query and its target in the document."""
+        parts = [
+            f"{_shortened(match.word)} → {target} {match.similarity:.2f}"
+            for match, target in zip(self.words, targets, strict=True)
         ]
         if self.problem:
-            found.append(self.problem)
-        if self.unshown:
-            found.append(f"tokens that stand for no word {self.unshown:.2f}")
-        return printable(" · ".join(found))
+            parts.append(self.problem)
+        if self.unattributed:
+            parts.append(f"tokens that belong to no word {self.unattributed:.2f}")
+        return printable(" · ".join(parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,51 +121,40 @@ class Evidence(Explanation):
     """Why a text matched.
 
     Attributes:
-        similarities: (n_query_tokens, n_placed_tokens) float32, of the document's tokens that stand for text, in the
-            order of `starts`.
-        starts: (n_placed_tokens,) where in the text each of these tokens begins, rising.
+        similarities: (n_query_tokens, n_text_tokens) float32, for the document's tokens that have characters.
+        starts: (n_text_tokens,) first character of each of these tokens, ascending.
     """
 
     similarities: NDArray[np.float32] = field(repr=False, compare=False)
     starts: NDArray[np.int64] = field(repr=False, compare=False)
 
     def best_passage(self, n_chars: int = 300) -> Passage:
-        """The stretch of the text that carries most of the score: what to quote and cite.
+        """Return the stretch of the text that matches the query best: the passage to quote and cite.
 
-        Stretches are compared by the MaxSim score that each would have by itself. Whole sentences are given unless
-        a stretch that begins or ends within one carries 2 % more.
+        Stretches are compared by the MaxSim score that each has by itself. The passage consists of whole sentences,
+        unless a stretch that starts or ends within one scores 2 % higher.
 
         Args:
-            n_chars: at most so many characters. Only where a single word is longer is a word cut.
+            n_chars: Maximum number of characters. A word is cut only if it is longer than that.
 
         Raises:
-            InputError: `n_chars` is not a whole number of at least 1; or this document has a `problem`.
+            InputError: `n_chars` is not a positive integer, or this document has a `problem`.
         """
         if self.problem:
             raise InputError(self.problem)
-        if isinstance(n_chars, bool) or not isinstance(n_chars, int) or n_chars < 1:
-            raise InputError(f"n_chars must be a whole number, 1 or more, got {n_chars!r}")
-        sentence_bounds = sentences(self.text)
-        whole = _whole_sentences(sentence_bounds, n_chars)
-        cut = _whole_words(self.text, sentence_bounds, n_chars)
-        whole_scores, cut_scores = self._scores(whole), self._scores(cut)
-        if len(whole) and whole_scores.max() >= cut_scores.max() - _WORTH_CUTTING * abs(cut_scores.max()):
-            start, end = whole[whole_scores.argmax()].tolist()
-        else:
-            start, end = cut[cut_scores.argmax()].tolist()
-        return Passage(self.text[start:end], start, end)
+        return best_passage(self.text, check_count(n_chars, "n_chars", minimum=1), self.similarities, self.starts)
 
     def to_html(self) -> str:
-        """The text with its matched words marked, as an HTML element; everything in it is escaped."""
+        """Return the text as an HTML element with the matched words highlighted. The text is escaped."""
         note = f"<p><em>{to_html(self.problem, [])}</em></p>" if self.problem else ""
         return f'{note}<div dir="auto" style="white-space: pre-wrap">{to_html(self.text, self._marks())}</div>'
 
     def to_terminal(self, n_chars: int = 300, *, color: bool | None = None) -> str:
-        """Two lines: the best passage with its matched words marked, and what each word of the query found.
+        """Return two lines: the best passage with the matched words highlighted, and the match of each query word.
 
         Args:
-            n_chars: of the passage, at most.
-            color: by default, if standard output is a terminal and NO_COLOR is not set.
+            n_chars: Maximum number of characters of the passage.
+            color: Whether to use colours. Default: if standard output is a terminal and NO_COLOR is not set.
         """
         color = has_color() if color is None else color
         passage = Passage(self.text[:n_chars], 0, n_chars) if self.problem else self.best_passage(n_chars)
@@ -185,13 +164,8 @@ class Evidence(Explanation):
             if mark.start < passage.end and mark.end > passage.start
         ]
         before, after = "… " if passage.start else "", " …" if passage.end < len(self.text.rstrip()) else ""
-        found = self._found([_shortened(match.text) or "(no word)" for match in self.words])
-        return f"{before}{to_terminal(passage.text, marks, color=color)}{after}\n{found}"
-
-    def _scores(self, stretches: Bounds) -> NDArray[np.float32]:
-        """(n,) the MaxSim score that each stretch of the text would have by itself; -inf if it holds no token."""
-        first, last = np.searchsorted(self.starts, stretches.T)
-        return _maxsim_of_ranges(self.similarities, first, last)
+        summary = self._summary([_shortened(match.text) or "(no word)" for match in self.words])
+        return f"{before}{to_terminal(passage.text, marks, color=color)}{after}\n{summary}"
 
     def _marks(self) -> list[Mark]:
         return [
@@ -203,20 +177,20 @@ class Evidence(Explanation):
 
 @stage("evidence")
 def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: TokenBatch) -> list[Evidence]:
-    """Say why each text matches a query.
+    """Explain why each text matches a query.
 
     Args:
-        query: its text.
-        tokens: its token vectors with their spans, a batch of one.
-        texts: of the documents, at least one.
-        documents: their token vectors with spans, in the same order.
+        query: Text of the query.
+        tokens: Token vectors of the query with spans, as a batch of one.
+        texts: Texts of the documents, at least one.
+        documents: Token vectors of the documents with spans, in the same order.
 
     Returns:
-        Evidence in the same order. Where a document's spans are missing or cannot be its text's, it points at no words
-        and says so in `problem`; that of the others is as it would be without it.
+        Evidence for each text, in order. If the spans of a document are missing or cannot belong to its text, its
+        evidence has a `problem` and points at no words.
 
     Raises:
-        InputError: the query has no spans.
+        InputError: The query has no spans.
     """
     compared = compare_tokens(query, tokens, documents)
     return [_explain(text, *one) for text, one in zip(texts, compared, strict=True)]
@@ -224,7 +198,13 @@ def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: Tok
 
 @dataclass(frozen=True)
 class QueryWords:
-    """The words of a query: their characters, widened from its tokens, and which of them each token belongs to."""
+    """Words of a query, grouped from its tokens.
+
+    Attributes:
+        query: Text of the query.
+        spans: (n_tokens, 2) characters of each token, extended to whole words.
+        word_of: (n_tokens,) the word that each token belongs to; -1 for none.
+    """
 
     query: str
     spans: Bounds
@@ -232,43 +212,49 @@ class QueryWords:
 
     @cached_property
     def words(self) -> list[tuple[str, Span, list[int]]]:
-        """Each word, in the query's order, its characters, and its tokens."""
-        found = []
+        """Each word in order, with its characters and the positions of its tokens."""
+        groups = []
         for word in np.unique(self.word_of[self.word_of >= 0]):
-            own = np.flatnonzero(self.word_of == word)
-            start, end = int(self.spans[own, 0].min()), int(self.spans[own, 1].max())
-            found.append((self.query[start:end], (start, end), own.tolist()))
-        return found
+            tokens = np.flatnonzero(self.word_of == word)
+            start, end = int(self.spans[tokens, 0].min()), int(self.spans[tokens, 1].max())
+            groups.append((self.query[start:end], (start, end), tokens.tolist()))
+        return groups
 
-    def matches(self, shares: list[float], position: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
-        """`words`, `unshown` and `score` of an `Explanation`.
+    def matches(self, shares: list[float], locate: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
+        """Return `words`, `unattributed` and `score` of an `Explanation`.
 
         Args:
             shares: (n_query_tokens,) the best similarity of each token.
-            place: of a word's tokens, where in the document they found it: `text`, `span` and `patch` of `WordMatch`.
+            locate: Function of the positions of a word's tokens. It returns their target in the document: `text`,
+                `span` or `patch` of `WordMatch`.
         """
-        found = []
-        for word, span, own in self.words:
-            share = sum(shares[token] for token in own)
-            where = {"text": "", "span": None} | position(own)
-            found.append(WordMatch(word, span, similarity=share / len(own), share=share, **where))
-        unshown = sum(shares[token] for token in np.flatnonzero(self.word_of < 0).tolist())
-        return {"words": tuple(found), "unshown": float(unshown), "score": sum(shares)}
+        matches = []
+        for word, span, word_tokens in self.words:
+            share = sum(shares[token] for token in word_tokens)
+            target = {"text": "", "span": None} | locate(word_tokens)
+            matches.append(WordMatch(word, span, similarity=share / len(word_tokens), share=share, **target))
+        unattributed = sum(shares[token] for token in np.flatnonzero(self.word_of < 0).tolist())
+        return {"words": tuple(matches), "unattributed": float(unattributed), "score": sum(shares)}
 
 
 def compare_tokens(
     query: str, tokens: TokenBatch, documents: TokenBatch
 ) -> Iterator[tuple[QueryWords, NDArray[np.float32], NDArray[np.int32]]]:
-    """For each document the query's words, (n_query_tokens, n_tokens) similarities, and (n_tokens, 2) spans, all -1
-    where it has none.
+    """Compare the query with each document, token by token.
+
+    Yields:
+        The query's words, similarities (n_query_tokens, n_tokens), and spans of the document (n_tokens, 2), which are
+        all -1 if it has none.
 
     Raises:
-        InputError: the query has no spans.
+        InputError: The query has no spans.
     """
     import torch
 
     if tokens.spans is None:
-        raise InputError("the encoder gives no spans for its query tokens, which evidence needs: see TokenBatch.spans")
+        raise InputError(
+            "evidence needs the spans of the query's tokens, which this encoder does not return: see TokenBatch.spans"
+        )
     spans = documents.spans
     if spans is None or len(spans) != documents.n_tokens:
         spans = np.full((documents.n_tokens, 2), -1, np.int32)
@@ -280,16 +266,16 @@ def compare_tokens(
 
 
 def _problem(text: str, spans: NDArray[np.int32]) -> str | None:
-    """Why these spans cannot point at words of the text: they would point at wrong ones."""
+    """Return why these spans cannot belong to the text, or None if they can."""
     if spans.max(initial=-1) < 0:
         return (
-            f"the document {text[:40]!r} was stored without the characters of its token vectors, by another tool or "
-            "with an encoder that gives no spans (see TokenBatch.spans): add it again with one that does"
+            f"the document {text[:40]!r} was stored without the characters of its tokens, by another tool or with an "
+            "encoder that returns no spans (see TokenBatch.spans): add it again with one that does"
         )
     if spans.max() > len(text):
         return (
-            f"the document {text[:40]!r} has {len(text)} characters, and a token stored with it ends at character "
-            f"{spans.max()}: its spans are another text's, or count bytes. Add it again"
+            f"the document {text[:40]!r} has {len(text)} characters, but one of its tokens ends at character "
+            f"{spans.max()}: its spans belong to another text, or count bytes. Add it again"
         )
     return None
 
@@ -301,84 +287,30 @@ def _explain(
     if problem:
         spans = np.full_like(spans, -1)
     best = similarities.argmax(axis=1)
-    # Lists: a word has a token or three, and numpy takes longer to look at these than to add up hundreds.
+    # Lists: a word has one to three tokens, for which numpy is slower than plain Python.
     shares: list[float] = similarities[np.arange(len(best)), best].tolist()
     matched: list[list[int]] = widened(spans[best], words(text))[0].tolist()
 
-    def position(own: list[int]) -> dict[str, Any]:
+    def locate(word_tokens: list[int]) -> dict[str, Any]:
         totals: dict[Span, float] = {}
-        for token in own:
+        for token in word_tokens:
             start, end = matched[token]
             if start >= 0:
                 totals[start, end] = totals.get((start, end), 0.0) + shares[token]
-        # Where the tokens of the word found the most similarity together.
+        # Where the tokens of the word match most, taken together.
         span = max(totals, key=totals.__getitem__, default=None)
         return {"text": text[slice(*span)], "span": span} if span else {}
 
-    placed = np.flatnonzero(spans[:, 0] >= 0)
-    # Pooling leaves tokens out of the text's order.
-    placed = placed[np.argsort(spans[placed, 0], kind="stable")]
+    has_text = np.flatnonzero(spans[:, 0] >= 0)
+    # Pooled tokens are not in the order of the text.
+    has_text = has_text[np.argsort(spans[has_text, 0], kind="stable")]
     return Evidence(
         text=text,
-        similarities=similarities[:, placed],
-        starts=spans[placed, 0].astype(np.int64),
+        similarities=similarities[:, has_text],
+        starts=spans[has_text, 0].astype(np.int64),
         problem=problem,
-        **query_words.matches(shares, position),
+        **query_words.matches(shares, locate),
     )
-
-
-def _whole_sentences(sentence_bounds: Bounds, n_chars: int) -> Bounds:
-    """(n, 2) from each sentence on, as many as `n_chars` hold, where they hold one."""
-    starts, ends = sentence_bounds.T
-    last = np.searchsorted(ends, starts + n_chars, side="right") - 1
-    fits = last >= np.arange(len(starts))
-    return np.stack([starts[fits], ends[last[fits]]], axis=1)
-
-
-def _whole_words(text: str, sentence_bounds: Bounds, n_chars: int) -> Bounds:
-    """(n, 2) as many words as `n_chars` hold: from the start of each sentence and up to its end, and, in sentences that
-    are longer, from each word on."""
-    sentence_starts, sentence_ends = sentence_bounds.T
-    starts, ends = words(text).T
-    sentence_of = np.searchsorted(sentence_starts, starts, side="right") - 1
-    is_long = (sentence_ends - sentence_starts > n_chars)[sentence_of]
-    first = np.flatnonzero(is_long | np.isin(starts, sentence_starts))
-    last = np.searchsorted(ends, starts[first] + n_chars, side="right") - 1
-    stops = np.where(last >= first, ends[last], 0)
-    for i in np.flatnonzero(last < first):
-        stops[i] = _cut(text, int(starts[first[i]]), n_chars)
-    forward = np.stack([starts[first], stops], axis=1)
-
-    last = np.searchsorted(ends, sentence_ends, side="right") - 1
-    first = np.searchsorted(starts, ends[last] - n_chars)
-    fits = first <= last
-    return np.concatenate([forward, np.stack([starts[first[fits]], ends[last[fits]]], axis=1)])
-
-
-def _cut(text: str, start: int, n_chars: int) -> int:
-    """Where to cut a word that is too long: not between a character and its marks, unless these alone are too many."""
-    end = start + n_chars
-    while end > start and is_extender(text[end]):
-        end -= 1
-    return end if end > start else start + n_chars
-
-
-def _maxsim_of_ranges(
-    similarities: NDArray[np.float32], first: NDArray[np.int64], last: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """(n,) the score that the columns [first, last) have by themselves, -inf for none.
-
-    The maximum over a range is that over two, possibly overlapping, runs of a power of two; one level of such runs is
-    held at a time.
-    """
-    totals = np.full(len(first), -np.inf, np.float32)
-    level, width = similarities, 1
-    while width <= (last - first).max(initial=0):
-        here = np.flatnonzero((last - first >= width) & (last - first < 2 * width))
-        totals[here] = np.maximum(level[:, first[here]], level[:, last[here] - width]).sum(axis=0)
-        level = np.maximum(level[:, :-width], level[:, width:])
-        width *= 2
-    return totals
 
 
 def _shortened(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the words and sentences of a text are, in any script: what evidence points at and passages are cut at."""
+"""Find the words and sentences of a text in any script. Evidence points at words, passages are cut at both."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from numpy.typing import NDArray
 
 Bounds = NDArray[np.int64]
 
-# Scripts that put no space between words (Thai to Myanmar, Khmer, Han and kana): each character is a word.
+# Scripts without spaces between words (Thai to Myanmar, Khmer, Han and kana): each character is a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
 _LETTER = rf"[^\W{_UNSPACED}]"
-# \0 stands for every character that belongs to the one before it. Letters go on over an apostrophe between them
-# (don't), digits over a point or comma (3.14); other signs, an emoji and its parts among them, make words of their own.
+# \0 stands for a character that extends the one before it. A word continues over an apostrophe between letters (don't)
+# and over a point or comma between digits (3.14). A run of other signs, such as an emoji, is a word.
 _WORD = re.compile(
     rf"[{_UNSPACED}]\0*|(?:{_LETTER}\0*)+(?:(?:['’](?={_LETTER})|(?<=\d)[.,](?=\d))(?:{_LETTER}\0*)+)*|[^\w\s]+"
 )
-# The same for texts of ASCII alone: without a class of scripts it is faster.
+# The same for ASCII texts: faster without the class of scripts.
 _ASCII_WORD = re.compile(r"\w+(?:(?:'(?=\w)|(?<=\d)[.,](?=\d))\w+)*|[^\w\s\x1c-\x1f]+", re.ASCII)
-# A full stop after a single letter is an initial's (U.S., J. Smith); before a small letter, an abbreviation's. Runs are
-# looked at from their first character only, or a hundred thousand exclamation marks would take minutes.
+# A full stop after a single letter belongs to initials (U.S., J. Smith), one before a small letter to an abbreviation.
+# Runs are matched from their first character only, or 100,000 exclamation marks would take minutes.
 _SENTENCE_BREAK = re.compile(r"(?<!\b\w)(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+(?![a-z\s])|[。！？]+\s*|(?<!\s)\s*\n\s*")
 
 
 def is_extender(character: str) -> bool:
-    """Whether it belongs to the character before it: combining marks, joiners, variation selectors, tags."""
+    """Whether a character extends the one before it: combining marks, joiners, variation selectors, tags."""
     return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
 
 
 def words(text: str) -> Bounds:
-    """(n_words, 2) first character of each word, and one past its last; every visible character is in one word."""
+    """Return the start and end of each word, (n_words, 2). Every visible character is in exactly one word."""
     if text.isascii():
         return _bounds([match.span() for match in _ASCII_WORD.finditer(text)])
-    # Few characters differ, so asking for the category of each costs less than a class of all marks.
+    # A text has few distinct characters: looking up their categories is faster than a regex class of all marks.
     extenders = {ord(c): "\0" for c in set(text) if not c.isascii() and is_extender(c)}
     return _bounds([match.span() for match in _WORD.finditer(text.translate(extenders))])
 
 
 def sentences(text: str) -> Bounds:
-    """(n_sentences, 2) of each sentence, without the space around it; a line break ends one, too."""
+    """Return the start and end of each sentence, (n_sentences, 2), without surrounding space. A line break ends one."""
     ends = [match.span() for match in _SENTENCE_BREAK.finditer(text)]
     pieces = zip([0, *(end for _, end in ends)], [*(end for _, end in ends), len(text)], strict=True)
-    found = []
+    bounds = []
     for start, end in pieces:
         piece = text[start:end]
         if stripped := piece.strip():
             start += len(piece) - len(piece.lstrip())
-            found.append((start, start + len(stripped)))
-    return _bounds(found)
+            bounds.append((start, start + len(stripped)))
+    return _bounds(bounds)
 
 
 def widened(spans: NDArray[Any], bounds: Bounds) -> tuple[Bounds, Bounds]:
-    """Spans made to cover whole words.
+    """Extend spans to whole words.
 
     Args:
-        spans: (n, 2), any number of them (-1, -1).
-        bounds: (n_words, 2) the text's words.
+        spans: Start and end of each span, (n, 2), or (-1, -1) for none.
+        bounds: Start and end of each word of the text, (n_words, 2).
 
     Returns:
-        (n, 2) the wider spans, (-1, -1) for those that cover no word; and (n,) the first word of each, or -1.
+        The extended spans, (n, 2), and the first word of each, (n,). A span that covers no word is (-1, -1) and -1.
     """
-    # A span may hold the space before its word: only words that it overlaps count.
+    # A span may include the space before its word, so only words that it overlaps count.
     first = np.searchsorted(bounds[:, 1], spans[:, 0], side="right")
     last = np.searchsorted(bounds[:, 0], spans[:, 1], side="left") - 1
-    found = (spans[:, 0] >= 0) & (first <= last)
+    has_word = (spans[:, 0] >= 0) & (first <= last)
     wide = np.full((len(spans), 2), -1, np.int64)
-    wide[found, 0], wide[found, 1] = bounds[first[found], 0], bounds[last[found], 1]
-    return wide, np.where(found, first, -1)
+    wide[has_word, 0], wide[has_word, 1] = bounds[first[has_word], 0], bounds[last[has_word], 1]
+    return wide, np.where(has_word, first, -1)
 
 
-def _bounds(found: list[tuple[int, int]]) -> Bounds:
-    return np.array(found, np.int64).reshape(-1, 2)
+def _bounds(pairs: list[tuple[int, int]]) -> Bounds:
+    return np.array(pairs, np.int64).reshape(-1, 2)

@@ -1,1 +1,1 @@
-"""Models of every family: which there are, how their checkpoints are read, and what encodes with them."""
+"""Models: `Encoder`, the protocol that indexes need, and `load_encoder`, which returns one for any published model."""

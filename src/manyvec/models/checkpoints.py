@@ -1,7 +1,7 @@
-"""Checkpoints: found by name, and read without running anything that lies in them.
+"""Find checkpoints by name and read their files without running any code from them.
 
-A name is a folder, or a repository on the Hugging Face hub, of which the files that a model needs are downloaded.
-Weights come from safetensors, or from pickles (`.bin`, `.pt`, `.dnn`) that torch reads as tensors only.
+A name is a folder or a repository on the Hugging Face hub, from which only the files that the model needs are
+downloaded. Weights are read from safetensors, or from pickles (`.bin`, `.pt`, `.dnn`) that torch loads as tensors only.
 """
 
 from __future__ import annotations
@@ -19,16 +19,44 @@ from manyvec.errors import EncoderError
 if TYPE_CHECKING:
     import torch
 
-CODE = "It is not run unasked: if you trust its authors, pass load_encoder(..., trust_remote_code=True)"
+TRUST_HINT = "It is not run by default: if you trust its authors, pass load_encoder(..., trust_remote_code=True)"
 _OFFLINE = (
-    "Where the hub can be reached, run: hf download {name} --local-dir FOLDER; "
-    "bring the folder here, and load it with load_encoder('FOLDER')"
+    "On a machine that can reach the hub, run: hf download {name} --local-dir FOLDER; "
+    "copy the folder here and load it with load_encoder('FOLDER')"
 )
+_BIN = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The options of `load_encoder`, with `device` resolved."""
+
+    device: str = "cpu"
+    dtype: str | None = None
+    backend: str = "torch"
+    local_files_only: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for sentence-transformers' `Transformer.load` and `MultiVectorEncoder`."""
+        return {
+            "backend": self.backend,
+            "local_files_only": True,
+            "trust_remote_code": self.trust_remote_code,
+            "model_kwargs": {"dtype": self.torch_dtype} if self.backend == "torch" else {},
+        }
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        return getattr(torch, self.dtype or "float32")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that holds a model, and the name by which a user asked for it."""
+    """A folder that holds a model, and the name under which the user asked for it."""
 
     name: str
     folder: Path
@@ -37,33 +65,35 @@ class Checkpoint:
     def find(
         cls, name: str, *, local_files_only: bool = False, backend: str = "torch", trust_remote_code: bool = False
     ) -> Checkpoint:
-        """The folder of this name, or else the hub's repository, downloaded as far as `backend` needs it.
+        """Return the folder of this name, or download the repository of this name from the hub.
+
+        Only the files that `backend` needs are downloaded.
 
         Raises:
-            EncoderError: there is neither; the message says what to do without a hub.
+            EncoderError: Neither exists. The message says how to proceed without access to the hub.
         """
         if Path(name).is_dir():
             return cls(name, Path(name))
         if Path(name).is_absolute() or name.startswith((".", "~")):
             raise EncoderError(f"cannot load the model {name!r}: there is no such folder")
-        return cls(name, _downloaded(name, local_files_only, backend, trust_remote_code))
+        return cls(name, _download(name, local_files_only, backend, trust_remote_code))
 
     def path(self, file: str) -> Path:
-        """Where a file of the checkpoint lies, whether or not it is there.
+        """Return the path of a file of the checkpoint, which need not exist.
 
         Raises:
-            EncoderError: it would lie outside the checkpoint.
+            EncoderError: The path would lie outside the checkpoint.
         """
         parts = PurePosixPath(file.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:", file) or file.startswith("~"):
-            raise self.error(f"it names the file {file!r}, which lies outside the checkpoint: this is refused")
+            raise self.error(f"it refers to the file {file!r} outside the checkpoint, which is not allowed")
         return self.folder / parts
 
     def has(self, file: str) -> bool:
         return self.path(file).is_file()
 
     def json(self, file: str) -> Any:
-        """What a JSON file holds; None if it is not there."""
+        """Return the content of a JSON file, or None if the file does not exist."""
         if not self.has(file):
             return None
         try:
@@ -73,7 +103,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """config.json; empty if there is none."""
+        """Content of config.json; empty if there is none."""
         config = self.json("config.json")
         if config is not None and not isinstance(config, dict):
             raise self.error(f"config.json must hold an object, got {type(config).__name__}")
@@ -89,7 +119,7 @@ class Checkpoint:
 
     @cached_property
     def modules(self) -> list[dict[str, Any]]:
-        """modules.json of sentence-transformers and PyLate; empty if there is none."""
+        """Content of modules.json (sentence-transformers and PyLate); empty if there is none."""
         modules = self.json("modules.json") or []
         for module in modules:
             self.path(module.get("path", ""))
@@ -97,29 +127,29 @@ class Checkpoint:
 
     @cached_property
     def weight_files(self) -> list[str]:
-        """Files of the model's own weights: safetensors if there are any, else pickles."""
+        """Names of the files with the model's weights: safetensors if there are any, else pickles."""
         for index, whole in (("model.safetensors.index.json", "model.safetensors"), _BIN):
             if (shards := self.json(index)) is not None:
                 files = sorted(set(shards["weight_map"].values()))
                 if absent := [file for file in files if not self.has(file)]:
-                    raise self.error(f"{index} names {absent[0]!r}, which is not there")
+                    raise self.error(f"{index} names {absent[0]!r}, which does not exist")
                 return files
             if self.has(whole):
                 return [whole]
         return sorted(path.name for path in self.folder.glob("*.dnn"))[:1]
 
-    def weights(self, wanted: str = "") -> dict[str, torch.Tensor]:
-        """The model's own weights by their names in the checkpoint, or those whose name starts with `wanted`."""
-        found: dict[str, torch.Tensor] = {}
+    def weights(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Return the model's weights by name, or those whose names start with `prefix`."""
+        weights: dict[str, torch.Tensor] = {}
         for file in self.weight_files:
-            found |= self.tensors(file, wanted)
-        return found
+            weights |= self.tensors(file, prefix)
+        return weights
 
-    def tensors(self, file: str, wanted: str = "") -> dict[str, torch.Tensor]:
-        """The tensors of one file whose names start with `wanted`.
+    def tensors(self, file: str, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Return the tensors of one file whose names start with `prefix`.
 
         Raises:
-            EncoderError: it is not there, is damaged, or would have to run code to be read.
+            EncoderError: The file does not exist, is damaged, or cannot be read without running code from it.
         """
         import pickle
 
@@ -127,43 +157,40 @@ class Checkpoint:
         from safetensors import SafetensorError, safe_open
 
         if not self.has(file):
-            raise self.error(f"{file} is not there")
+            raise self.error(f"{file} does not exist")
         try:
             if file.endswith(".safetensors"):
                 with safe_open(self.path(file), framework="pt") as opened:
-                    names = [name for name in opened.keys() if name.startswith(wanted)]  # noqa: SIM118
+                    names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118
                     return {name: opened.get_tensor(name) for name in names}
-            # Stanford's .dnn files keep the weights beside the training's state.
+            # Stanford's .dnn files hold the weights beside the state of the training.
             loaded = torch.load(self.path(file), map_location="cpu", weights_only=True)
             loaded = loaded.get("model_state_dict", loaded)
             return {
                 name: tensor
                 for name, tensor in loaded.items()
-                if isinstance(tensor, torch.Tensor) and name.startswith(wanted)
+                if isinstance(tensor, torch.Tensor) and name.startswith(prefix)
             }
         except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, AttributeError, OSError) as error:
             raise self.error(f"{file} cannot be read as tensors alone: {str(error).splitlines()[0]}") from error
 
     def base(self, name: str, *, local_files_only: bool) -> Checkpoint:
-        """The checkpoint that this one builds on: a folder inside it, or a repository on the hub."""
+        """Return the checkpoint that this one builds on: a folder inside it, or a repository on the hub."""
         if self.path(name).is_dir():
             return Checkpoint(name, self.path(name))
         if name.count("/") > 1:
-            raise self.error(f"it builds on {name!r}, which is neither a folder in it nor a hub's repository")
+            raise self.error(f"its base {name!r} is neither a folder inside it nor a repository on the hub")
         try:
             return Checkpoint.find(name, local_files_only=local_files_only)
         except EncoderError as error:
-            raise self.error(f"it builds on {name!r}. {error}") from error
+            raise self.error(f"its base is {name!r}. {error}") from error
 
     def error(self, problem: str) -> EncoderError:
-        """An error about this checkpoint, ready to be raised."""
+        """Return an error about this checkpoint, for the caller to raise."""
         return EncoderError(f"cannot load the model {self.name!r}: {problem}")
 
 
-_BIN = ("pytorch_model.bin.index.json", "pytorch_model.bin")
-
-
-def _downloaded(name: str, local_files_only: bool, backend: str, trust_remote_code: bool) -> Path:
+def _download(name: str, local_files_only: bool, backend: str, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -177,38 +204,38 @@ def _downloaded(name: str, local_files_only: bool, backend: str, trust_remote_co
         allowed, ignored = patterns(backend, trust_remote_code)
         fetch = partial(snapshot_download, name, local_files_only=local_files_only, ignore_patterns=ignored)
         folder = Path(fetch(allow_patterns=allowed))
-        # Pickles are read where there are no safetensors.
+        # Fall back to pickles where there are no safetensors.
         if pickles := [f"{part}*.bin" for part in _without_safetensors(folder)]:
             fetch(allow_patterns=[*pickles, "*.dnn"] if "*.bin" in pickles else pickles)
         return folder
     except GatedRepoError as error:
         raise EncoderError(
-            f"cannot load the model {name!r}: its owners want you to accept their terms first, at "
+            f"cannot load the model {name!r}: its owners require you to accept their terms first, at "
             f"https://huggingface.co/{name}. Then run: hf auth login. {offline}"
         ) from error
     except LocalEntryNotFoundError as error:
-        why = "it may not be downloaded here" if local_files_only else "the hub cannot be reached"
+        why = "downloads are switched off" if local_files_only else "the hub cannot be reached"
         raise EncoderError(
             f"cannot load the model {name!r}: it is not on this machine, and {why}. {offline}"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise EncoderError(
-            f"cannot load the model {name!r}: there is no folder of this name, and no such repository on the hub "
-            "that you may read (for a private one run: hf auth login)"
+            f"cannot load the model {name!r}: there is no folder of this name and no such repository on the hub "
+            "that you have access to (for a private one, run: hf auth login)"
         ) from error
     except OSError as error:
         raise EncoderError(f"cannot load the model {name!r}: {error}. {offline}") from error
 
 
 def patterns(backend: str, trust_remote_code: bool) -> tuple[list[str], list[str]]:
-    """Which of a repository's files a model needs, and which it does not; code only if it is trusted."""
+    """Return the file patterns to download and those to ignore. Code is included only if it is trusted."""
     allowed = ["*.json", "*.txt", "*.model", "*.metadata", "*.jinja", "*.safetensors", "*_linear.pt", f"{backend}/*"]
     ignored = [f"{other}/*" for other in ("onnx", "openvino") if other != backend]
     return allowed + ["*.py"] * trust_remote_code, ignored
 
 
 def _without_safetensors(folder: Path) -> list[str]:
-    """The parts of a model that have no safetensors yet: "" is the backbone, "1_Dense/" a module."""
+    """Return the parts of a model that have no safetensors: "" is the backbone, "1_Dense/" a module."""
     parts = {path.parent for path in folder.rglob("config.json")} | {folder}
     bare = sorted(part for part in parts if not any(part.glob("*.safetensors")))
     return [f"{part.relative_to(folder).as_posix()}/" if part != folder else "" for part in bare]

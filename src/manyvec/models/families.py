@@ -1,7 +1,7 @@
-"""Families of models: which there are, and which of them a checkpoint belongs to.
+"""Model families: the list of them, and how to tell which one a checkpoint belongs to.
 
-`FAMILIES` is what `manyvec models` prints and what the README's table is checked against. `recognise` looks at a
-checkpoint's own files, never at its name.
+`manyvec models` prints `FAMILIES`, and a test compares the table in the README with it. `recognise` looks only at the
+files of a checkpoint, never at its name.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from manyvec.errors import EncoderError
-from manyvec.models.checkpoints import CODE, Checkpoint
+from manyvec.models.checkpoints import TRUST_HINT, Checkpoint
 
 
 @dataclass(frozen=True)
 class Published:
-    """A checkpoint that people use: its dim, its parameters in millions, and what it is good for.
+    """A published checkpoint.
 
-    Figures are those of its model card, else of the backbone that it names; None where there are none to be found.
+    Figures are from its model card, or else from that of its backbone; None where neither states them.
+
+    Attributes:
+        name: Repository on the Hugging Face hub.
+        dim: Number of dimensions of a token vector.
+        millions: Number of parameters, in millions.
+        good_for: What to choose it for, in a few words.
     """
 
     name: str
@@ -29,12 +35,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one format and one arithmetic.
+    """Checkpoints that share a file format and the computation from hidden states to token vectors.
 
     Attributes:
-        key: what the code calls it.
-        reads: `text`, `images` or both.
-        recipe: format and arithmetic, in a line.
+        key: Identifier in the code.
+        name: Name for users.
+        reads: `text`, `images` or `text, images`.
+        recipe: File format and computation, in one line.
+        published: Well-known checkpoints of the family.
     """
 
     key: str
@@ -67,7 +75,7 @@ FAMILIES = (
         "text",
         "modules.json with Dense; prompts, lengths and skip list as saved",
         (
-            Published("lightonai/LateOn", 128, 149, "English; best quality on a GPU or a patient CPU"),
+            Published("lightonai/LateOn", 128, 149, "English; best quality, for a GPU or a fast CPU"),
             Published("lightonai/GTE-ModernColBERT-v1", 128, 149, "English, long documents"),
             Published("mixedbread-ai/mxbai-edge-colbert-v0-17m", 48, 17, "English; best for a CPU"),
         ),
@@ -86,14 +94,14 @@ FAMILIES = (
         "XLM-R and colbert_linear.pt; lexical weights and a dense vector in the same pass",
         (
             Published("BAAI/bge-m3", 1024, 569, "over 100 languages, 8,192 tokens"),
-            Published("BAAI/bge-m3-unsupervised", 1024, 569, "the stage before; without heads its last hidden state"),
+            Published("BAAI/bge-m3-unsupervised", 1024, 569, "BGE-M3 before its heads were trained: last hidden state"),
         ),
     ),
     Family(
         "pages",
         "ColPali",
         "text, images",
-        "transformers' *ForRetrieval, or LoRA adapters over a base; a vector for each patch of a page",
+        "transformers' *ForRetrieval, or LoRA adapters over a base; one vector per patch of a page",
         (
             Published("vidore/colpali-v1.3-hf", 128, 2920, "pages, English"),
             Published("vidore/colqwen2-v1.0-hf", 128, 2210, "pages, any aspect ratio"),
@@ -122,32 +130,32 @@ FAMILIES = (
         "last_hidden_state",
         "any other transformer",
         "text",
-        "the last hidden state, special tokens left out; no projection is made up",
+        "the last hidden state, special tokens left out; no projection",
         (Published("minilm", 384, 22.7, "English; all-MiniLM-L6-v2 from a package, no hub needed"),),
     ),
 )
 BY_KEY = {family.key: family for family in FAMILIES}
 
 _IMAGE_TEXT = ("clip", "siglip", "siglip2")
-# Heads that score or label: what is below them was not trained to be compared.
+# Heads that score or label: the vectors below them were not trained to be compared.
 _OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 
 
 def recognise(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Family:
-    """The family that a checkpoint belongs to.
+    """Return the family of a checkpoint.
 
     Raises:
-        EncoderError: to none; the message lists them and names the nearest.
+        EncoderError: It belongs to none. The message lists all families and the nearest architecture.
     """
     return BY_KEY[_key(checkpoint, trust_remote_code)]
 
 
 def nearest(name: str) -> str | None:
-    """The published checkpoint whose name resembles this one most."""
+    """Return the published checkpoint whose name is most similar, or None if none is close."""
     names = {published.name.lower(): published.name for family in FAMILIES for published in family.published}
     short = {name.rpartition("/")[2]: full for name, full in names.items()} | names
-    found = difflib.get_close_matches(name.lower(), short, n=1, cutoff=0.7)
-    return short[found[0]] if found else None
+    matches = difflib.get_close_matches(name.lower(), short, n=1, cutoff=0.7)
+    return short[matches[0]] if matches else None
 
 
 def _key(checkpoint: Checkpoint, trust_remote_code: bool) -> str:
@@ -169,17 +177,17 @@ def _key(checkpoint: Checkpoint, trust_remote_code: bool) -> str:
         return "inline_linear"
     if types and not types[0].endswith("Transformer"):
         raise checkpoint.error(
-            f"it gives one vector for a text, by {types[0].rpartition('.')[2]}, and has no token vectors and no token "
+            f"it returns one vector per text ({types[0].rpartition('.')[2]}) and has neither token vectors nor a token "
             "projection. Load a model that has them: `manyvec models` lists some"
         )
     if head := next((name for name in architectures if name.endswith(_OTHER_HEADS)), None):
-        raise checkpoint.error(f"{head} scores or labels texts, and has no token vectors to compare. {_choices()}")
+        raise checkpoint.error(f"{head} scores or labels texts and has no token vectors to compare. {_choices()}")
     _check_known(checkpoint, trust_remote_code)
     return "last_hidden_state"
 
 
 def _is_multi_vector(checkpoint: Checkpoint, types: list[str]) -> bool:
-    """Whether sentence-transformers or PyLate saved it with its token projection, and not for one vector a text."""
+    """Whether sentence-transformers or PyLate saved it as a model with token vectors, not with one vector per text."""
     saved_as = (checkpoint.json("config_sentence_transformers.json") or {}).get("model_type")
     if saved_as in ("MultiVectorEncoder", "ColBERT"):
         return True
@@ -201,10 +209,10 @@ def _check_known(checkpoint: Checkpoint, trust_remote_code: bool) -> None:
     if "auto_map" in checkpoint.config:
         if trust_remote_code:
             return
-        raise checkpoint.error(f"it comes with code of its own. {CODE}")
+        raise checkpoint.error(f"it requires Python code that comes with it. {TRUST_HINT}")
     what = checkpoint.model_type or ", ".join(checkpoint.architectures) or "no model_type"
     close = difflib.get_close_matches(what.lower(), [*CONFIG_MAPPING, *_IMAGE_TEXT, "model2vec"], n=1, cutoff=0.5)
-    hint = f" The nearest that is known is {close[0]!r}." if close else ""
+    hint = f" The nearest known one is {close[0]!r}." if close else ""
     raise checkpoint.error(f"its architecture {what!r} is unknown.{hint} {_choices()}")
 
 
@@ -213,7 +221,7 @@ def _choices() -> str:
 
 
 def table() -> Iterator[dict[str, object]]:
-    """Every published checkpoint with its family, for `manyvec models`."""
+    """Yield a record for every published checkpoint, for `manyvec models`."""
     for family in FAMILIES:
         for published in family.published:
             yield {
@@ -227,8 +235,8 @@ def table() -> Iterator[dict[str, object]]:
 
 
 def with_nearest(name: str, error: EncoderError) -> EncoderError:
-    """The same error, naming the published checkpoint that may have been meant."""
-    found = nearest(name)
-    if found is None or found.lower() == name.lower():
+    """Return the error with a suggestion: the published checkpoint that may have been meant."""
+    suggestion = nearest(name)
+    if suggestion is None or suggestion.lower() == name.lower():
         return error
-    return EncoderError(f"{error}. Did you mean {found!r}?")
+    return EncoderError(f"{error}. Did you mean {suggestion!r}?")

@@ -1,7 +1,7 @@
-"""Encoders that read images: ColPali's family for pages, CLIP and SigLIP for pictures and captions.
+"""Encoders that read images: ColPali and its relatives for pages, CLIP and SigLIP for pictures and captions.
 
-An image becomes a vector for each patch, and `spans` say where in the grid of patches it lies: (row, column), or
-(-1, -1) for tokens that are no patch of the picture.
+An image becomes one vector per patch. The span of a patch is its (row, column) in the grid of patches, or (-1, -1) for
+tokens that stand for no patch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError, require
-from manyvec.models.text import Spans, batches_of, check_texts, weight_samples
+from manyvec.models.text import check_strings, weight_samples
+from manyvec.models.windows import Spans, batches_of
 from manyvec.vectors.batch import TokenBatch, offsets_of
 
 if TYPE_CHECKING:
@@ -31,20 +32,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Embedded(NamedTuple):
-    """Token vectors of one text or image, (n_tokens, dim), and their spans."""
+class EncodedInput(NamedTuple):
+    """Token vectors of one text or image, (n_tokens, dim), and their spans, (n_tokens, 2)."""
 
     vectors: NDArray[np.float32]
     spans: Spans
 
 
 class ImageEncoder(ABC):
-    """A model that reads images and texts, as an `Encoder`. May be shared by threads.
+    """Base of the models that read images and texts, as an `ImageReader`. Threads may share it.
 
     Args:
-        model: gives token vectors of what `processor` prepares.
-        name: what `load_encoder` finds it by; indexes remember it.
-        batch_tokens: tokens per forward pass; a single image may have more.
+        model: Returns token vectors for the inputs that `processor` prepares.
+        processor: The processor of the checkpoint: tokenizer and image preprocessing.
+        name: The name under which `load_encoder` finds the model. Indexes store it.
+        batch_tokens: Maximum number of tokens in a forward pass. An image with more is encoded by itself. Default:
+            4,096 on a CPU, 32,768 elsewhere.
     """
 
     def __init__(self, model: torch.nn.Module, processor: Any, *, name: str, batch_tokens: int | None = None) -> None:
@@ -67,13 +70,13 @@ class ImageEncoder(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the tokenizer, what is done to pixels, the prompts, and `weight_samples`."""
+        """Hash of the tokenizer, the image preprocessing, the prompts and `weight_samples`."""
         digest = hashlib.blake2b(type(self).__name__.encode(), digest_size=16)
         processor = self.processor
         tokenizer = processor.tokenizer.get_vocab()
         prompts = [getattr(processor, name, None) for name in ("query_prefix", "visual_prompt_prefix", "image_seq_len")]
         pixels = json.loads(processor.image_processor.to_json_string())
-        # How the class is called differs between machines with and without torchvision.
+        # The class name depends on whether torchvision is installed.
         pixels = {name: value for name, value in pixels.items() if not name.endswith(("_type", "_class"))}
         digest.update(json.dumps([tokenizer, prompts, pixels], sort_keys=True).encode())
         for sample in weight_samples(self.model):
@@ -82,52 +85,55 @@ class ImageEncoder(ABC):
 
     @property
     def crops_images(self) -> bool:
-        """Whether only the middle square of an image is looked at, as CLIP does."""
+        """Whether the model reads only the central square of an image, as CLIP does."""
         return bool(getattr(self.processor.image_processor, "do_center_crop", False))
 
     def encode_images(self, images: Sequence[str | Path | bytes | Image]) -> TokenBatch:
-        """Token vectors of images, in their order: files, the bytes of one, or images that PIL has opened.
+        """Return one vector per patch of each image, in order.
+
+        Args:
+            images: Paths, the bytes of image files, or opened PIL images.
 
         Raises:
-            InputError: an image cannot be read; the message says which.
+            InputError: An image cannot be read. The message says which one.
         """
         sizes = [image_header(image, f"image {i}")[1] for i, image in enumerate(images)]
         counts = [self._n_tokens(height, width) for width, height in sizes]
-        found: list[Embedded | None] = [None] * len(sizes)
+        encoded: list[EncodedInput | None] = [None] * len(sizes)
         for batch in batches_of(counts, self.batch_tokens):
             pixels = [read_image(images[i], f"image {i}") for i in batch]
             with self._lock:
-                for i, embedded in zip(batch, self._embed_images(pixels), strict=True):
-                    found[i] = embedded
-        return self._joined(found)
+                for i, result in zip(batch, self._embed_images(pixels), strict=True):
+                    encoded[i] = result
+        return self._to_batch(encoded)
 
     def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
-        """See `Encoder`."""
-        check_texts(queries, self.name)
-        found: list[Embedded | None] = [None] * len(queries)
-        # A token is a character or more.
+        """Return the token vectors of each query; see `Encoder`."""
+        check_strings(queries, self.name)
+        encoded: list[EncodedInput | None] = [None] * len(queries)
+        # A token covers at least one character.
         for batch in batches_of([len(query) + 32 for query in queries], self.batch_tokens):
             with self._lock:
-                for i, embedded in zip(batch, self._embed_texts([queries[i] for i in batch]), strict=True):
-                    found[i] = embedded
-        return self._joined(found)
+                for i, result in zip(batch, self._embed_texts([queries[i] for i in batch]), strict=True):
+                    encoded[i] = result
+        return self._to_batch(encoded)
 
     @abstractmethod
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
-        """See `Encoder`."""
+        """Return the token vectors of each document; see `Encoder`."""
 
     @abstractmethod
     def _n_tokens(self, height: int, width: int) -> int:
-        """Tokens that an image of this size becomes, or more."""
+        """Return an upper bound on the number of tokens of an image of this size."""
 
     @abstractmethod
-    def _embed_images(self, images: list[Image]) -> list[Embedded]: ...
+    def _embed_images(self, images: list[Image]) -> list[EncodedInput]: ...
 
     @abstractmethod
-    def _embed_texts(self, texts: list[str]) -> list[Embedded]: ...
+    def _embed_texts(self, texts: list[str]) -> list[EncodedInput]: ...
 
-    def _joined(self, found: Sequence[Embedded | None]) -> TokenBatch:
-        parts = [embedded for embedded in found if embedded is not None]
+    def _to_batch(self, encoded: Sequence[EncodedInput | None]) -> TokenBatch:
+        parts = [part for part in encoded if part is not None]
         if not parts:
             return TokenBatch(np.empty((0, self.dim), np.float32), offsets_of([]), np.empty((0, 2), np.int32))
         vectors = np.concatenate([part.vectors for part in parts])
@@ -135,14 +141,17 @@ class ImageEncoder(ABC):
         try:
             return TokenBatch(vectors, offsets_of([len(part.vectors) for part in parts]), spans, allow_empty=True)
         except ShapeError as error:
-            raise EncoderError(f"{self.name} gave vectors that cannot be used: {error}") from error
+            raise EncoderError(f"{self.name} returned unusable vectors: {error}") from error
 
 
 class PageEncoder(ImageEncoder):
-    """ColPali, ColQwen2, ColQwen2.5, ColModernVBert: pages are images, queries are texts.
+    """ColPali, ColQwen2, ColQwen2.5 and ColModernVBert: documents are page images, queries are strings.
 
     Args:
-        is_adapted: adapters trained with colpali-engine, whose Qwen prompt does not end in a line break.
+        model: See `ImageEncoder`.
+        processor: See `ImageEncoder`.
+        is_adapted: Whether the model has LoRA adapters trained with colpali-engine, whose Qwen prompt does not end in a
+            line break.
     """
 
     def __init__(self, model: torch.nn.Module, processor: Any, *, is_adapted: bool = False, **options: Any) -> None:
@@ -150,9 +159,9 @@ class PageEncoder(ImageEncoder):
         self._is_adapted = is_adapted
 
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
-        """Refused: these models read pages as images, and text only as queries."""
+        """Raise `InputError`: these models read documents as images and text only as queries."""
         raise InputError(
-            f"{self.name} reads documents as images: use encode_images. For documents that are text load a text model "
+            f"{self.name} reads documents as images: use encode_images. For text documents load a text model "
             "(see `manyvec models`)"
         )
 
@@ -160,17 +169,17 @@ class PageEncoder(ImageEncoder):
         counts = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
         return int(counts[0])
 
-    def _embed_images(self, images: list[Image]) -> list[Embedded]:
+    def _embed_images(self, images: list[Image]) -> list[EncodedInput]:
         inputs = self.processor.process_images(images=images)
         grids = inputs.get("image_grid_thw")
         vectors, attention = self._forward(inputs)
-        found = []
+        encoded = []
         for i, (ids, row, mask) in enumerate(zip(inputs["input_ids"], vectors, attention, strict=True)):
             grid = None if grids is None else (grids[i, 1:] // self.processor.image_processor.merge_size).tolist()
-            found.append(Embedded(row[mask], self._grid_spans(ids.numpy()[mask], grid)))
-        return found
+            encoded.append(EncodedInput(row[mask], self._grid_spans(ids.numpy()[mask], grid)))
+        return encoded
 
-    def _embed_texts(self, texts: list[str]) -> list[Embedded]:
+    def _embed_texts(self, texts: list[str]) -> list[EncodedInput]:
         tokenizer = self.processor.tokenizer
         head, tail = self.processor.query_prefix, self.processor.query_augmentation_token * 10
         is_colpali = hasattr(self.processor, "image_seq_length")
@@ -180,19 +189,19 @@ class PageEncoder(ImageEncoder):
             tail += "\n"
         whole = [f"{head}{text}{tail}" for text in texts]
         options = {"padding": "longest", "return_tensors": "pt", "return_offsets_mapping": True}
-        # Without types PaliGemma reads a padded batch causally, and a query's vectors would depend on its neighbours.
+        # Without token types PaliGemma reads a padded batch causally, and vectors would depend on their batch.
         inputs = tokenizer(whole, return_token_type_ids=is_colpali, **options)
         offsets = inputs.pop("offset_mapping").numpy().astype(np.int32) - len(head)
         vectors, attention = self._forward(inputs)
-        found = []
+        encoded = []
         for text, row, spans, mask in zip(texts, vectors, offsets, attention, strict=True):
-            own = spans[mask]
-            own[(own[:, 0] < 0) | (own[:, 1] > len(text)) | (own[:, 0] == own[:, 1])] = -1
-            found.append(Embedded(row[mask], own))
-        return found
+            kept = spans[mask]
+            kept[(kept[:, 0] < 0) | (kept[:, 1] > len(text)) | (kept[:, 0] == kept[:, 1])] = -1
+            encoded.append(EncodedInput(row[mask], kept))
+        return encoded
 
     def _forward(self, inputs: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """(n, n_tokens, dim) unit vectors, and which of them are no padding."""
+        """Return unit vectors, (n, n_tokens, dim), and which tokens are not padding, (n, n_tokens)."""
         import torch
 
         kept = {name: value.to(self.device) for name, value in inputs.items() if name != "labels"}
@@ -204,7 +213,12 @@ class PageEncoder(ImageEncoder):
         return embeddings.float().cpu().numpy(), inputs["attention_mask"].bool().numpy()
 
     def _grid_spans(self, ids: NDArray[np.int64], grid: Sequence[int] | None) -> Spans:
-        """(row, column) of each token's patch. `grid` is (rows, columns) where the processor says it."""
+        """Return the (row, column) of each token's patch.
+
+        Args:
+            ids: (n_tokens,) token ids of one page.
+            grid: Number of rows and columns if the processor reports them; else the grid is square or tiled.
+        """
         spans = np.full((len(ids), 2), -1, np.int32)
         positions = np.flatnonzero(ids == self.processor.image_token_id)
         if grid is None and hasattr(self.processor, "image_seq_len"):
@@ -215,13 +229,16 @@ class PageEncoder(ImageEncoder):
         return spans
 
     def _tile_spans(self, ids: NDArray[np.int64], positions: NDArray[np.int64], spans: Spans) -> Spans:
-        """ColModernVBert cuts a large page into tiles, `<row_2_col_1>` and so on, and adds the whole page, small."""
+        """Fill in the spans of ColModernVBert, which cuts a large page into tiles and adds a small copy of the page.
+
+        A tile such as `<row_2_col_1>` is announced by that name before its patches; the small copy has no spans.
+        """
         n_patches = self.processor.image_seq_len
         side = math.isqrt(n_patches)
         tiles = positions.reshape(-1, n_patches)
         inside = np.indices((side, side), np.int32).reshape(2, -1).T
         for tile in tiles:
-            # The tile's name stands before it; it may be one token or several.
+            # The name of the tile precedes it, as one token or several.
             name = self.processor.tokenizer.decode(ids[max(0, tile[0] - 12) : tile[0]])
             cell = re.search(r"<row_(\d+)_col_(\d+)>$", name.replace(" ", ""))
             if cell:
@@ -232,13 +249,13 @@ class PageEncoder(ImageEncoder):
 
 
 class ImageTextEncoder(ImageEncoder):
-    """CLIP and SigLIP read token by token, as FILIP does: patches and words through the model's own projections.
+    """CLIP and SigLIP with one vector per token, as in FILIP: patches and words through the model's projections.
 
-    Images and texts may both be queries and documents. See `filip_similarity`.
+    Images and texts can both be queries and documents. See `filip_similarity`.
     """
 
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
-        """Token vectors of captions; what a text has beyond the model's window (77 tokens for CLIP) is left out."""
+        """Return the token vectors of captions, truncated to the model's window (77 tokens for CLIP)."""
         return self.encode_queries(texts)
 
     @property
@@ -249,7 +266,7 @@ class ImageTextEncoder(ImageEncoder):
     def _n_tokens(self, height: int, width: int) -> int:
         return self._side**2
 
-    def _embed_images(self, images: list[Image]) -> list[Embedded]:
+    def _embed_images(self, images: list[Image]) -> list[EncodedInput]:
         import torch
 
         model: Any = self.model
@@ -257,18 +274,18 @@ class ImageTextEncoder(ImageEncoder):
         with torch.inference_mode():
             hidden = model.vision_model(pixel_values=pixels.to(self.device, model.dtype)).last_hidden_state
             if hasattr(model, "visual_projection"):
-                # The first is CLIP's own [CLS].
+                # The first token is [CLS].
                 patches = model.visual_projection(model.vision_model.post_layernorm(hidden[:, 1:]))
             elif model.vision_model.use_head:
-                # SigLIP projects in its attention pooling; of one patch alone it is that patch's projection.
+                # SigLIP projects in its attention pooling. Applied to a single patch, the pooling is the projection.
                 patches = model.vision_model.head(hidden.reshape(-1, 1, hidden.shape[-1])).reshape(hidden.shape)
             else:
                 patches = hidden
             vectors = torch.nn.functional.normalize(patches.float(), dim=-1).cpu().numpy()
         spans = np.indices((self._side, self._side), np.int32).reshape(2, -1).T
-        return [Embedded(row, spans) for row in vectors]
+        return [EncodedInput(row, spans) for row in vectors]
 
-    def _embed_texts(self, texts: list[str]) -> list[Embedded]:
+    def _embed_texts(self, texts: list[str]) -> list[EncodedInput]:
         import torch
 
         model: Any = self.model
@@ -276,7 +293,7 @@ class ImageTextEncoder(ImageEncoder):
         is_clip = hasattr(model, "text_projection")
         inputs = tokenizer(
             texts,
-            # SigLIP was trained on texts padded to its full length, and attends to the padding.
+            # SigLIP was trained on texts padded to the full length and attends to the padding.
             padding="longest" if is_clip else "max_length",
             max_length=model.config.text_config.max_position_embeddings,
             truncation=True,
@@ -289,38 +306,43 @@ class ImageTextEncoder(ImageEncoder):
             ids = inputs["input_ids"].to(self.device)
             hidden = model.text_model(input_ids=ids, attention_mask=attention).last_hidden_state
             vectors = torch.nn.functional.normalize(project(hidden).float(), dim=-1).cpu().numpy()
-        # SigLIP's tokenizer does not say where its tokens stand.
+        # SigLIP's tokenizer does not report the characters of its tokens.
         offsets = np.full((*ids.shape, 2), -1) if "offset_mapping" not in inputs else inputs["offset_mapping"].numpy()
-        # Padding, and what opens and closes a text, stand for no word.
+        # Padding and the tokens that open and close a text stand for no word.
         outer = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
         is_word = ~np.isin(inputs["input_ids"].numpy(), list(outer))
         return [
-            Embedded(row[keep], spans[keep].astype(np.int32))
+            EncodedInput(row[keep], spans[keep].astype(np.int32))
             for row, spans, keep in zip(vectors, offsets, is_word, strict=True)
         ]
 
 
 def filip_similarity(queries: TokenBatch, documents: TokenBatch) -> NDArray[np.float32]:
-    """FILIP's measure: of each query's tokens the best match in each document, on average.
+    """Compute FILIP's similarity: the best match in the document for each query token, averaged.
 
-    It is not symmetric: with images as queries it is image→text, with texts as queries text→image.
+    It is not symmetric: images as queries give the image-to-text similarity, texts as queries the text-to-image one.
+    See https://arxiv.org/abs/2111.07783.
 
     Returns:
-        (n_queries, n_documents); nan for a query or a document without tokens.
+        (n_queries, n_documents) float32; NaN for a query or a document without tokens.
     """
-    found = np.full((len(queries), len(documents)), np.nan, np.float32)
+    similarities = np.full((len(queries), len(documents)), np.nan, np.float32)
     for i, query in enumerate(queries):
         for j, document in enumerate(documents):
             if len(query) and len(document):
-                found[i, j] = (query @ document.T).max(axis=1).mean()
-    return found
+                similarities[i, j] = (query @ document.T).max(axis=1).mean()
+    return similarities
 
 
 def read_image(image: str | Path | bytes | Image, what: str = "the image") -> Image:
-    """An image in RGB, turned as its camera held it.
+    """Read an image as RGB, rotated as its EXIF orientation says.
+
+    Args:
+        image: A path, the bytes of a file, or an opened PIL image.
+        what: Names the image in errors.
 
     Raises:
-        InputError: there is no such file, or it is no image, or a damaged one.
+        InputError: The file does not exist, is not an image, is damaged, or has too many pixels.
     """
     with _opened(image, what) as opened:
         from PIL import ImageOps
@@ -329,33 +351,33 @@ def read_image(image: str | Path | bytes | Image, what: str = "the image") -> Im
 
 
 def image_header(image: str | Path | bytes | Image, what: str) -> tuple[str | None, tuple[int, int]]:
-    """Its format as PIL calls it ("PNG"), and (width, height), read from its first bytes; errors as `read_image`."""
+    """Return the format ("PNG") and the (width, height) of an image from its first bytes. Errors as `read_image`."""
     with _opened(image, what) as opened:
         return opened.format, opened.size
 
 
 @contextmanager
 def _opened(image: str | Path | bytes | Image, what: str) -> Iterator[Image]:
-    """The image as PIL opens it; what was opened here is closed again."""
+    """Open an image with PIL, and close it again if it was opened here."""
     pillow = require("PIL.Image", extra="images")
     try:
         if isinstance(image, pillow.Image):
             yield image
         elif isinstance(image, (str, Path, bytes)):
             with pillow.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
-                # PIL only warns up to twice its limit: a file of some kilobytes may hold gigabytes of pixels.
+                # Up to twice its limit PIL only warns, but a file of a few kilobytes can decode to gigabytes.
                 if opened.width * opened.height > (pillow.MAX_IMAGE_PIXELS or math.inf):
                     raise InputError(
-                        f"{what} has {opened.width} by {opened.height} pixels, more than PIL's limit of "
+                        f"{what} has {opened.width} × {opened.height} pixels, more than PIL's limit of "
                         f"{pillow.MAX_IMAGE_PIXELS:,}: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
                     )
                 yield opened
         else:
-            raise InputError(f"{what} is a {type(image).__name__}: give a path, the bytes of a file, or a PIL image")
+            raise InputError(f"{what} must be a path, the bytes of a file or a PIL image, got {type(image).__name__}")
     except FileNotFoundError:
-        raise InputError(f"{what}: there is no file {str(image)!r}") from None
+        raise InputError(f"{what}: the file {str(image)!r} does not exist") from None
     except InputError:
         raise
-    # PIL raises SyntaxError for broken PNG chunks, OSError for cut files.
+    # PIL raises SyntaxError for broken PNG chunks, OSError for truncated files.
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-        raise InputError(f"{what} is no image that PIL can read, or a damaged one: {error}") from error
+        raise InputError(f"{what} is damaged or not an image that PIL can read: {error}") from error

@@ -1,4 +1,4 @@
-"""`M3Encoder`: BGE-M3, whose one pass gives token vectors, lexical weights and a dense vector."""
+"""`M3Encoder`: BGE-M3, which computes token vectors, lexical weights and a dense vector in one pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError
-from manyvec.models.text import SentenceTransformerEncoder, check_texts
+from manyvec.models.text import SentenceTransformerEncoder, check_strings
+from manyvec.models.windows import batches_of
 from manyvec.vectors.batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class M3Output:
-    """What one pass of BGE-M3 gives, in the texts' order.
+    """The three outputs of BGE-M3, in the order of the texts.
 
     Attributes:
-        tokens: token vectors, for MaxSim.
-        lexical: of each text, the weight of each of its token ids: learned term weights. Their score is the sum of
-            products over the ids that two texts share.
-        dense: (n_texts, dim) unit vectors.
+        tokens: Token vectors, for MaxSim.
+        lexical: Learned weight of each token id, for each text; see `lexical_score`.
+        dense: Unit vectors, (n_texts, dim).
     """
 
     tokens: TokenBatch
@@ -35,10 +35,11 @@ class M3Output:
 
 
 class M3Encoder(SentenceTransformerEncoder):
-    """BGE-M3 as an `Encoder`, with `encode_all` for what else it gives.
+    """BGE-M3 as an `Encoder`, with `encode_all` for its other outputs.
 
     Args:
-        sparse: weight (1, hidden) and bias (1,) of sparse_linear.pt; None where the checkpoint has none.
+        model: See `SentenceTransformerEncoder`.
+        sparse: Weight (1, hidden) and bias (1,) of sparse_linear.pt, or None if the checkpoint lacks that file.
     """
 
     def __init__(self, model: MultiVectorEncoder, sparse: dict[str, torch.Tensor] | None, **options: Any) -> None:
@@ -51,15 +52,13 @@ class M3Encoder(SentenceTransformerEncoder):
             )
 
     def encode_all(self, texts: Sequence[str]) -> M3Output:
-        """Token vectors, lexical weights and dense vectors; what a text has beyond the model's window is left out."""
+        """Return all three outputs for each text, truncated to the model's window."""
         import torch
         from sentence_transformers.util import batch_to_device
 
-        from manyvec.models.text import batches_of
-
         if self._sparse is None:
-            raise EncoderError(f"{self.name} has no sparse_linear.pt: it gives token vectors alone")
-        check_texts(texts, self.name)
+            raise EncoderError(f"{self.name} has no sparse_linear.pt and so no lexical weights: use encode_documents")
+        check_strings(texts, self.name)
         transformer, tokenizer = self._transformer, self._transformer.tokenizer
         unused = {tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
         lexical: list[dict[int, float]] = [{} for _ in texts]
@@ -82,12 +81,12 @@ class M3Encoder(SentenceTransformerEncoder):
                 for i, row_ids, row_weights, row, mask in zip(batch, ids, weights, tokens, masks, strict=True):
                     vectors[i] = row[mask]
                     for id, weight in zip(row_ids.tolist(), row_weights.tolist(), strict=True):
-                        # A token that comes more than once counts as much as its heaviest.
+                        # A token that occurs more than once counts with its largest weight.
                         if id not in unused and weight > lexical[i].get(id, 0.0):
                             lexical[i][id] = weight
         return M3Output(TokenBatch.from_list(vectors, dim=self.dim, allow_empty=True), lexical, dense)
 
 
 def lexical_score(query: dict[int, float], document: dict[int, float]) -> float:
-    """The sum of products of the weights of token ids that both have."""
+    """Return the sum over shared token ids of the product of their weights."""
     return sum(weight * document[id] for id, weight in query.items() if id in document)

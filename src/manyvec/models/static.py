@@ -1,6 +1,7 @@
-"""`StaticEncoder`: token vectors looked up in a table (model2vec), without a transformer.
+"""`StaticEncoder`: token vectors from a lookup table (model2vec), without a transformer.
 
-A token means the same wherever it stands, so nothing is cut into windows and thousands of documents pass a second.
+The vector of a token does not depend on its context, so long texts need no windows, and a CPU encodes thousands of
+documents per second.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, ShapeError
 from manyvec.models.checkpoints import Checkpoint
-from manyvec.models.text import check_texts
+from manyvec.models.text import check_strings
 from manyvec.vectors.batch import TokenBatch, offsets_of
 
 if TYPE_CHECKING:
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
 
 
 class StaticEncoder:
-    """A model2vec table as an `Encoder`. May be shared by threads.
+    """A model2vec table as an `Encoder`. Threads may share it.
 
-    model2vec's token vectors (`StaticModel.encode_as_sequence`) are directions times weights: a rare word's is long, a
-    stop word's short. Documents keep the directions, so that a match is a cosine; queries keep the weights too, scaled
-    to a mean of 1, so that `similarity` stays within [-1, 1].
+    The length of a model2vec token vector (`StaticModel.encode_as_sequence`) is the weight of the token: large for a
+    rare word, small for a stop word. Document vectors are scaled to unit length, so that a match is a cosine. Query
+    vectors keep their weights, scaled to a mean of 1 so that `similarity` stays within [-1, 1].
 
     Args:
-        vectors: (n_tokens, dim), the table, weights multiplied in.
-        tokenizer: whose ids count its rows.
-        name: what `load_encoder` finds it by; indexes remember it.
+        vectors: Table of vectors times weights, (n_tokens, dim).
+        tokenizer: Tokenizer whose token ids are the rows of the table.
+        name: The name under which `load_encoder` finds the model. Indexes store it.
     """
 
     device = "cpu"
@@ -40,8 +41,8 @@ class StaticEncoder:
     def __init__(self, vectors: NDArray[np.float32], tokenizer: Tokenizer, *, name: str) -> None:
         if vectors.ndim != 2 or len(vectors) < tokenizer.get_vocab_size():
             raise EncoderError(
-                f"its table of vectors is {vectors.shape}, its tokenizer has {tokenizer.get_vocab_size()} tokens: "
-                "there must be a row for each"
+                f"its table of vectors must have a row for each of the {tokenizer.get_vocab_size()} tokens of its "
+                f"tokenizer, got the shape {vectors.shape}"
             )
         self.name = name
         self._vectors = vectors
@@ -54,7 +55,7 @@ class StaticEncoder:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, name: str) -> StaticEncoder:
-        """Read model2vec's own layout, or sentence-transformers' `StaticEmbedding`."""
+        """Read a checkpoint in the layout of model2vec or of sentence-transformers' `StaticEmbedding`."""
         from tokenizers import Tokenizer
 
         folder = checkpoint.modules[0].get("path", "") if checkpoint.modules else ""
@@ -65,16 +66,16 @@ class StaticEncoder:
         }
         table = tensors.get("embeddings", tensors.get("embedding.weight"))
         if table is None:
-            raise checkpoint.error(f"model.safetensors holds {sorted(tensors)}, not model2vec's `embeddings`")
+            raise checkpoint.error(f"model.safetensors must hold model2vec's `embeddings`, got {sorted(tensors)}")
         vectors = np.asarray(table, np.float32)
         if (rows := tensors.get("mapping")) is not None:
             vectors = vectors[rows.astype(np.int64)]
         if (weights := tensors.get("weights")) is not None:
             if weights.shape != vectors.shape[:1]:
-                raise checkpoint.error(f"it has {weights.shape} weights for a table of {vectors.shape}")
+                raise checkpoint.error(f"its weights must have the shape {vectors.shape[:1]}, got {weights.shape}")
             vectors = vectors * weights[:, None].astype(np.float32)
         if not checkpoint.has(f"{prefix}tokenizer.json"):
-            raise checkpoint.error(f"{prefix}tokenizer.json is not there")
+            raise checkpoint.error(f"{prefix}tokenizer.json does not exist")
         return cls(vectors, Tokenizer.from_file(str(checkpoint.path(f"{prefix}tokenizer.json"))), name=name)
 
     def __repr__(self) -> str:
@@ -86,13 +87,13 @@ class StaticEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the tokenizer and of a thousandth of the table."""
+        """Hash of the tokenizer and of every 997th value of the table."""
         digest = hashlib.blake2b(self._tokenizer.to_str().encode(), digest_size=16)
         digest.update(f"{self._vectors.shape}".encode() + self._vectors.ravel()[::997].astype(np.float16).tobytes())
         return digest.hexdigest()
 
     def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
-        """See `Encoder`. Each token's vector is as long as its weight, with a mean of 1 over a query."""
+        """Return the token vectors of each query; the length of a vector is the weight of its token."""
         batch, ids = self._encode(queries)
         weights = self._weights[ids]
         lengths = batch.lengths
@@ -101,18 +102,18 @@ class StaticEncoder:
         return TokenBatch.unchecked(batch.vectors * scales[:, None].astype(np.float32), batch.offsets, batch.spans)
 
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
-        """See `Encoder`. A text is encoded whole, however long."""
+        """Return the unit token vectors of each document, of any length."""
         return self._encode(texts)[0]
 
     def _encode(self, texts: Sequence[str]) -> tuple[TokenBatch, NDArray[np.int64]]:
-        """Unit vectors of all known tokens, and the tokens' ids."""
-        check_texts(texts, self.name)
+        """Return unit vectors of all known tokens, and the ids of these tokens."""
+        check_strings(texts, self.name)
         ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         spans: list[NDArray[np.int32]] = [np.empty((0, 2), np.int32)]
         for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False):
-            found = np.array(encoding.ids, np.int64)
-            is_known = found != (-1 if self._unknown is None else self._unknown)
-            ids.append(found[is_known])
+            token_ids = np.array(encoding.ids, np.int64)
+            is_known = token_ids != (-1 if self._unknown is None else self._unknown)
+            ids.append(token_ids[is_known])
             spans.append(np.array(encoding.offsets, np.int32).reshape(-1, 2)[is_known])
         rows = np.concatenate(ids)
         vectors = self._vectors[rows] / np.maximum(self._weights[rows, None], 1e-12)
@@ -120,4 +121,4 @@ class StaticEncoder:
             lengths = [len(part) for part in ids[1:]]
             return TokenBatch(vectors, offsets_of(lengths), np.concatenate(spans), allow_empty=True), rows
         except ShapeError as error:
-            raise EncoderError(f"{self.name} gave vectors that cannot be used: {error}") from error
+            raise EncoderError(f"{self.name} returned unusable vectors: {error}") from error

@@ -123,7 +123,7 @@ def _to_record(hit: Hit, passage_chars: int) -> HitRecord:
         n_chars=len(hit.text),
         passage=passage,
         words=evidence["words"],
-        unshown=evidence["unshown"],
+        unattributed=evidence["unattributed"],
         problem=hit.evidence.problem,
         page=_to_page(hit.evidence) if isinstance(hit.evidence, PageEvidence) else None,
     )

@@ -83,7 +83,7 @@ class PageRecord(BaseModel):
 
 
 class HitRecord(BaseModel):
-    """A document that matches. The shares of its words and `unshown` add up to its score."""
+    """A document that matches. The shares of its words and `unattributed` add up to its score."""
 
     rank: int
     id: str
@@ -93,7 +93,7 @@ class HitRecord(BaseModel):
     n_chars: int = Field(description="length of the document's text")
     passage: PassageRecord = Field(description="the part of the text that matches best")
     words: list[WordRecord]
-    unshown: float = Field(description="contribution of query tokens that belong to none of `words`")
+    unattributed: float = Field(description="contribution of query tokens that belong to none of `words`")
     problem: str | None = Field(None, description="reason why matched words are unknown")
     page: PageRecord | None = Field(
         None, description="set if the document is a page image; `passage` is then the start of the text stored with it"

@@ -6,20 +6,18 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 
 from manyvec.errors import EncoderError, InputError
 from manyvec.filters import ColumnType
 from manyvec.models.image import read_image
+from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.storage.schema import Manifest, Row, content_hash
 from manyvec.storage.table import Store
 from manyvec.types import Document
 from manyvec.vectors.batch import TokenBatch, pool
-
-if TYPE_CHECKING:
-    from manyvec.models.loading import Encoder
 
 # One commit holds at most this many documents (or this share of those already stored, if that is more) and at most this
 # many characters or bytes of images: an interrupted run loses no more than that. LanceDB looks through all ids at each
@@ -171,7 +169,11 @@ def encode(rows: Sequence[Row], encoder: Encoder, manifest: Manifest) -> TokenBa
 
 
 def _encode_group(rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, are_pages: bool) -> TokenBatch:
-    tokens = _encode_pages(rows, encoder) if are_pages else encoder.encode_documents([row.text for row in rows])
+    if are_pages:
+        # `_check_page` has made sure of the type.
+        tokens = _encode_pages(rows, cast("ImageReader", encoder))
+    else:
+        tokens = encoder.encode_documents([row.text for row in rows])
     if len(tokens) != len(rows) or tokens.dim != manifest.dim:
         raise EncoderError(f"{encoder.name} returned {tokens!r} for {len(rows)} documents of dim {manifest.dim}")
     if len(empty := np.flatnonzero(tokens.lengths == 0)):
@@ -180,7 +182,7 @@ def _encode_group(rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, 
     return pool(tokens, manifest.pool_factor, are_pages=are_pages)
 
 
-def _encode_pages(rows: Sequence[Row], encoder: Any) -> TokenBatch:
+def _encode_pages(rows: Sequence[Row], encoder: ImageReader) -> TokenBatch:
     parts = []
     for start in range(0, len(rows), _DECODED_PAGES):
         part = rows[start : start + _DECODED_PAGES]
@@ -192,7 +194,7 @@ def _encode_pages(rows: Sequence[Row], encoder: Any) -> TokenBatch:
 
 def _check_page(page: Row, encoder: Encoder, store: Store) -> None:
     """Refuse a row with an image that cannot be encoded or stored."""
-    if not hasattr(encoder, "encode_images"):
+    if not isinstance(encoder, ImageReader):
         raise InputError(
             f"document {page.id!r} has an image, and {encoder.name} reads only texts: build an index with a model "
             "that reads images (see `manyvec models`), or leave the image out"

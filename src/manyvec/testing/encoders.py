@@ -70,6 +70,10 @@ class ColorEncoder(HashEncoder):
     def fingerprint(self) -> str:
         return f"color-{self.dim}-1"
 
+    @property
+    def crops_images(self) -> bool:
+        return False
+
     def encode_images(self, images: Sequence[Any]) -> TokenBatch:
         from manyvec.models.image import read_image
 

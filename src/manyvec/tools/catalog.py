@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, IndexNotFoundError, InputError, ManifestError, check_unicode
-from manyvec.models.loading import Encoder, load_encoder
+from manyvec.models.loading import load_encoder
+from manyvec.models.protocol import Encoder
 from manyvec.tools.bm25 import BM25, words_of
 from manyvec.tools.schemas import Tool, read_tool, to_json_schema
 from manyvec.vectors.batch import TokenBatch, offsets_of

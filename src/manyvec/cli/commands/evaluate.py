@@ -13,7 +13,7 @@ from manyvec.errors import InputError
 
 if TYPE_CHECKING:
     from manyvec.evaluation import Dataset
-    from manyvec.models.loading import Encoder
+    from manyvec.models.protocol import Encoder
 
 EXAMPLES = "Example: manyvec eval data/scifact --index ./scifact-index"
 _MEASURES = ("nDCG@10", "Recall@10", "Recall@100", "MRR@10", "Success@5")

@@ -16,7 +16,7 @@ from manyvec.errors import InputError
 if TYPE_CHECKING:
     from manyvec.cli.estimate import Estimate
     from manyvec.index import Index
-    from manyvec.models.loading import Encoder
+    from manyvec.models.protocol import Encoder
     from manyvec.types import Document
 
 EXAMPLES = """Examples:
@@ -72,10 +72,11 @@ def run(
     from manyvec.cli.output import duration, megabytes, print_json, say
     from manyvec.files.readers import find_files, read_file
     from manyvec.models.loading import load_encoder
+    from manyvec.models.protocol import ImageReader
 
     columns = parse_columns(column or [])
     model = load_encoder(encoder, device=device)
-    files = list(find_files(paths, pages=hasattr(model, "encode_images")))
+    files = list(find_files(paths, pages=isinstance(model, ImageReader)))
     if n_skipped := len(list(find_files(paths, pages=True))) - len(files):
         say(f"{n_skipped:,} images and PDFs are skipped: {model.name} reads only text")
     expected = estimate_files(files, model, pool_factor or 1)

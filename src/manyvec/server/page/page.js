@@ -183,8 +183,8 @@ function hitOf(hit) {
   part("problem").hidden = !hit.problem;
   part("problem").textContent = hit.problem || "";
   part("words").append(...hit.words.map((word, i) => wordOf(word, i, item)));
-  if (Math.abs(hit.unshown) >= 0.005)
-    part("words").append(element("li", { className: "unmatched", textContent: `other tokens ${hit.unshown.toFixed(2)}` }));
+  if (Math.abs(hit.unattributed) >= 0.005)
+    part("words").append(element("li", { className: "unmatched", textContent: `other tokens ${hit.unattributed.toFixed(2)}` }));
   part("metadata").append(...Object.entries(hit.metadata).map(metadataOf));
   const isWhole = hit.passage.start === 0 && hit.passage.end >= hit.n_chars;
   part("whole").hidden = isWhole;

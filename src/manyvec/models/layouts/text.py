@@ -1,74 +1,45 @@
-"""From a text checkpoint to the `MultiVectorEncoder` that does that family's arithmetic.
+"""Build the `MultiVectorEncoder` of a text checkpoint, one function per family.
 
-Each function builds one family out of sentence-transformers' modules: a backbone, the checkpoint's own projection, the
-tokens that count, unit length where the family has it. Nothing is made up: what the checkpoint lacks is an error.
+Each assembles sentence-transformers modules: a backbone, the token projection of the checkpoint, a mask of the tokens
+that count, and normalisation if the family has it. No weight is ever initialised at random: a missing one is an error.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from manyvec.errors import EncoderError
-from manyvec.models.checkpoints import Checkpoint
+from manyvec.models.checkpoints import Checkpoint, LoadOptions
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Dense
 
-
 _TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model")
 
 
-@dataclass(frozen=True)
-class Loading:
-    """How a checkpoint is to be loaded."""
-
-    device: str = "cpu"
-    dtype: str | None = None
-    backend: str = "torch"
-    local_files_only: bool = False
-    trust_remote_code: bool = False
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """For sentence-transformers' `Transformer.load` and `MultiVectorEncoder`."""
-        return {
-            "backend": self.backend,
-            "local_files_only": True,
-            "trust_remote_code": self.trust_remote_code,
-            "model_kwargs": {"dtype": self.torch_dtype} if self.backend == "torch" else {},
-        }
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        import torch
-
-        return getattr(torch, self.dtype or "float32")
-
-
-def last_hidden_state(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncoder:
-    """Any transformer: unit vectors of its last hidden state, special tokens left out."""
+def last_hidden_state(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEncoder:
+    """Build any transformer: unit vectors of its last hidden state, without special tokens."""
     from sentence_transformers.base.modules import Normalize
 
-    backbone = _backbone(checkpoint, loading)
+    backbone = _backbone(checkpoint, options)
     if backbone.module_output_name != "token_embeddings" or "text" not in backbone.modality_config:
         raise checkpoint.error(
-            f"{type(backbone.model).__name__} gives one vector for a text, and has no token vectors. Load a model that "
+            f"{type(backbone.model).__name__} returns one vector per text and has no token vectors. Load a model that "
             "has them: `manyvec models` lists some"
         )
     specials = set(backbone.tokenizer.all_special_tokens) - {backbone.tokenizer.unk_token}
-    return _model([backbone, _mask(sorted(specials), "query", "document"), Normalize("token_embeddings")], loading)
+    return _model([backbone, _mask(sorted(specials), "query", "document"), Normalize("token_embeddings")], options)
 
 
-def sentence_transformers_modules(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncoder:
-    """What sentence-transformers or PyLate saved: it says itself which modules, markers and lengths it has."""
+def sentence_transformers_modules(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEncoder:
+    """Build a model that sentence-transformers or PyLate saved, with the modules, markers and lengths it names."""
     from sentence_transformers import MultiVectorEncoder
 
-    from manyvec.models.torch_modules import Backbone
+    from manyvec.models.layouts.modules import Backbone
 
     transformers = {
         module["type"]: Backbone
@@ -76,16 +47,16 @@ def sentence_transformers_modules(checkpoint: Checkpoint, loading: Loading) -> M
         if module["type"].startswith("sentence_transformers.") and module["type"].endswith("Transformer")
     }
     model = MultiVectorEncoder._load_with_module_classes(
-        str(checkpoint.folder), transformers, device=loading.device, **loading.arguments
+        str(checkpoint.folder), transformers, device=options.device, **options.arguments
     )
-    return _finished(model, loading)
+    return _finished(model, options)
 
 
-def inline_linear(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncoder:
-    """Stanford's ColBERT and those that use its training code: `linear.weight` beside the backbone's weights.
+def inline_linear(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEncoder:
+    """Build Stanford's ColBERT and models trained with its code: `linear.weight` is stored with the backbone.
 
-    Markers stand behind [CLS], queries are filled up with [MASK], documents leave out punctuation. artifact.metadata
-    says how long they are; where it is missing, colbert-ai's defaults hold.
+    A marker follows [CLS], queries are padded with [MASK], and punctuation in documents is skipped. Lengths are those
+    in artifact.metadata, or colbert-ai's defaults if that file is missing.
     """
     from sentence_transformers.base.modules import Normalize
     from tokenizers import AddedToken
@@ -93,15 +64,12 @@ def inline_linear(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncode
     settings = checkpoint.json("artifact.metadata") or {}
     linear = checkpoint.weights("linear.weight").get("linear.weight")
     if linear is None:
-        raise checkpoint.error(
-            "it is a ColBERT without a token projection: its weights lack linear.weight, and one that is made up would "
-            "only give noise"
-        )
-    # transformers does not know Stanford's .dnn files.
+        raise checkpoint.error("it is a ColBERT without a token projection: linear.weight is missing from its weights")
+    # transformers cannot read Stanford's .dnn files.
     is_dnn = checkpoint.weight_files[0].endswith(".dnn")
     backbone = _backbone(
         checkpoint,
-        loading,
+        options,
         weights=_without_prefix(checkpoint.weights()) if is_dnn else None,
         document_length=settings.get("doc_maxlen") or 220,
         query_expansion={
@@ -111,12 +79,12 @@ def inline_linear(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncode
         },
     )
     tokenizer = backbone.tokenizer
-    # colbert-ai puts in the marker's id, which is that of [UNK] where the vocabulary lacks the marker.
+    # colbert-ai inserts the id of the marker, which is that of [UNK] if the vocabulary lacks the marker.
     markers = {
         task: tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(settings.get(key) or default))
         for task, key, default in (("query", "query_token_id", "[unused0]"), ("document", "doc_token_id", "[unused1]"))
     }
-    # Special, or the tokenizer would cut "[unused0]" into pieces.
+    # Added as special tokens, or the tokenizer would split "[unused0]" into pieces.
     new = sorted(set(markers.values()) - set(tokenizer.all_special_tokens))
     special = [AddedToken(marker, normalized=False, special=True) for marker in new]
     tokenizer.add_special_tokens({"additional_special_tokens": special}, replace_extra_special_tokens=False)
@@ -124,48 +92,49 @@ def inline_linear(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncode
     pieces = [tokenizer(symbol, add_special_tokens=False)["input_ids"][:1] for symbol in skipped]
     skiplist = list(dict.fromkeys(tokenizer.convert_ids_to_tokens([id for piece in pieces for id in piece])))
     modules = [backbone, _dense(checkpoint, linear), _mask(skiplist, "document"), Normalize("token_embeddings")]
-    return _model(modules, loading, prompts={task: f"{marker} " for task, marker in markers.items()})
+    return _model(modules, options, prompts={task: f"{marker} " for task, marker in markers.items()})
 
 
-def margin_mse(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncoder:
-    """ColBERT trained with margin-MSE: a `compressor` with a bias over DistilBERT, dot products instead of cosines.
+def margin_mse(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEncoder:
+    """Build ColBERT trained with margin-MSE: DistilBERT and a `compressor` with bias; dot products instead of cosines.
 
-    No markers; eight [MASK]s behind every query, whatever its length; every token counts.
+    It has no markers, adds eight [MASK]s to every query regardless of length, and skips no token.
     """
-    base = checkpoint.base(checkpoint.config["bert_model"], local_files_only=loading.local_files_only)
+    base = checkpoint.base(checkpoint.config["bert_model"], local_files_only=options.local_files_only)
     weights = checkpoint.weights()
     if "compressor.weight" not in weights:
-        raise checkpoint.error("its weights lack the token projection compressor.weight, which would be made up")
+        raise checkpoint.error("the token projection compressor.weight is missing from its weights")
     compressor, bias = weights.pop("compressor.weight"), weights.pop("compressor.bias", None)
-    backbone = _backbone(base, loading, weights=_without_prefix(weights), n_masks=8)
+    backbone = _backbone(base, options, weights=_without_prefix(weights), n_masks=8)
     if checkpoint.has("vocab.txt") or checkpoint.has("tokenizer.json"):
         from transformers import AutoTokenizer
 
         backbone.processor = AutoTokenizer.from_pretrained(str(checkpoint.folder), config=backbone.config)
-    return _model([backbone, _dense(checkpoint, compressor, bias), _mask([], "document")], loading)
+    return _model([backbone, _dense(checkpoint, compressor, bias), _mask([], "document")], options)
 
 
-def bge_m3(checkpoint: Checkpoint, loading: Loading) -> MultiVectorEncoder:
-    """BGE-M3: `colbert_linear.pt` over XLM-RoBERTa; every token counts but the first."""
+def bge_m3(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEncoder:
+    """Build BGE-M3: XLM-RoBERTa and `colbert_linear.pt`; every token counts except the first."""
     from sentence_transformers.base.modules import Normalize
 
-    backbone = _backbone(checkpoint, loading)
+    backbone = _backbone(checkpoint, options)
     linear = checkpoint.tensors("colbert_linear.pt")
     if "weight" not in linear:
-        raise checkpoint.error(f"colbert_linear.pt holds {sorted(linear)}, not the weight of a projection")
+        raise checkpoint.error(f"colbert_linear.pt must hold the `weight` of a projection, got {sorted(linear)}")
     dense = _dense(checkpoint, linear["weight"], linear.get("bias"))
     mask = _mask([backbone.tokenizer.cls_token], "query", "document")
-    return _model([backbone, dense, mask, Normalize("token_embeddings")], loading)
+    return _model([backbone, dense, mask, Normalize("token_embeddings")], options)
 
 
-def _backbone(checkpoint: Checkpoint, loading: Loading, **options: Any) -> Any:
-    from manyvec.models.torch_modules import Backbone
+def _backbone(checkpoint: Checkpoint, options: LoadOptions, **settings: Any) -> Any:
+    """Load the transformer of a checkpoint; `settings` override its own."""
+    from manyvec.models.layouts.modules import Backbone
 
-    # transformers would make up an empty vocabulary.
+    # Without these files transformers would silently build a tokenizer with an empty vocabulary.
     if not any(any(checkpoint.folder.glob(pattern)) for pattern in _TOKENIZERS):
-        raise checkpoint.error(f"it has no tokenizer: none of {', '.join(_TOKENIZERS)} is there")
+        raise checkpoint.error(f"it has no tokenizer: none of {', '.join(_TOKENIZERS)} exists")
     folder = str(checkpoint.folder)
-    return Backbone(folder, **Backbone._load_init_kwargs(folder, **loading.arguments) | options)
+    return Backbone(folder, **Backbone._load_init_kwargs(folder, **options.arguments) | settings)
 
 
 def _dense(checkpoint: Checkpoint, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Dense:
@@ -193,15 +162,15 @@ def _mask(skipped: list[str], *tasks: str) -> torch.nn.Module:
 
 
 def _model(
-    modules: list[torch.nn.Module], loading: Loading, prompts: dict[str, str] | None = None
+    modules: list[torch.nn.Module], options: LoadOptions, prompts: dict[str, str] | None = None
 ) -> MultiVectorEncoder:
     from sentence_transformers import MultiVectorEncoder
 
-    return _finished(MultiVectorEncoder(modules=modules, device=loading.device, prompts=prompts), loading)
+    return _finished(MultiVectorEncoder(modules=modules, device=options.device, prompts=prompts), options)
 
 
-def _finished(model: MultiVectorEncoder, loading: Loading) -> MultiVectorEncoder:
-    """The model in the dtype asked for, once each module is known to take what the one before it gives."""
+def _finished(model: MultiVectorEncoder, options: LoadOptions) -> MultiVectorEncoder:
+    """Return the model in the requested dtype, after checking that the widths of its modules match."""
     from sentence_transformers.base.modules import Dense
 
     backbone: Any = model[0]
@@ -210,16 +179,16 @@ def _finished(model: MultiVectorEncoder, loading: Loading) -> MultiVectorEncoder
         if isinstance(module, Dense):
             if module.in_features != width:
                 raise EncoderError(
-                    f"its token projection takes {module.in_features} dims, what comes before it gives {width}"
+                    f"its token projection expects {module.in_features} dims, the module before it returns {width}"
                 )
             width = module.out_features
-    return model.to(dtype=loading.torch_dtype).eval() if loading.backend == "torch" else model.eval()
+    return model.to(dtype=options.torch_dtype).eval() if options.backend == "torch" else model.eval()
 
 
 def _without_prefix(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The backbone's weights by its own names: without `bert.`, `roberta.`, `bert_model.` …"""
+    """Return the weights of the backbone, without the prefix `bert.`, `roberta.`, `bert_model.` of their names."""
     prefix = next((name.partition("embeddings.")[0] for name in weights if "embeddings." in name), "")
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-Builder = Callable[[Checkpoint, Loading], "MultiVectorEncoder"]
+Builder = Callable[[Checkpoint, LoadOptions], "MultiVectorEncoder"]

@@ -1,4 +1,4 @@
-"""From a checkpoint to an encoder of images: transformers' own classes, or LoRA adapters merged into their base."""
+"""Build the encoder of an image checkpoint: a transformers class, or LoRA adapters merged into their base."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from manyvec.errors import require
-from manyvec.models.checkpoints import CODE, Checkpoint
+from manyvec.models.checkpoints import TRUST_HINT, Checkpoint, LoadOptions
 from manyvec.models.image import ImageEncoder, ImageTextEncoder, PageEncoder
-from manyvec.models.text_layouts import Loading
 
 if TYPE_CHECKING:
     import torch
 
-# How the backbones were called when adapters for them were trained.
+# Name parts that differ between the backbones of today and those that the adapters were trained on.
 _COMPONENTS = ("base_model", "model", "language_model")
 _PROCESSORS = {
     "paligemma": "ColPaliProcessor",
@@ -25,72 +24,73 @@ _PROCESSORS = {
 }
 
 
-def load_image_encoder(checkpoint: Checkpoint, name: str, loading: Loading) -> ImageEncoder:
-    """A page encoder or an image-text encoder, as the checkpoint has it."""
+def load_image_encoder(checkpoint: Checkpoint, name: str, options: LoadOptions) -> ImageEncoder:
+    """Return a `PageEncoder` or an `ImageTextEncoder`, depending on the checkpoint."""
     import transformers
 
     require("PIL", extra="images")
     folder = str(checkpoint.folder)
     if checkpoint.has("adapter_config.json"):
-        model, processor = _adapted(checkpoint, loading)
-        return PageEncoder(model.to(loading.device), processor, name=name, is_adapted=True)
+        model, processor = _adapted(checkpoint, options)
+        return PageEncoder(model.to(options.device), processor, name=name, is_adapted=True)
     is_page = any(architecture.endswith("ForRetrieval") for architecture in checkpoint.architectures)
     model_class: Any = transformers.AutoModel
     if is_page:
         class_name = checkpoint.architectures[0]
         model_class = getattr(transformers, class_name, None)
         if model_class is None and "auto_map" not in checkpoint.config:
-            raise checkpoint.error(f"this transformers ({transformers.__version__}) does not know {class_name}")
+            raise checkpoint.error(f"transformers {transformers.__version__} does not have the class {class_name}")
         if model_class is None:
-            if not loading.trust_remote_code:
-                raise checkpoint.error(f"{class_name} comes with code of its own. {CODE}")
+            if not options.trust_remote_code:
+                raise checkpoint.error(f"{class_name} requires Python code that comes with it. {TRUST_HINT}")
             model_class = transformers.AutoModel
-    options = {"local_files_only": True, "trust_remote_code": loading.trust_remote_code}
-    model, info = model_class.from_pretrained(folder, dtype=loading.torch_dtype, output_loading_info=True, **options)
+    source = {"local_files_only": True, "trust_remote_code": options.trust_remote_code}
+    model, info = model_class.from_pretrained(folder, dtype=options.torch_dtype, output_loading_info=True, **source)
     if missing := sorted(info["missing_keys"]):
-        raise checkpoint.error(f"its weights lack {len(missing)} tensors, such as {missing[0]!r}, and would be made up")
-    processor = transformers.AutoProcessor.from_pretrained(folder, **options)
+        raise checkpoint.error(f"{len(missing)} tensors are missing from its weights, such as {missing[0]!r}")
+    processor = transformers.AutoProcessor.from_pretrained(folder, **source)
     encoder = PageEncoder if is_page else ImageTextEncoder
-    return encoder(model.to(loading.device), processor, name=name)
+    return encoder(model.to(options.device), processor, name=name)
 
 
-def _adapted(checkpoint: Checkpoint, loading: Loading) -> tuple[torch.nn.Module, Any]:
-    """A base with LoRA adapters merged in, and its processor.
+def _adapted(checkpoint: Checkpoint, options: LoadOptions) -> tuple[torch.nn.Module, Any]:
+    """Return a base model with its LoRA adapters merged in, and its processor.
 
-    Adding the product of the two small matrices to the large one is all that LoRA is at inference.
+    At inference LoRA is the sum of the large matrix and the product of the two small ones.
     """
     import torch
     import transformers
 
-    from manyvec.models.torch_modules import AdaptedPages, from_weights
+    from manyvec.models.layouts.modules import AdaptedPages, from_weights
 
     settings = checkpoint.json("adapter_config.json")
-    base = checkpoint.base(settings["base_model_name_or_path"], local_files_only=loading.local_files_only)
+    base = checkpoint.base(settings["base_model_name_or_path"], local_files_only=options.local_files_only)
     if base.model_type not in _PROCESSORS:
-        raise checkpoint.error(f"its base is a {base.model_type!r}; known are {', '.join(_PROCESSORS)}")
+        raise checkpoint.error(f"the type of its base must be one of {', '.join(_PROCESSORS)}, got {base.model_type!r}")
     weights = base.weights()
     file = "adapter_model.safetensors" if checkpoint.has("adapter_model.safetensors") else "adapter_model.bin"
     merge_adapters(weights, checkpoint.tensors(file), settings, checkpoint)
     projection = {name: weights.pop(name) for name in list(weights) if "custom_text_proj." in name}
     head = {name.rpartition(".")[2]: tensor for name, tensor in projection.items()}
     if "weight" not in head:
-        raise checkpoint.error("neither it nor its base has the token projection custom_text_proj")
+        raise checkpoint.error("the token projection custom_text_proj is missing from it and from its base")
     linear = torch.nn.Linear(head["weight"].shape[1], head["weight"].shape[0], bias="bias" in head)
     linear.load_state_dict(head)
     config = transformers.AutoConfig.from_pretrained(str(base.folder), local_files_only=True)
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith("lm_head.weight")}
-    vlm, info = from_weights(config, _renamed(weights), dtype=loading.torch_dtype, output_loading_info=True)
+    vlm, info = from_weights(config, _renamed(weights), dtype=options.torch_dtype, output_loading_info=True)
     missing = sorted(key for key in info["missing_keys"])
     if missing or info["unexpected_keys"]:
         wrong = missing[0] if missing else sorted(info["unexpected_keys"])[0]
         raise checkpoint.error(
-            f"the weights of its base do not fit a {type(vlm).__name__}: {wrong!r} is {'missing' if missing else 'new'}"
+            f"the weights of its base do not fit {type(vlm).__name__}: "
+            f"{wrong!r} is {'missing' if missing else 'unexpected'}"
         )
     processor_class = getattr(transformers, _PROCESSORS[base.model_type])
     has_processor = checkpoint.has("preprocessor_config.json") or checkpoint.has("processor_config.json")
     source = checkpoint if has_processor else base
     processor = processor_class.from_pretrained(str(source.folder), local_files_only=True)
-    return AdaptedPages(vlm, linear.to(loading.torch_dtype)).eval(), processor
+    return AdaptedPages(vlm, linear.to(options.torch_dtype)).eval(), processor
 
 
 def merge_adapters(
@@ -102,20 +102,21 @@ def merge_adapters(
     """Add LoRA adapters to the weights of their base, in place.
 
     Raises:
-        EncoderError: adapters of another kind, or for a tensor that the base has not, or of another shape.
+        EncoderError: The adapters are not plain LoRA, or one of them fits no tensor of the base.
     """
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
-        raise checkpoint.error(f"its adapters are {settings.get('peft_type')!r}; only plain LORA can be merged")
-    positions = {_canonical(name): name for name in weights}
+        kind = "DoRA" if settings.get("use_dora") else settings.get("peft_type")
+        raise checkpoint.error(f"its adapters must be plain LORA, got {kind!r}")
+    name_of = {_canonical(name): name for name in weights}
     for name, tensor in adapters.items():
         module, _, kind = name.removesuffix(".weight").partition(".lora_")
         if kind == "B":
             continue
-        target = positions.get(_canonical(f"{module}.weight" if kind else name))
+        target = name_of.get(_canonical(f"{module}.weight" if kind else name))
         if kind not in ("A", ""):
-            raise checkpoint.error(f"its adapter {name!r} is of a kind that cannot be merged")
+            raise checkpoint.error(f"its adapter {name!r} is not one of LoRA's and cannot be merged")
         if not kind:
-            # A layer that was trained whole.
+            # A layer that was trained in full.
             weights[target or _canonical(name)] = tensor.float()
             continue
         other = adapters.get(f"{module}.lora_B.weight")
@@ -126,19 +127,19 @@ def merge_adapters(
         scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
         if (other.shape[0], tensor.shape[1]) != tuple(weights[target].shape):
             raise checkpoint.error(
-                f"its adapter {name!r} makes a {(other.shape[0], tensor.shape[1])} matrix, its base has "
-                f"{tuple(weights[target].shape)}"
+                f"its adapter {name!r} must have the shape {tuple(weights[target].shape)} of the layer in its base, "
+                f"got {(other.shape[0], tensor.shape[1])}"
             )
         weights[target] = weights[target].float() + scale * (other.float() @ tensor.float())
 
 
 def _canonical(name: str) -> str:
-    """A tensor's name without the parts that differ between versions of transformers and of peft."""
+    """Return the name of a tensor without the parts that differ between versions of transformers and peft."""
     return ".".join(part for part in name.split(".") if part not in (*_COMPONENTS, "modules_to_save", "default"))
 
 
 def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights by the names that transformers gives them now."""
+    """Return the weights under the names that the installed transformers uses."""
     text = re.compile(r"^(layers|embed_tokens|norm)\b")
     renamed = {text.sub(r"language_model.\1", _canonical(name)): tensor for name, tensor in weights.items()}
     return {name.replace("vision_model.vision_model.", "vision_model."): tensor for name, tensor in renamed.items()}

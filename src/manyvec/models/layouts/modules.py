@@ -1,4 +1,4 @@
-"""Modules that sentence-transformers lacks. Importing this imports torch: it is imported when a model is loaded."""
+"""torch modules that sentence-transformers lacks. This imports torch, so import it only when loading a model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from manyvec.errors import EncoderError
 
 
 def from_weights(config: Any, weights: dict[str, torch.Tensor], **options: Any) -> Any:
-    """The model of a config, given its weights; names are translated as for a checkpoint."""
+    """Build the model of a config from weights; their names are translated as for a checkpoint."""
     if type(config) not in MODEL_MAPPING:
         raise EncoderError(f"transformers has no model for a {type(config).__name__}")
-    own = {name: value for name, value in options.items() if name in ("dtype", "output_loading_info")}
+    kept = {name: value for name, value in options.items() if name in ("dtype", "output_loading_info")}
     model_class: Any = MODEL_MAPPING[type(config)]
-    return model_class.from_pretrained(None, config=config, state_dict=weights, **own)
+    return model_class.from_pretrained(None, config=config, state_dict=weights, **kept)
 
 
 class Backbone(Transformer):
-    """A transformer all of whose weights must come from its checkpoint: one that is made up is an error.
+    """A `Transformer` that raises an error if a weight is missing, instead of initialising it at random.
 
     Args:
-        weights: used instead of the checkpoint's own, by the names that the model gives them.
-        n_masks: so many mask tokens are put behind every query and attended to, whatever its length.
+        model_name_or_path: Folder of the checkpoint.
+        weights: Weights to use instead of those in the checkpoint, by the names that the model uses.
+        n_masks: Number of mask tokens that are appended to every query and attended to, regardless of its length.
     """
 
     def __init__(
@@ -36,10 +37,10 @@ class Backbone(Transformer):
         n_masks: int = 0,
         **options: Any,
     ) -> None:
-        self._given = weights
+        self._weights = weights
         self.n_masks = n_masks
         super().__init__(model_name_or_path, **options)
-        self._given = None
+        self._weights = None
 
     def _load_model(
         self,
@@ -50,22 +51,22 @@ class Backbone(Transformer):
         is_peft_model: bool,
         **model_kwargs: Any,
     ) -> Any:
-        positions = (model_name_or_path, transformer_task, config, backend, is_peft_model)
+        arguments = (model_name_or_path, transformer_task, config, backend, is_peft_model)
         if backend != "torch":
-            return super()._load_model(*positions, **model_kwargs)
+            return super()._load_model(*arguments, **model_kwargs)
         model_kwargs["output_loading_info"] = True
-        if self._given is None:
-            loaded: Any = super()._load_model(*positions, **model_kwargs)
+        if self._weights is None:
+            loaded: Any = super()._load_model(*arguments, **model_kwargs)
         else:
-            loaded = from_weights(config, self._given, **model_kwargs)
+            loaded = from_weights(config, self._weights, **model_kwargs)
         model, info = loaded
-        # Nothing reads the pooler: token vectors come from below it.
+        # The pooler is not used: token vectors come from the layer below it.
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
         if missing:
-            code = " It comes with code of its own: see trust_remote_code." if hasattr(config, "auto_map") else ""
+            code = " It requires code that comes with it: see trust_remote_code." if hasattr(config, "auto_map") else ""
             raise EncoderError(
-                f"its weights lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]!r}, "
-                f"and would be made up.{code}"
+                f"{len(missing)} tensors of its {type(model).__name__} are missing from its weights, such as "
+                f"{missing[0]!r}.{code}"
             )
         return model
 
@@ -82,13 +83,13 @@ class Backbone(Transformer):
         is_mask = (positions >= lengths) & (positions < lengths + self.n_masks)
         features["input_ids"] = ids.masked_fill(is_mask, tokenizer.mask_token_id)
         features["attention_mask"] = attention.masked_fill(is_mask, 1)
-        # DistilBERT has none; BERT makes zeros of what is not given.
+        # DistilBERT takes no token types, and BERT uses zeros where none are passed.
         features.pop("token_type_ids", None)
         return features
 
 
 class AdaptedPages(torch.nn.Module):
-    """A vision-language model, adapters merged in, and the projection over its last hidden state (colpali-engine)."""
+    """A vision-language model with merged adapters, and the projection of its last hidden state (colpali-engine)."""
 
     def __init__(self, vlm: Any, projection: torch.nn.Linear) -> None:
         super().__init__()
@@ -97,9 +98,9 @@ class AdaptedPages(torch.nn.Module):
         self.config = vlm.config
 
     def forward(self, **inputs: Any) -> torch.Tensor:
-        """(n_texts, n_tokens, dim) unit vectors."""
+        """Return unit vectors, (n_inputs, n_tokens, dim)."""
         if "image_grid_thw" in inputs:
-            # The processor padded each image's patches to the longest.
+            # The processor padded the patches of each image to those of the largest.
             counts = inputs["image_grid_thw"][:, 1] * inputs["image_grid_thw"][:, 2]
             patches = [rows[:count] for rows, count in zip(inputs["pixel_values"], counts, strict=True)]
             inputs["pixel_values"] = torch.cat(patches)
