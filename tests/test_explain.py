@@ -13,7 +13,7 @@ from manyvec import Document, Index, InputError, TokenBatch
 from manyvec.cli import main
 from manyvec.evidence.text import explain
 from manyvec.evidence.words import sentences, words
-from manyvec.retrieval.search import SearchOptions
+from manyvec.retrieval.search import SearchOptions, search
 from manyvec.testing import HashEncoder
 from manyvec.vectors.batch import offsets_of
 
@@ -151,7 +151,8 @@ def test_the_evidence_is_of_the_version_that_was_searched(index):
     Index.open(index.uri, ENCODER).delete("bread")
     query = "capital flour"
     wanted = SearchOptions(2, evidence=True)
-    (hits,) = index._search_version(before, None, [query], ENCODER.encode_queries([query]), wanted)
+    scope = index._reader._scope(before, None, 2)
+    (hits,) = search(scope, index.candidates, [query], ENCODER.encode_queries([query]), wanted)
     assert [hit.text for hit in hits] == [TEXT, "Flour and water"]
     assert found(hits[0].evidence) == {"capital": "capital", "flour": "flour"}
     assert found(hits[1].evidence)["flour"] == "Flour"

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from manyvec import Document, Index, InputError, PageEvidence, Reranker, TokenBatch
 from manyvec.evidence.pages import explain_pages, for_browser
-from manyvec.retrieval.search import SearchOptions
+from manyvec.retrieval.search import SearchOptions, search
 from manyvec.storage.maintenance import encode_residuals
 from manyvec.storage.schema import Manifest, content_hash
 from manyvec.storage.snapshot import Snapshot
@@ -120,13 +120,16 @@ def test_text_may_be_blank_only_beside_an_image():
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        (b"no image", "document 'bad': its image is no image that PIL can read"),
-        (b"", "document 'bad': its image is no image that PIL can read"),
+        (b"no image", "document 'bad': its image is damaged or not an image that PIL can read"),
+        (b"", "document 'bad': its image is damaged or not an image that PIL can read"),
         (
             as_bytes(Image.effect_noise((300, 300), 50))[:9000],
-            "document 'bad': its image is no image that PIL can read",
+            "document 'bad': its image is damaged or not an image that PIL can read",
         ),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "document 'bad': its image is no image that PIL can read"),
+        (
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            "document 'bad': its image is damaged or not an image that PIL can read",
+        ),
     ],
 )
 def test_a_damaged_image_is_an_error_that_names_the_document_and_nothing_is_written(index, image, said):
@@ -283,7 +286,7 @@ def test_a_heat_map_is_the_similarity_of_every_patch(index):
     assert_allclose(flag.heatmap(1), patches @ blue, atol=HALF)
     assert_allclose(flag.heatmap(), patches @ red + patches @ blue, atol=2 * HALF)
     for word in (2, -1, "red"):
-        with pytest.raises(InputError, match="a place in the 2 words of the query"):
+        with pytest.raises(InputError, match="a position in the 2 words of the query"):
             flag.heatmap(word)
 
 
@@ -388,9 +391,8 @@ def test_the_evidence_is_of_the_page_that_was_searched(index):
     other = Index.open(index.uri, ENCODER)
     other.add([{"id": "red", "image": page({(0, 0): "green"}, rows=1, columns=1)}])
     other.delete("flag")
-    (hits,) = index._search_version(
-        before, None, ["red"], ENCODER.encode_queries(["red"]), SearchOptions(3, evidence=True)
-    )
+    scope, options = index._reader._scope(before, None, 3), SearchOptions(3, evidence=True)
+    (hits,) = search(scope, index.candidates, ["red"], ENCODER.encode_queries(["red"]), options)
     found = {hit.id: hit.evidence for hit in hits}
     assert (found["red"].image, found["flag"].image) == (RED, FLAG)
     assert (found["red"].words[0].patch, found["flag"].words[0].patch) == ((1, 3), (2, 4))
