@@ -31,7 +31,7 @@ def encoded(rng, storage, lengths, dim):
     return TokenBatch(vectors, offsets, allow_empty=True), codes
 
 
-def test_a_token_of_128_dims_takes_the_bytes_that_its_storage_says():
+def test_a_token_of_128_dims_takes_the_documented_bytes():
     assert {s: bytes_per_token(s, 128) for s in STORAGES} == {
         "float16": 256,
         "int8": 128 + 2,
@@ -44,7 +44,7 @@ def test_a_token_of_128_dims_takes_the_bytes_that_its_storage_says():
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_codes_are_as_wide_as_announced_and_closer_the_more_bits_they_have(dim):
+def test_codes_have_the_documented_width_and_are_closer_the_more_bits_they_have(dim):
     errors = {}
     for storage in ("int8", "int4", "residual", "binary"):
         documents, codes = encoded(np.random.default_rng(dim), storage, [50], dim)

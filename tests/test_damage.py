@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from manyvec import Index, InputError, MaxSimScorer, ShapeError, TokenBatch
+from manyvec import Document, Index, InputError, MaxSimScorer, Reranker, ShapeError, TokenBatch
 from manyvec.candidates import Auto
 from manyvec.storage.maintenance import encode_residuals
 from manyvec.testing import HashEncoder
@@ -89,6 +89,18 @@ def test_a_damaged_document_is_logged_and_the_others_are_found_as_before(
     assert f"document '07' of the index {index.uri} has" in message and reason in message and "add it again" in message
     damaged.add([{"id": "07", "text": TEXTS[7] + " again"}])
     assert damaged.search(TEXTS[7], k=1)[0].id == "07"
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8", "residual"])
+def test_a_reranker_encodes_a_document_whose_stored_vectors_are_damaged(tmp_path, storage):
+    index = filled(tmp_path / "index", storage)
+    expected = Reranker(index=index).rerank(TEXTS[7], [Document("07", TEXTS[7]), Document("08", TEXTS[8])])
+    column, at = ("tokens", 0) if storage == "float16" else ("codes", 2 if storage == "residual" else 0)
+    rewrite(index, "07", put(at, [np.nan] if column == "tokens" else INFINITY), column)
+    assert np.isnan(index.score(TEXTS[7], ["07", "08"])).tolist() == [True, False]
+    hits = Reranker(index=index).rerank(TEXTS[7], [Document("07", TEXTS[7]), Document("08", TEXTS[8])])
+    assert [hit.id for hit in hits] == ["07", "08"]
+    assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=0.2)
 
 
 def test_a_damaged_vector_is_not_encoded_and_its_document_stays_as_it_is(tmp_path):

@@ -30,7 +30,7 @@ def random_queries(rng, lengths, dim):
 
 
 def random_documents(rng, lengths, dim, storage):
-    """Documents as an index holds them: float16 vectors or a codec's bytes."""
+    """Return documents as an index stores them: float16 vectors or codes."""
     vectors, offsets = unit_vectors(rng, sum(lengths), dim), offsets_of(lengths)
     if storage == "float16":
         return TokenBatch.unchecked(vectors.astype(np.float16), offsets)
@@ -43,14 +43,14 @@ def random_documents(rng, lengths, dim, storage):
 
 
 def reference(queries, documents):
-    """Every query against the documents' vectors as float32, which is what a codec's bytes stand for."""
+    """Score every query against the float32 vectors of the documents, decoded where they are codes."""
     if isinstance(documents, CodedBatch):
         documents = TokenBatch.unchecked(documents.codec.decode(documents.codes), documents.offsets)
     return np.array([maxsim_reference(query, documents) for query in queries])
 
 
 def tolerance(n_query_tokens):
-    """The query's halves keep 22 bits, products are exact, sums are float32, and so is the codec's own decoding."""
+    """A query split in two keeps 22 bits, products are exact, and sums are float32, as in the codec's decoding."""
     return n_query_tokens * 16 * 2.0**-23
 
 
@@ -77,7 +77,7 @@ def test_a_document_or_query_without_tokens_scores_minus_infinity(storage):
         assert (scores[~np.isfinite(scores)] == -np.inf).all()
 
 
-def test_nothing_to_score_gives_nothing():
+def test_without_documents_or_queries_there_are_no_scores():
     nothing = DeviceDocuments.upload(TokenBatch.from_list([], dim=2), "cpu")
     assert nothing.score_many(TokenBatch.from_list([QUERY])).shape == (1, 0)
     assert nothing.score_many(TokenBatch.from_list([], dim=2)).shape == (0, 0)
@@ -123,7 +123,7 @@ def test_any_corpus_codec_subset_and_budget_agrees_with_the_reference(
 @devices
 @pytest.mark.parametrize("dim", [128, 384])
 @pytest.mark.parametrize("storage", STORAGES)
-def test_the_device_gives_the_scorers_scores_and_a_shuffled_answer_would_not(device, storage, dim):
+def test_the_device_agrees_with_the_cpu_and_shuffled_scores_would_not(device, storage, dim):
     rng = np.random.default_rng(1)
     documents = random_documents(rng, rng.integers(0, 60, size=200).tolist(), dim, storage)
     queries = random_queries(rng, [17, 5], dim)
@@ -203,7 +203,7 @@ def test_documents_take_the_bytes_of_their_codes_and_little_more(storage):
     assert 0 <= held - documents.offsets.nbytes <= 15 * documents.rows.shape[1] + 256 * 8 * 2
 
 
-def test_float32_and_read_only_vectors_are_taken():
+def test_float32_and_read_only_vectors_are_accepted():
     documents = TokenBatch.from_list([[[1, 0]]])
     documents.vectors.flags.writeable = False
     there = DeviceDocuments.upload(documents, "cpu")
@@ -239,7 +239,7 @@ def test_blocks_hold_every_document_with_tokens_once_and_no_more_tokens_than_all
 
 @pytest.mark.gpu
 @needs_cuda
-def test_a_gpu_without_room_is_an_error_that_says_so_and_blocks_shrink_before():
+def test_a_gpu_without_memory_is_a_clear_error_after_smaller_blocks_were_tried():
     rng = np.random.default_rng(5)
     documents = random_documents(rng, [200] * 500, 128, "int8")
     queries = random_queries(rng, [32] * 20, 128)
@@ -284,7 +284,7 @@ def opened(uri, device, **options):
 
 
 def assert_same_hits(found, expected):
-    # Scores that differ in their last digits may change places.
+    # Documents whose scores differ in the last digits may swap ranks.
     assert {hit.id for hit in found} == {hit.id for hit in expected}
     by_id = {hit.id: hit for hit in expected}
     assert_allclose([hit.score for hit in found], [by_id[hit.id].score for hit in found], rtol=0, atol=0.05)
@@ -307,7 +307,7 @@ def test_an_index_on_a_device_finds_what_it_finds_on_the_cpu_whatever_its_cache_
 
 
 @devices
-def test_what_was_changed_is_right_at_once_and_what_was_replaced_leaves_the_device(tmp_path, device):
+def test_changes_are_seen_at_once_and_replaced_documents_leave_the_device(tmp_path, device):
     index = opened(filled(tmp_path / "index").uri, device)
     assert index.search(TEXTS[3], k=1)[0].id == "3"
     index.delete("3")
@@ -318,9 +318,7 @@ def test_what_was_changed_is_right_at_once_and_what_was_replaced_leaves_the_devi
 
 
 @devices
-def test_an_index_that_lies_on_the_device_is_scored_whole_where_the_cpu_would_look_for_candidates(
-    tmp_path, device, caplog
-):
+def test_an_index_on_the_device_is_scored_whole_where_the_cpu_would_look_for_candidates(tmp_path, device, caplog):
     index = filled(tmp_path / "index")
     index.candidates = Auto(exhaustive_tokens=500, min_depth=10, depth_tokens=100)
     index.optimize()
@@ -340,7 +338,7 @@ def test_an_index_that_lies_on_the_device_is_scored_whole_where_the_cpu_would_lo
 
 
 @devices
-def test_documents_that_the_device_has_no_room_for_are_scored_on_the_cpu_and_the_log_says_so(
+def test_documents_that_do_not_fit_on_the_device_are_scored_on_the_cpu_and_logged(
     tmp_path, device, monkeypatch, caplog
 ):
     index = filled(tmp_path / "index")
@@ -359,7 +357,7 @@ def test_documents_that_the_device_has_no_room_for_are_scored_on_the_cpu_and_the
     assert not caplog.text  # said once, and not tried at every search
 
 
-def test_a_device_that_is_not_there_is_an_error_that_says_so(tmp_path):
+def test_a_device_that_does_not_exist_is_a_clear_error(tmp_path):
     for device in ("abacus", "cuda:99"):
         for options in ({"device": device}, {"score_device": device}):
             with pytest.raises(InputError, match="cannot be used"):

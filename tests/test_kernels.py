@@ -67,7 +67,7 @@ def test_the_best_match_of_each_query_token_is_that_of_numpy(backend, kind, dim)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shuffled_answer_would_be_noticed(backend, kind):
+def test_shuffled_matches_would_be_noticed(backend, kind):
     rng = np.random.default_rng(0)
     documents, queries = documents_of(kind, rng, 48), unit_vectors(rng, 5, 48)
     best = backend.match_vectors(queries, documents).best(documents.offsets[:-1], LENGTHS)

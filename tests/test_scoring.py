@@ -25,7 +25,7 @@ def in_blocks(backend, block_tokens):
 
 
 def tolerance(n_query_tokens):
-    """Both ways multiply in float32 and sum n maxima; dot products of unit vectors err by a few steps of 2^-23."""
+    """Bound the error of n maxima, summed: dot products of unit vectors in float32 are off by a few steps of 2^-23."""
     return n_query_tokens * 8 * 2.0**-23
 
 
@@ -52,10 +52,27 @@ def test_an_empty_document_or_query_scores_minus_infinity():
     assert scores.tolist() == [[1, 0], [-np.inf, -np.inf], [0, 1]]
 
 
-def test_nothing_to_score_gives_nothing():
+def test_without_documents_or_queries_there_are_no_scores():
     documents = TokenBatch.from_list([], dim=2)
     assert MaxSimScorer().score(QUERY, documents).shape == (0,)
     assert MaxSimScorer().score_many(TokenBatch.from_list([], dim=2), documents).shape == (0, 0)
+
+
+def test_positions_below_zero_count_from_the_end_and_none_is_read_beyond_it(backend):
+    documents = TokenBatch.from_list([[[1, 0]], [[0, 1], [0, 0.5]], [[0.5, 0]]])
+    scorer = MaxSimScorer(backend=backend)
+    assert scorer.score(QUERY[:1], documents, np.array([-3, -2, -1])).tolist() == [1, 0, 0.5]
+    assert documents.select([-1, -3]).vectors.tolist() == [[0.5, 0], [1, 0]]
+    for position in (3, 4, -4):
+        with pytest.raises(IndexError):
+            scorer.score(QUERY, documents, np.array([position]))
+
+
+def test_a_query_without_two_axes_is_refused():
+    documents = TokenBatch.from_list([[[1, 0]]])
+    for query in (QUERY[0], QUERY[None], np.float32(1)):
+        with pytest.raises(ShapeError, match=r"a query must be \(n_query_tokens, dim\), got"):
+            MaxSimScorer().score(query, documents)
 
 
 def test_unlike_dims_are_refused():
@@ -90,7 +107,7 @@ def test_blocks_of_any_size_agree_with_the_reference(backend, lengths, n_query, 
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_scores_agree_with_sentence_transformers_and_a_shuffled_answer_would_not(dtype):
+def test_scores_agree_with_sentence_transformers_and_shuffled_scores_would_not(dtype):
     from sentence_transformers.util.similarity import maxsim
 
     rng = np.random.default_rng(0)
@@ -105,7 +122,7 @@ def test_scores_agree_with_sentence_transformers_and_a_shuffled_answer_would_not
 
 
 def test_float16_documents_are_scored_in_float32():
-    """Sums near 16 differ by less than float16 could tell."""
+    """Sums near 16 differ by less than a step of float16."""
     rng = np.random.default_rng(1)
     documents = random_batch(rng, [50] * 400, 64, np.float16)
     query = random_batch(rng, [32], 64)[0]
@@ -138,7 +155,7 @@ def test_top_k_orders_by_score_then_id():
     assert [ids[i] for i in top_k(scores, ids, 2)] == ["x", "y"]
 
 
-def test_top_k_takes_what_there_is_and_never_minus_infinity():
+def test_top_k_returns_fewer_where_there_are_fewer_and_never_minus_infinity():
     scores = np.array([1, -np.inf, 2], np.float32)
     assert top_k(scores, ["a", "b", "c"], 10) == [2, 0]
     assert top_k(scores, ["a", "b", "c"], 0) == []

@@ -355,8 +355,8 @@ class Index:
             texts: (n,) texts. A document that is stored with another text counts as unknown; images are not compared.
 
         Returns:
-            (n,) float32 in the order of `ids`, all from one version of the index; NaN for an unknown id, -inf for a
-            query without tokens.
+            (n,) float32 in the order of `ids`, all from one version of the index; NaN for an unknown id or a document
+            whose vectors are damaged, -inf for a query without tokens.
         """
         tokens = self._encode_queries([check_query(query)]) if isinstance(query, str) else query
         ids = check_ids(ids)

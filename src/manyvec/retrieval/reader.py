@@ -146,7 +146,11 @@ class IndexReader:
             if rows:
                 positions = version.positions(np.array([*rows.values()], np.int64))
                 distinct, again = np.unique(positions, return_inverse=True)
-                scores[[*rows]] = version.score(self.scorer, tokens, distinct)[0][again]
+                known = version.score(self.scorer, tokens, distinct)[0]
+                if tokens.n_tokens:
+                    # These have no vectors, because they are damaged: rerankers encode them, as unknown ones.
+                    known[np.isneginf(known)] = np.nan
+                scores[[*rows]] = known[again]
             return scores
 
         return self._in_newest(score_version)

@@ -95,7 +95,7 @@ class RaggedBatch(ABC):
         """Return a new batch of the items at these positions, in this order; a position may occur more than once."""
         chosen = np.asarray(positions, np.int64)
         lengths = self.lengths[chosen]
-        return self._taken(ragged_rows(self.offsets[chosen], lengths), offsets_of(lengths))
+        return self._taken(ragged_rows(self.offsets[:-1][chosen], lengths), offsets_of(lengths))
 
     def emptied(self, positions: ArrayLike) -> Self:
         """Return a batch of the same items in which those at these positions have no rows. They score -inf."""

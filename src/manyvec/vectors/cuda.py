@@ -199,7 +199,7 @@ class DeviceDocuments:
                 rows = self.rows[first : first + n_rows]
                 offsets = self.device_offsets[block.start : block.stop + 1] - first
             else:
-                starts = self.device_offsets[torch.tensor(subset[block], device=device)]
+                starts = self.device_offsets[:-1][torch.tensor(subset[block], device=device)]
                 offsets = torch.from_numpy(offsets_of(lengths[block])).to(device)
                 rows = self.rows.index_select(0, _ragged_rows(starts, offsets, n_rows))
             scores[with_tokens, block] = score(rows, offsets)

@@ -114,8 +114,10 @@ class MaxSimScorer:
             document with damaged vectors whose score would be NaN or infinite.
 
         Raises:
-            ShapeError: The dims differ.
+            ShapeError: The query has not two axes, or the dims differ.
         """
+        if query.ndim != 2:
+            raise ShapeError(f"a query must be (n_query_tokens, dim), got {query.shape}")
         return self.score_many(TokenBatch.unchecked(query, offsets_of([len(query)])), documents, subset)[0]
 
     def score_many(
@@ -139,7 +141,7 @@ class MaxSimScorer:
         if queries.dim != documents.dim:
             raise ShapeError(f"queries have dim {queries.dim}, documents {documents.dim}: encode both with one model")
         lengths = documents.lengths if subset is None else documents.lengths[subset]
-        starts = documents.offsets[:-1] if subset is None else documents.offsets[subset]
+        starts = documents.offsets[:-1] if subset is None else documents.offsets[:-1][subset]
         scores = np.full((len(queries), len(lengths)), -np.inf, np.float32)
         with_tokens, filled = np.flatnonzero(queries.lengths), np.flatnonzero(lengths)
         if not len(with_tokens) or not len(filled):
