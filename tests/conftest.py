@@ -81,3 +81,25 @@ def running():
             listening.close()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def make_pdf():
+    """A function that makes a small PDF."""
+
+    def make(*texts, trailer=""):
+        """A PDF with a page for each text; one without text has a page with nothing on it."""
+        kids = " ".join(f"{10 + 2 * i} 0 R" for i in range(len(texts)))
+        objects = [
+            "1 0 obj <</Type/Catalog/Pages 2 0 R>> endobj",
+            f"2 0 obj <</Type/Pages/Kids[{kids}]/Count {len(texts)}>> endobj",
+            "3 0 obj <</Type/Font/Subtype/Type1/BaseFont/Helvetica>> endobj",
+        ]
+        for i, text in enumerate(texts):
+            content = f"BT /F1 24 Tf 20 100 Td ({text}) Tj ET" if text else ""
+            page = "/Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]/Resources<</Font<</F1 3 0 R>>>>"
+            objects.append(f"{10 + 2 * i} 0 obj <<{page}/Contents {11 + 2 * i} 0 R>> endobj")
+            objects.append(f"{11 + 2 * i} 0 obj <</Length {len(content)}>> stream\n{content}\nendstream endobj")
+        return "\n".join(["%PDF-1.4", *objects, f"trailer <</Root 1 0 R{trailer}>>", "%%EOF"]).encode()
+
+    return make

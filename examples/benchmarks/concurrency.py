@@ -16,8 +16,7 @@ from pathlib import Path
 import report
 
 from langchain_manyvec import ManyvecRetriever
-from manyvec import Index
-from manyvec.files import read_documents
+from manyvec import Index, files
 from manyvec.testing import LoopWatch
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
@@ -47,7 +46,7 @@ async def measure(retriever: ManyvecRetriever, queries: list[str]) -> dict[str, 
 
 
 def main() -> None:
-    documents = list(read_documents([PASSAGES]))
+    documents = list(files.read(PASSAGES))
     # 200 different queries: words at different positions of the passages.
     words = [document.text.split() for document in documents]
     queries = [" ".join(words[i % len(words)][5 * (i // len(words)) :][:12]) for i in range(N_CALLS)]

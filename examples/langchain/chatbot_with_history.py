@@ -19,7 +19,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 import manyvec
 from langchain_manyvec import ManyvecRetriever
-from manyvec.files import read_documents
+from manyvec import files
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 TURNS = ["Which gas makes things burn?", "Who discovered it?"]
@@ -31,7 +31,7 @@ def main(model: BaseChatModel | None = None) -> None:
         model = FakeListChatModel(responses=["Oxygen does.", "Scheele was first, Priestley published first."])
     with tempfile.TemporaryDirectory() as folder:
         index = manyvec.Index.create(Path(folder) / "index", encoder="minilm")
-        index.add(read_documents([PASSAGES]))
+        index.add(files.read(PASSAGES))
         retriever = ManyvecRetriever(index=index, k=3)
 
         @dynamic_prompt

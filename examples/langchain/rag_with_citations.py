@@ -22,7 +22,7 @@ from langchain_core.runnables import RunnablePassthrough
 
 import manyvec
 from langchain_manyvec import ManyvecRetriever
-from manyvec.files import read_documents
+from manyvec import files
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 QUESTION = "Who discovered oxygen independently of Priestley?"
@@ -41,7 +41,7 @@ def main(model: BaseChatModel | None = None) -> None:
         model = FakeListChatModel(responses=["Carl Wilhelm Scheele, in Uppsala, in 1773 or earlier [1]."])
     with tempfile.TemporaryDirectory() as folder:
         index = manyvec.Index.create(Path(folder) / "index", encoder="minilm")
-        index.add(read_documents([PASSAGES]))
+        index.add(files.read(PASSAGES))
         find = itemgetter("question") | ManyvecRetriever(index=index, k=3, evidence=True)
         read = RunnablePassthrough.assign(sources=lambda given: numbered(given["documents"]))
         chain = RunnablePassthrough.assign(documents=find).assign(answer=read | PROMPT | model | StrOutputParser())

@@ -16,8 +16,8 @@ from langchain_core.retrievers import BaseRetriever
 
 import manyvec
 from langchain_manyvec import ManyvecReranker, ManyvecRerankRetriever
+from manyvec import files
 from manyvec.candidates import Lexical
-from manyvec.files import read_documents
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 
@@ -36,7 +36,7 @@ class BM25Retriever(BaseRetriever):
 def main(question: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         index = manyvec.Index.create(Path(folder) / "index", encoder="minilm")
-        index.add(read_documents([PASSAGES]))
+        index.add(files.read(PASSAGES))
 
         bm25 = BM25Retriever(index=index)
         reranked = ManyvecRerankRetriever(retriever=bm25, reranker=ManyvecReranker(index=index, top_n=3))

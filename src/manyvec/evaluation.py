@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from manyvec.errors import InputError
-from manyvec.files.readers import read_documents, read_jsonl
+from manyvec.files.records import read_jsonl, read_jsonl_documents
 from manyvec.types import Document
 
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
@@ -62,7 +62,7 @@ def load_beir(path: str | Path, split: str = "test") -> Dataset:
             f"{folder}: {len(missing)} of {len(qrels)} queries judged in qrels/{split}.tsv have no text in "
             f"queries.jsonl, such as {min(missing)!r}"
         )
-    documents = {document.id: document for document in read_documents([_find(folder, "corpus")])}
+    documents = {document.id: document for document in read_jsonl_documents(_find(folder, "corpus"))}
     return Dataset(folder.resolve().name, list(documents.values()), texts, qrels)
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from manyvec.files.readers import n_pages, read_file
+from manyvec.files.reading import Reading
+from manyvec.files.report import FileReport
 from manyvec.models.image import read_image
 from manyvec.types import Document
 from manyvec.vectors.codec import STORAGES, bytes_per_token
 
-# Number of documents that are encoded to estimate the others, and of page images, each as slow as many texts.
-_N_SAMPLED = 32
-_N_SAMPLED_PAGES = 2
+# Files are read up to this many bytes; of more, evenly spaced ones.
+_READ_BYTES = 16 * 2**20
+# Pieces of text that are encoded, their length in characters, and page images, each of which is as slow as many texts.
+_N_PIECES = 48
+_PIECE = 600
+_N_IMAGES = 2
 
 
 class Estimate(TypedDict):
@@ -27,57 +31,93 @@ class Estimate(TypedDict):
     seconds: int
 
 
-_Parts = tuple[int, float, float, float]
-"""Documents, token vectors before pooling, bytes of texts or images, seconds."""
+@dataclass
+class _Survey:
+    """What was read of the files; pieces of text are evenly spaced over all documents."""
+
+    n_texts: int = 0
+    n_characters: int = 0
+    n_images: int = 0
+    pieces: list[str] = field(default_factory=list)
+    images: list[Document] = field(default_factory=list)
+    _step: int = 1
+
+    def add(self, document: Document) -> None:
+        if document.image is not None:
+            self.n_images += 1
+            if len(self.images) < _N_IMAGES:
+                self.images.append(document)
+            return
+        for start in range(0, len(document.text), _PIECE):
+            if (self.n_characters + start) // _PIECE % self._step == 0:
+                self.pieces.append(document.text[start : start + _PIECE])
+            if len(self.pieces) == 2 * _N_PIECES:
+                self.pieces, self._step = self.pieces[::2], 2 * self._step
+        self.n_texts += 1
+        self.n_characters += len(document.text)
 
 
-def estimate_files(files: Sequence[Path], encoder: Any, pool_factor: float) -> Estimate:
-    """Count the documents of files, and estimate the rest by encoding a few of them.
+def estimate_files(files: Sequence[Path], reading: Reading, encoder: Any, pool_factor: float) -> Estimate:
+    """Count the documents of files, and estimate the rest by encoding pieces of a few of them.
 
     Args:
-        files: Files that `read_file` can read.
+        files: Files to index. Those that cannot be read count for nothing.
+        reading: How they are read, without splitting.
         encoder: Model that would encode them.
         pool_factor: Share of token vectors kept, as for `Index.create`.
     """
-    counts = {file: n_pages(file) for file in files}
-    texts = (document for file in files if not counts[file] for document in read_file(file))
-    first_pages = (next(read_file(file)) for file in files if counts[file])
-    parts = (_estimate_texts(texts, encoder), _estimate_pages(first_pages, sum(counts.values()), encoder))
-    _, n_vectors, n_plain_bytes, seconds = map(sum, zip(*parts, strict=True))
-    n_documents = sum(part[0] for part in parts)
-    n_tokens = round(n_vectors / pool_factor)
+    sizes = [_size(file) for file in files]
+    step = max(1, -(-sum(sizes) // _READ_BYTES))
+    survey = _Survey()
+    n_read = 0
+    for file, size in list(zip(files, sizes, strict=True))[::step]:
+        n_before = survey.n_characters
+        for document in reading.documents(file, FileReport()):
+            survey.add(document)
+            if survey.n_characters - n_before > _READ_BYTES:
+                break
+        n_read += max(1, min(size, survey.n_characters - n_before) if size > _READ_BYTES else size)
+    times = max(1.0, (sum(sizes) or 1) / max(1, n_read)) if step > 1 else 1.0
+    text_tokens, text_seconds = _encode_pieces(survey, encoder)
+    image_tokens, image_bytes, image_seconds = _encode_images(survey, encoder)
+    n_tokens = round((text_tokens + image_tokens) * times / pool_factor)
+    n_plain_bytes = (survey.n_characters + image_bytes) * times
     # Spans take about one byte per token once compressed.
     n_bytes = {s: round(n_tokens * (bytes_per_token(s, encoder.dim) + 1) + n_plain_bytes) for s in STORAGES}
-    return {"documents": n_documents, "tokens": n_tokens, "bytes_on_disk": n_bytes, "seconds": round(seconds)}
+    return {
+        "documents": round((survey.n_texts + survey.n_images) * times),
+        "tokens": n_tokens,
+        "bytes_on_disk": n_bytes,
+        "seconds": round((text_seconds + image_seconds) * times),
+    }
 
 
-def _estimate_pages(documents: Iterator[Document], n_pages: int, encoder: Any) -> _Parts:
-    sample = list(itertools.islice(documents, _N_SAMPLED_PAGES))
-    if not sample:
-        return 0, 0, 0, 0
-    images = [read_image(d.image or b"", f"document {d.id!r}: its image") for d in sample]
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _encode_pieces(survey: _Survey, encoder: Any) -> tuple[float, float]:
+    """Return token vectors and seconds for all texts of a survey."""
+    pieces = [piece for piece in survey.pieces if piece.strip()]
+    if not pieces:
+        return 0, 0
+    started = time.monotonic()
+    n_tokens = encoder.encode_documents(pieces).n_tokens
+    times = survey.n_characters / sum(map(len, pieces))
+    return n_tokens * times, (time.monotonic() - started) * times
+
+
+def _encode_images(survey: _Survey, encoder: Any) -> tuple[float, float, float]:
+    """Return token vectors, bytes and seconds for all images of a survey."""
+    if not survey.images:
+        return 0, 0, 0
+    data = [d.image.read_bytes() if isinstance(d.image, Path) else d.image or b"" for d in survey.images]
+    names = [f"document {document.id!r}: its image" for document in survey.images]
+    images = [read_image(image, name) for image, name in zip(data, names, strict=True)]
     started = time.monotonic()
     n_tokens = encoder.encode_images(images).n_tokens
-    seconds = time.monotonic() - started
-    sizes = [d.image.stat().st_size if isinstance(d.image, Path) else len(d.image or b"") for d in sample]
-    times = n_pages / len(sample)
-    return n_pages, n_tokens * times, sum(sizes) * times, seconds * times
-
-
-def _estimate_texts(documents: Iterable[Document], encoder: Any) -> _Parts:
-    """Extrapolate from evenly spaced documents."""
-    sample: list[str] = []
-    n_documents, n_characters, step = 0, 0, 1
-    for document in documents:
-        if n_documents % step == 0:
-            sample.append(document.text)
-            if len(sample) == 2 * _N_SAMPLED:
-                sample, step = sample[::2], 2 * step
-        n_documents += 1
-        n_characters += len(document.text)
-    if not sample:
-        return 0, 0, 0, 0
-    started = time.monotonic()
-    per_character = encoder.encode_documents(sample).n_tokens / sum(map(len, sample))
-    seconds = (time.monotonic() - started) * n_characters / sum(map(len, sample))
-    return n_documents, per_character * n_characters, n_characters, seconds
+    times = survey.n_images / len(images)
+    return n_tokens * times, sum(map(len, data)) * times, (time.monotonic() - started) * times

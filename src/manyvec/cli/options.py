@@ -53,14 +53,8 @@ def check_exists(uri: str) -> None:
 
 
 def open_index(uri: str, device: Device = "auto", score_device: ScoreDevice | None = None) -> Index:
-    """Open an existing index with its model on `device`."""
+    """Open an existing index; its model is loaded on `device` when it is first needed."""
     check_exists(uri)
     from manyvec.index import Index
-    from manyvec.models.loading import load_encoder
 
-    scored_on = score_device or ("cuda" if device == "cuda" else "cpu")
-    index = Index.open(uri, device=scored_on)
-    if device != "auto":
-        encoder = load_encoder(index.model, device=device, local_files_only=True)
-        index = Index.open(uri, encoder, device=scored_on)
-    return index
+    return Index.open(uri, device=device, score_device=score_device)

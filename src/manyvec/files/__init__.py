@@ -1,5 +1,8 @@
-"""Files to documents."""
+"""Files in, documents out: `read` files and folders, `split` long documents, `sync` an index with them.
 
-from manyvec.files.readers import read_documents
+Names are imported when they are first used; `__init__.pyi` declares them.
+"""
 
-__all__ = ["read_documents"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

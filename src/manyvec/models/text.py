@@ -24,6 +24,7 @@ from manyvec.vectors.batch import TokenBatch, offsets_of
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import MultiVectorEncoder
+    from tokenizers import Tokenizer
 
 Task = Literal["query", "document"]
 _NO_SPANS = np.empty((0, 2), np.int32)
@@ -75,6 +76,16 @@ class SentenceTransformerEncoder:
     @property
     def device(self) -> str:
         return str(self.model.device)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """A copy of the model's tokenizer that neither truncates nor pads, for counting tokens."""
+        from tokenizers import Tokenizer
+
+        copy = Tokenizer.from_str(self._transformer.tokenizer.backend_tokenizer.to_str())
+        copy.no_truncation()
+        copy.no_padding()
+        return copy
 
     @cached_property
     def dim(self) -> int:

@@ -1,20 +1,21 @@
-"""`manyvec index`: add files to an index."""
+"""`manyvec index`: add files to an index, or keep it in agreement with them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manyvec.cli.options import DEFAULT_INDEX, DeviceOption, EncoderOption, IndexOption, JsonOption, Storage
+from manyvec.cli.options import DEFAULT_INDEX, DeviceOption, IndexOption, JsonOption, Storage
 from manyvec.errors import InputError
 
 if TYPE_CHECKING:
     from manyvec.cli.estimate import Estimate
+    from manyvec.files import FileReport
     from manyvec.index import Index
     from manyvec.models.protocol import Encoder
     from manyvec.types import Document
@@ -23,9 +24,15 @@ EXAMPLES = """Examples:
 
 manyvec index docs/
 
+manyvec index docs/ --sync
+
 manyvec index papers.jsonl notes/ --index ./papers --column year=int --column 'tags=list\\[str]'
 
-manyvec index reports/ --encoder vidore/colqwen2.5-v0.2 --estimate"""
+manyvec index reports/ --encoder vidore/colqwen2.5-v0.2 --estimate
+
+Exit status: 0 all was read, 1 nothing could be read, 3 some files could not be read."""
+_SOME_NOT_READ = 3
+_SHOWN_PROBLEMS = 50
 
 
 def run(
@@ -33,11 +40,43 @@ def run(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Files (.jsonl, .jsonl.gz, .csv, .txt, .md, .png, .jpg, .webp, .pdf) or folders.",
+            help="Files or folders: text of any kind, Markdown, code, CSV, JSON, PDF; "
+            "office files, HTML, notebooks and mails with the extra 'files'.",
             show_default=False,
         ),
     ],
     index: IndexOption = DEFAULT_INDEX,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Delete documents under PATH whose file, page or passage is gone.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report what would change, and change nothing.")] = False,
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Read only these files of folders.", show_default=False)
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out these files and folders.", show_default=False),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Read hidden and vendored files, and those named by .gitignore files.")
+    ] = False,
+    pages: Annotated[
+        Literal["text", "image", "both"] | None,
+        typer.Option(help="Read PDF pages so (default: image if the model reads images).", show_default=False),
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Column or key of the text in tables and JSON.", show_default=False),
+    ] = None,
+    passage_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Split files into passages of at most N tokens; 0 keeps them whole.")
+    ] = 256,
+    overlap: Annotated[int, typer.Option(metavar="N", help="Tokens that a passage repeats of the one before.")] = 0,
+    root: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder that ids are relative to (default: the working folder, remembered)."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be read.")] = False,
     column: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,31 +94,53 @@ def run(
         float | None,
         typer.Option(metavar="N", help="Keep 1 in N token vectors in a new index (default: all).", show_default=False),
     ] = None,
-    encoder: EncoderOption = "minilm",
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            "-e",
+            metavar="NAME",
+            help="Model: minilm, a folder, or a name on the Hugging Face hub (default: the index's own, or minilm).",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     estimate: Annotated[bool, typer.Option("--estimate", help="Print what each storage would need, and stop.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add the documents of files to an index. Unchanged documents are not encoded again.
 
-    Images and the pages of PDFs need a model that reads images.
+    Files that cannot be read are listed at the end, and do not stop the others. Hidden and vendored files of folders
+    are left out, and those that .gitignore files name.
     """
-    _check_paths(paths)
     if pool_factor is not None and not pool_factor >= 1:
         raise InputError(f"--pool-factor must be at least 1, got {pool_factor}")
+    if passage_tokens < 0:
+        raise InputError(f"--passage-tokens must be a non-negative integer, got {passage_tokens}")
+    from manyvec.files.report import FileReport, StrictReport
+    from manyvec.files.selection import Selection
+
+    # What can be wrong with paths and options is found before a model is loaded.
+    files = list(Selection(include or (), exclude or (), everything).find(paths, FileReport()))
     from manyvec.cli.conditions import parse_columns
+    from manyvec.cli.roots import remember_root, remembered_root
+
+    columns = parse_columns(column or [])
+    existing = _existing(index, columns, storage, pool_factor)
+    base = remembered_root(index, root)
     from manyvec.cli.estimate import estimate_files
     from manyvec.cli.output import duration, megabytes, print_json, say
-    from manyvec.files.readers import find_files, read_file
+    from manyvec.files.reading import Reading, read
+    from manyvec.files.splitting import Splitter, tokenizer_of
+    from manyvec.files.syncing import sync as sync_files
     from manyvec.models.loading import load_encoder
     from manyvec.models.protocol import ImageReader
 
-    columns = parse_columns(column or [])
-    model = load_encoder(encoder, device=device)
-    files = list(find_files(paths, pages=isinstance(model, ImageReader)))
-    if n_skipped := len(list(find_files(paths, pages=True))) - len(files):
-        say(f"{n_skipped:,} images and PDFs are skipped: {model.name} reads only text")
-    expected = estimate_files(files, model, pool_factor or 1)
+    model = load_encoder(encoder or (existing.model if existing else "minilm"), device=device)
+    reads_images = isinstance(model, ImageReader)
+    splitter = Splitter(passage_tokens, overlap, tokenizer_of(model)) if passage_tokens else None
+    reading = Reading(base, pages or ("image" if reads_images else "text"), text_column, splitter)
+    expected = estimate_files(files, replace(reading, splitter=None), model, pool_factor or 1)
     say(
         f"{expected['documents']:,} documents: about {expected['tokens']:,} token vectors, "
         f"{megabytes(expected['bytes_on_disk'][storage or 'float16'])} on disk, "
@@ -88,41 +149,62 @@ def run(
     if estimate:
         _print_estimate(expected, as_json=as_json)
         return
-    opened = _open_or_create(index, model, columns, storage, pool_factor)
+    report = StrictReport() if strict else FileReport()
+    place = "memory://" if dry_run and existing is None else index
+    opened = _open_or_create(place, model, columns, storage, pool_factor, is_new=existing is None)
+    if place == index and not dry_run:
+        remember_root(index, base)
+    options: dict[str, Any] = {
+        "root": base,
+        "pages": reading.pages,
+        "text_key": text_column,
+        "splitter": splitter,
+        "include": include or (),
+        "exclude": exclude or (),
+        "everything": everything,
+        "report": report,
+    }
+    prepare = _typed(opened, report)
     started = time.monotonic()
-    documents = (document for file in files for document in read_file(file))
-    report = opened.add(_Sized(_typed(documents, opened), expected["documents"]), show_progress=True)
-    opened.optimize(show_progress=True)
+    deleted: list[str] = []
+    if sync or dry_run:
+        done = sync_files(opened, paths, dry_run=dry_run, prepare=prepare, delete=sync, show_progress=True, **options)
+        changes = {"added": done.added, "updated": done.updated, "unchanged": done.unchanged}
+        deleted = done.deleted
+    else:
+        changes = asdict(opened.add(prepare(read(paths, **options)), show_progress=True))
+    if not dry_run:
+        opened.optimize(show_progress=True)
     seconds = round(time.monotonic() - started, 1)
     n_documents = opened.count()
     if as_json:
-        print_json({**asdict(report), "seconds": seconds, "documents": n_documents})
+        counts = {**changes, "deleted": len(deleted), "seconds": seconds, "documents": n_documents}
+        print_json({**counts, "files": report.to_dict()})
     else:
-        print(
-            f"{report.added:,} added, {report.updated:,} updated, {report.unchanged:,} unchanged; "
-            f"{n_documents:,} documents in {index}"
-        )
+        would = "would be " if dry_run else ""
+        line = f"{changes['added']:,} {would}added, {changes['updated']:,} updated, {changes['unchanged']:,} unchanged"
+        line += f", {len(deleted):,} deleted" if sync else ""
+        print(f"{line}; {n_documents:,} documents in {index}")
+        _print_report(report)
+    if not report.n_files and not deleted:
+        if not as_json:
+            say("manyvec: nothing could be read")
+        raise typer.Exit(1)
+    if report.n_problems:
+        raise typer.Exit(_SOME_NOT_READ)
 
 
-def _check_paths(paths: list[str]) -> None:
-    """Refuse a path that does not exist, before a model is loaded."""
-    for path in paths:
-        if not Path(path).exists():
-            raise InputError(f"{path}: no such file or folder")
-
-
-def _open_or_create(
-    uri: str, encoder: Encoder, columns: dict[str, str], storage: str | None, pool_factor: float | None
-) -> Index:
-    """Open the index, or create it with these options; an existing one must have been created with them."""
+def _existing(uri: str, columns: dict[str, str], storage: str | None, pool_factor: float | None) -> Index | None:
+    """Return the index if there is one, after checking that it was created with these options."""
+    if "://" not in uri and not Path(uri).expanduser().is_dir():
+        return None
+    from manyvec.errors import IndexNotFoundError
     from manyvec.index import Index
 
     try:
-        index = Index.open(uri, encoder)
-    except FileNotFoundError:
-        return Index.create(
-            uri, encoder, filter_columns=columns, storage=storage or "float16", pool_factor=pool_factor or 1
-        )
+        index = Index.open(uri)
+    except IndexNotFoundError:
+        return None
     if columns and index.filter_columns != columns:
         raise InputError(f"the index {uri} already has the filter columns {index.filter_columns or 'none'}")
     info = index.info()
@@ -133,14 +215,58 @@ def _open_or_create(
     return index
 
 
-def _typed(documents: Iterator[Document], index: Index) -> Iterator[Document]:
-    """Yield documents with the strings of filter columns converted to their types."""
+def _open_or_create(
+    uri: str,
+    encoder: Encoder,
+    columns: dict[str, str],
+    storage: str | None,
+    pool_factor: float | None,
+    *,
+    is_new: bool,
+) -> Index:
+    from manyvec.index import Index
+
+    if not is_new:
+        return Index.open(uri, encoder)
+    return Index.create(
+        uri, encoder, filter_columns=columns, storage=storage or "float16", pool_factor=pool_factor or 1
+    )
+
+
+def _typed(index: Index, report: FileReport) -> Callable[[Iterator[Document]], Iterator[Document]]:
+    """Return a function that converts the strings of filter columns to their types; what cannot be is reported."""
     from manyvec.cli.conditions import typed
     from manyvec.filters import ColumnType
 
     columns = {name: ColumnType.parse(kind) for name, kind in index.filter_columns.items()}
-    for document in documents:
-        yield replace(document, metadata=typed(document.metadata, columns, f"document {document.id!r}"))
+
+    def convert(documents: Iterator[Document]) -> Iterator[Document]:
+        for document in documents:
+            try:
+                yield replace(document, metadata=typed(document.metadata, columns, f"document {document.id!r}"))
+            except InputError as error:
+                report.add_problem(str(document.metadata.get("source")), str(error), is_whole_file=False)
+
+    return convert
+
+
+def _print_report(report: FileReport) -> None:
+    from manyvec.cli.output import print_table
+    from manyvec.evidence.render import printable
+
+    if report.files:
+        rows = [(kind, f"{n:,}", f"{report.documents[kind]:,}") for kind, n in sorted(report.files.items())]
+        print()
+        print_table(["files", "read", "documents"], rows, right=(1, 2))
+    for note in report.notes:
+        print(printable(f"note: {note}"))
+    if report.left_out:
+        print("left out: " + ", ".join(f"{n:,} {reason}" for reason, n in report.left_out.items()))
+    if report.problems:
+        print(f"\nnot read ({report.n_problems:,}):")
+        print_table(["", ""], [(p.path, p.reason) for p in report.problems[:_SHOWN_PROBLEMS]])
+        if len(report.problems) > _SHOWN_PROBLEMS:
+            print(f"and {report.n_problems - _SHOWN_PROBLEMS:,} more: --json lists them")
 
 
 def _print_estimate(estimate: Estimate, *, as_json: bool) -> None:
@@ -155,17 +281,3 @@ def _print_estimate(estimate: Estimate, *, as_json: bool) -> None:
         for storage, n_bytes in estimate["bytes_on_disk"].items()
     ]
     print_table(["storage", "bytes per document", "total"], rows, right=(1, 2))
-
-
-@dataclass(frozen=True)
-class _Sized:
-    """Documents that are read lazily but whose number is known, so that a progress bar can show the time left."""
-
-    documents: Iterator[Document]
-    n: int
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[Document]:
-        return self.documents
