@@ -59,6 +59,8 @@ class Index:
         self.cache_bytes = cache_bytes
         self._store = store
         self._encoder = encoder
+        # Whether the encoder was loaded by the name in the manifest, rather than passed.
+        self._loads_encoder = False
         self._device = device
         self._reader = IndexReader(store, scorer, cache_bytes)
         self._writing = threading.RLock()
@@ -168,7 +170,7 @@ class Index:
         index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes, device=device, scorer=scorer)
         if encoder is not None:
             loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
-            index._encoder = index._checked(loaded)
+            index._encoder = index._checked(loaded, index._store.manifest)
         return index
 
     def __repr__(self) -> str:
@@ -197,16 +199,7 @@ class Index:
     @property
     def encoder(self) -> Encoder:
         """The encoder that the index was built with, loaded at the first use."""
-        if self._encoder is None:
-            try:
-                encoder = load_encoder(self.model, device=self._device, local_files_only=True)
-            except EncoderError as error:
-                raise EncoderError(
-                    f"the index {self.uri} was built with {self.model!r}, which cannot be loaded here. "
-                    f"Pass it: Index.open({self.uri!r}, encoder=...). {error}"
-                ) from error
-            self._encoder = self._checked(encoder)
-        return self._encoder
+        return self._encoder_for(self._store.manifest)
 
     def add(self, documents: Iterable[Document | Mapping[str, Any]], *, show_progress: bool = False) -> AddReport:
         """Add documents, replacing those whose ids exist.
@@ -254,7 +247,8 @@ class Index:
 
     def ids(self, filter: FilterLike | None = None) -> list[str]:
         """Return the ids of all documents, or of those that pass a filter, sorted."""
-        return self._reader.ids(self._where(filter))
+        snapshot = self._store.snapshot()
+        return snapshot.document_ids(self._where(filter, snapshot.manifest))
 
     def token_vectors(self, ids: str | Sequence[str]) -> TokenBatch:
         """Return the token vectors of documents as they are stored, for scoring them without encoding them again.
@@ -277,12 +271,13 @@ class Index:
             raise InputError("delete takes either ids or a filter")
         with self._writing:
             if ids is None:
-                return self._store.delete(self._where(filter) or "true")
+                return self._store.delete(self._where(filter, self._store.snapshot().manifest) or "true")
             return sum(self._store.delete(where) for where in where_ids(check_ids(ids)))
 
     def count(self, filter: FilterLike | None = None) -> int:
         """Return the number of documents, or of those that pass a filter."""
-        return self._store.snapshot().count(self._where(filter))
+        snapshot = self._store.snapshot()
+        return snapshot.count(self._where(filter, snapshot.manifest))
 
     def search(
         self,
@@ -338,13 +333,15 @@ class Index:
         k = check_count(k, "k")
         depth = None if depth is None else check_count(depth, "depth", minimum=1)
         lexical_weight = check_fraction(lexical_weight, "lexical_weight")
-        where = self._where(filter)
+        version = self._reader.current()
+        where = self._where(filter, version.snapshot.manifest)
         if not queries or k == 0:
             return [[] for _ in queries]
-        tokens = self._encode_queries(queries)
-        crops_images = isinstance(self.encoder, ImageReader) and self.encoder.crops_images
+        encoder = self._encoder_for(version.snapshot.manifest)
+        tokens = self._encode_queries(queries, encoder)
+        crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
         options = SearchOptions(k, depth, lexical_weight, evidence, crops_images)
-        return self._reader.search(queries, tokens, self.candidates, options, where)
+        return self._reader.search(version, queries, tokens, self.candidates, options, where)
 
     def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:
         """Score stored documents exactly, from their stored vectors, as rerankers need it.
@@ -358,9 +355,13 @@ class Index:
             (n,) float32 in the order of `ids`, all from one version of the index; NaN for an unknown id or a document
             whose vectors are damaged, -inf for a query without tokens.
         """
-        tokens = self._encode_queries([check_query(query)]) if isinstance(query, str) else query
+        version = self._reader.current()
+        tokens = query
+        if isinstance(tokens, str):
+            tokens = self._encode_queries([check_query(tokens)], self._encoder_for(version.snapshot.manifest))
         ids = check_ids(ids)
-        return self._reader.score(tokens, ids, [None] * len(ids) if texts is None else [*map(content_hash, texts)])
+        text_hashes = [None] * len(ids) if texts is None else [*map(content_hash, texts)]
+        return self._reader.score(version, tokens, ids, text_hashes)
 
     def rank(
         self, queries: Sequence[str], candidates: Candidates, depth: int = 100, *, filter: FilterLike | None = None
@@ -376,8 +377,10 @@ class Index:
         Returns:
             Ids for each query; all ids in scope if the first stage wants every document.
         """
-        where = self._where(filter)
-        return self._reader.rank(queries, self._encode_queries(queries), candidates, depth, where)
+        version = self._reader.current()
+        where = self._where(filter, version.snapshot.manifest)
+        tokens = self._encode_queries(queries, self._encoder_for(version.snapshot.manifest))
+        return self._reader.rank(version, queries, tokens, candidates, depth, where)
 
     def optimize(self, *, keep: timedelta = timedelta(days=7), show_progress: bool = False) -> None:
         """Merge small files, bring all indexes up to date, and free disk space.
@@ -401,8 +404,8 @@ class Index:
 
     def info(self) -> IndexInfo:
         """Return what the index holds and how much space it takes."""
-        manifest = self._store.manifest
-        states = self._store.snapshot().states()
+        snapshot = self._store.snapshot()
+        manifest, states = snapshot.manifest, snapshot.states()
         return IndexInfo(
             uri=self.uri,
             documents=len(states.row_ids),
@@ -412,15 +415,27 @@ class Index:
             storage=manifest.storage,
             pool_factor=manifest.pool_factor,
             filter_columns=dict(manifest.filter_columns),
-            version=self._store.version,
+            version=snapshot.version,
             bytes_on_disk=disk_bytes(self.uri),
             bytes_in_memory=self._reader.bytes_held,
             cache_bytes=self.cache_bytes,
         )
 
-    def _checked(self, encoder: Encoder) -> Encoder:
+    def _encoder_for(self, manifest: Manifest) -> Encoder:
+        """Return the encoder of an index with this manifest: this one, or another one that has taken its place."""
+        if self._encoder is None or (self._loads_encoder and self._encoder.fingerprint != manifest.fingerprint):
+            try:
+                self._encoder = load_encoder(manifest.model, device=self._device, local_files_only=True)
+            except EncoderError as error:
+                raise EncoderError(
+                    f"the index {self.uri} was built with {manifest.model!r}, which cannot be loaded here. "
+                    f"Pass it: Index.open({self.uri!r}, encoder=...). {error}"
+                ) from error
+            self._loads_encoder = True
+        return self._checked(self._encoder, manifest)
+
+    def _checked(self, encoder: Encoder, manifest: Manifest) -> Encoder:
         """Return the encoder if it is the one that the index was built with, else raise `ManifestError`."""
-        manifest = self._store.manifest
         if encoder.dim != manifest.dim or encoder.fingerprint != manifest.fingerprint:
             same_name = " (other weights or settings under the same name)" if encoder.name == manifest.model else ""
             raise ManifestError(
@@ -429,18 +444,16 @@ class Index:
             )
         return encoder
 
-    def _where(self, condition: FilterLike | None) -> str | None:
+    def _where(self, condition: FilterLike | None, manifest: Manifest) -> str | None:
         if condition is None:
             return None
-        return to_sql(parse_filter(condition), self._store.manifest.columns, FILTER_PREFIX)
+        return to_sql(parse_filter(condition), manifest.columns, FILTER_PREFIX)
 
     @stage("encode")
-    def _encode_queries(self, queries: Sequence[str]) -> TokenBatch:
-        tokens = self.encoder.encode_queries(queries)
-        if len(tokens) != len(queries) or tokens.dim != self._store.manifest.dim:
-            raise EncoderError(
-                f"{self.model} returned {tokens!r} for {len(queries)} queries of dim {self._store.manifest.dim}"
-            )
+    def _encode_queries(self, queries: Sequence[str], encoder: Encoder) -> TokenBatch:
+        tokens = encoder.encode_queries(queries)
+        if len(tokens) != len(queries) or tokens.dim != encoder.dim:
+            raise EncoderError(f"{encoder.name} returned {tokens!r} for {len(queries)} queries of dim {encoder.dim}")
         return tokens
 
 

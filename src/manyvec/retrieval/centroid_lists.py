@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.storage.cache import CachedVersion
-from manyvec.storage.snapshot import Snapshot
-from manyvec.storage.table import Store
+from manyvec.storage.snapshot import Snapshot, VersionKey
 from manyvec.vectors.backend import default_backend
 from manyvec.vectors.batch import offsets_of, ragged_rows
 from manyvec.vectors.codebook import Assignments, Codebook
@@ -179,12 +178,11 @@ def _not_small(values: NDArray[np.float32], n: int) -> Positions:
 class PostingListLoader:
     """Loads the centroid lists of one index and moves them to newer versions of the table. May be shared by threads."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self) -> None:
         self._loading = threading.Lock()
-        # The assignments by their name, and the lists by the version that they were last moved to.
-        self._assignments: tuple[str, Assignments | None] | None = None
-        self._lists: tuple[int, PostingLists | None] = (-1, None)
+        # The assignments by index and name, and the lists by the version that they were last moved to.
+        self._assignments: tuple[tuple[int, str], Assignments | None] | None = None
+        self._lists: tuple[VersionKey | None, PostingLists | None] = (None, None)
 
     def bytes_held(self, snapshot: Snapshot) -> int:
         """Return approximately how many bytes the lists over a version take in memory."""
@@ -197,8 +195,8 @@ class PostingListLoader:
     def over(self, documents: CachedVersion) -> PostingLists | None:
         """Return the lists over this version; None if the index has none."""
         with self._loading:
-            version, lists = self._lists
-            if version != documents.snapshot.version:
+            key, lists = self._lists
+            if key != documents.snapshot.key:
                 assignments = self._read(documents.snapshot)
                 if assignments is None:
                     lists = None
@@ -206,11 +204,11 @@ class PostingListLoader:
                     lists = PostingLists.build(assignments, documents)
                 else:
                     lists = lists.moved(documents)
-                self._lists = documents.snapshot.version, lists
+                self._lists = documents.snapshot.key, lists
             return lists
 
     def _read(self, snapshot: Snapshot) -> Assignments | None:
-        name = snapshot.assignments_key
-        if self._assignments is None or self._assignments[0] != name:
-            self._assignments = name, self._store.centroids.assignments()
+        key = snapshot.key.generation, snapshot.assignments_key
+        if self._assignments is None or self._assignments[0] != key:
+            self._assignments = key, snapshot.assignments()
         return self._assignments[1]

@@ -47,7 +47,7 @@ class IndexReader:
     """
 
     def __init__(self, store: Store, scorer: Scorer | None, cache_bytes: int) -> None:
-        self.lists = PostingListLoader(store)
+        self.lists = PostingListLoader()
         self._store = store
         self._scorer = scorer
         self._cache_bytes = cache_bytes
@@ -72,34 +72,33 @@ class IndexReader:
     def current(self) -> CachedVersion:
         """Return the newest version of the table, with as many token vectors in memory as the budget allows."""
         cached = self._cached
-        if cached is not None and cached.snapshot.version == self._store.version:
+        cached = self._cached
+        if cached is not None and cached.snapshot.key == self._store.key:
             return cached
         with self._loading:
             snapshot = self._store.snapshot()
-            if self._cached is None or self._cached.snapshot.version != snapshot.version:
+            cached = self._cached
+            if cached is None or cached.snapshot.key != snapshot.key:
+                if cached is not None and cached.snapshot.key.generation != snapshot.key.generation:
+                    # Of another index that was at this URI.
+                    cached = self._cached = None
                 budget = self._cache_bytes - self.lists.bytes_held(snapshot)
-                load = CachedVersion.load if self._cached is None else self._cached.refreshed
-                self._cached = load(snapshot, budget)
-            return self._cached
-
-    def ids(self, where: str | None = None) -> list[str]:
-        """Return the ids of all documents, or of those for which an SQL condition holds, sorted."""
-        snapshot = self._store.snapshot()
-        states = snapshot.states()
-        passing = states.ids if where is None else states.ids[np.isin(states.row_ids, snapshot.row_ids(where))]
-        return sorted(passing.tolist())
+                cached = CachedVersion.load(snapshot, budget) if cached is None else cached.refreshed(snapshot, budget)
+                self._cached = cached
+            return cached
 
     def token_vectors(self, ids: Sequence[str]) -> TokenBatch:
         """Return one entry for each id, in this order; an unknown id has no tokens."""
         snapshot = self._store.snapshot()
         rows = {id: stored.row_id for id, stored in snapshot.find(list(dict.fromkeys(ids))).items()}
-        nothing = TokenBatch.unchecked(np.empty((0, self._store.manifest.dim), np.float16), np.zeros(2, np.int64))
+        nothing = TokenBatch.unchecked(np.empty((0, snapshot.manifest.dim), np.float16), np.zeros(2, np.int64))
         stored = TokenBatch.concatenate([snapshot.tokens(list(rows.values())), nothing]) if rows else nothing
         positions = {id: position for position, id in enumerate(rows)}
         return stored.select([positions.get(id, len(rows)) for id in ids])
 
     def search(
         self,
+        version: CachedVersion,
         queries: Sequence[str],
         tokens: TokenBatch,
         candidates: Candidates,
@@ -109,6 +108,7 @@ class IndexReader:
         """Return the hits of each query.
 
         Args:
+            version: Version to search, that `tokens` and `where` were made for; see `current`.
             queries: Query strings.
             tokens: Token vectors of the queries, in the same order.
             candidates: First stage that chooses the documents to score.
@@ -124,12 +124,15 @@ class IndexReader:
                 hits += search(scope, candidates, queries[part], of_part, options)
             return hits
 
-        return self._in_newest(search_version)
+        return self._read(version, search_version)
 
-    def score(self, tokens: TokenBatch, ids: Sequence[str], text_hashes: Sequence[str | None]) -> Scores:
+    def score(
+        self, version: CachedVersion, tokens: TokenBatch, ids: Sequence[str], text_hashes: Sequence[str | None]
+    ) -> Scores:
         """Return the exact scores of documents by id, all of one version; see `Index.score`.
 
         Args:
+            version: Version to score, that `tokens` were made for.
             tokens: Token vectors of one query.
             ids: (n,) ids of documents.
             text_hashes: (n,) hashes of the texts that count as known; None for any text.
@@ -153,13 +156,19 @@ class IndexReader:
                 scores[[*rows]] = known[again]
             return scores
 
-        return self._in_newest(score_version)
+        return self._read(version, score_version)
 
     def rank(
-        self, queries: Sequence[str], tokens: TokenBatch, candidates: Candidates, depth: int, where: str | None = None
+        self,
+        version: CachedVersion,
+        queries: Sequence[str],
+        tokens: TokenBatch,
+        candidates: Candidates,
+        depth: int,
+        where: str | None = None,
     ) -> list[list[str]]:
         """Return the ids that a first stage finds by itself for each query, best first; see `Index.rank`."""
-        scope = self._scope(self.current(), where)
+        scope = self._scope(version, where)
         found = [candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
         ids = scope.documents.states.ids
         return [ids[slice(None) if positions is None else positions].tolist() for positions in found]
@@ -169,16 +178,18 @@ class IndexReader:
         passing = None if where is None else version.passing(where)
         return Scope(version, self.lists, where, passing, k, self.scorer)
 
-    def _in_newest(self, work: Callable[[CachedVersion], T]) -> T:
-        """Do work on the newest version, and once more if that version was removed meanwhile."""
-        version = self.current()
+    def _read(self, version: CachedVersion, work: Callable[[CachedVersion], T]) -> T:
+        """Do work on a version, and once more on the newest one if that version was removed meanwhile."""
         try:
             return work(version)
-        except StoreError:
+        except StoreError as error:
             # Another process may have removed this version during the search; a newer one is as good an answer.
-            if self._store.version == version.snapshot.version:
+            newest = self.current()
+            if newest.snapshot.key == version.snapshot.key:
                 raise
-            return work(self.current())
+            if newest.snapshot.key.generation != version.snapshot.key.generation:
+                raise StoreError(f"another index has taken the place of {self._store.uri}: search again") from error
+            return work(newest)
 
 
 def _parts(n_queries: int, n_documents: int) -> Iterator[slice]:

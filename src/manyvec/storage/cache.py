@@ -69,7 +69,7 @@ class CachedVersion:
         """Return another version; unchanged documents keep their vectors, new and changed ones are read.
 
         Args:
-            snapshot: The other version.
+            snapshot: The other version, of the same index; see `VersionKey`.
             budget: Bytes, as for `load`. Vectors in memory stay there even if the budget has become smaller.
         """
         states = snapshot.states()

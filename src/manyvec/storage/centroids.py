@@ -78,15 +78,16 @@ class CentroidTables:
                 self._database.create_table(f"codec_{name}", codebook_table(codebook), mode="overwrite")
                 self._point(_CODEC_KEY, name)
 
-    def assignments(self) -> Assignments | None:
+    def assignments(self, key: str) -> Assignments | None:
         """Return the codebook of the centroid lists with each document's centroids.
+
+        Args:
+            key: Which codebook; see `Snapshot.assignments_key`.
 
         Returns:
             None if there is no codebook, or if it cannot be read, which is logged: every document is scored then.
         """
-        with translated(f"read the index {self._uri}"):
-            name = self._metadata(ASSIGNMENTS_KEY).partition(" ")[0]
-        if not name:
+        if not (name := key.partition(" ")[0]):
             return None
         try:
             codebook = self._read(f"codebook_{name}")

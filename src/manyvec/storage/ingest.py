@@ -121,19 +121,22 @@ def add_batch(store: Store, documents: Sequence[Document], get_encoder: Callable
 
     Raises:
         InputError: A document cannot be encoded or stored. Nothing with another text or image was written.
+        StoreError: The database cannot be written, or another index has taken the place of this one meanwhile.
     """
+    generation = store.key.generation
     latest = {document.id: document for document in documents}
     rows = [to_row(document, store.manifest.columns) for document in latest.values()]
     if page := next((row for row in rows if row.image is not None), None):
         _check_page(page, get_encoder(), store)
     changes = Changes.between(rows, store)
     content = changes.content
-    if changes.metadata and store.update_metadata(changes.metadata) < len(changes.metadata):
+    n_metadata = len(changes.metadata)
+    if n_metadata and store.update_metadata(changes.metadata, generation=generation) < n_metadata:
         # Rows that another process has deleted or changed meanwhile have no token vectors to keep.
         again = Changes.between(changes.metadata, store)
         content = [*content, *again.metadata, *again.content]
     if content:
-        store.upsert(content, encode(content, get_encoder(), store.manifest))
+        store.upsert(content, encode(content, get_encoder(), store.manifest), generation=generation)
     return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes))
 
 

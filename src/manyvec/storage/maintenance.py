@@ -92,7 +92,7 @@ def extend_lists(
     n_tokens = int(states.n_tokens.sum())
     if n_tokens <= more_than:
         return
-    assigned = store.centroids.assignments()
+    assigned = snapshot.assignments()
     if assigned is None or n_centroids_for(n_tokens) >= 2 * len(assigned.codebook):
         codebook = train_codebook(snapshot, states, n_centroids_for(n_tokens))
         missing = np.arange(len(states.row_ids))

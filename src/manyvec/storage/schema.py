@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class Manifest:
         images: Whether the table has a column for page images.
         format: Version of the table's layout and of this description.
         library: Version of manyvec that created the index.
+        identity: Random string, so that another index at the same URI is told apart; empty in format 1.
 
     Raises:
         InputError: An unknown storage, a pool factor below 1, or a filter column whose name LanceDB cannot hold.
@@ -57,6 +59,7 @@ class Manifest:
     images: bool = False
     format: int = FORMAT
     library: str = ""
+    identity: str = ""
 
     def __post_init__(self) -> None:
         if self.storage not in STORAGES:
@@ -69,6 +72,14 @@ class Manifest:
                 raise InputError(
                     f"a filter column cannot be called {name!r}: leave out dots, backticks and line breaks"
                 )
+
+    def identified(self) -> Manifest:
+        """Return the manifest in the current format, with a new identity."""
+        return replace(self, format=FORMAT, identity=secrets.token_hex(16))
+
+    def to_json(self) -> str:
+        """Return the manifest as `parse` reads it."""
+        return json.dumps(asdict(self))
 
     @property
     def columns(self) -> dict[str, ColumnType]:
@@ -141,7 +152,7 @@ def schema_of(manifest: Manifest) -> pa.Schema:
     scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     scalars[datetime] = pa.timestamp("us", "UTC")
     # Compression would save 8 % of the disk and make reads take 2.4 times as long.
-    token_metadata = {MANIFEST_KEY: json.dumps(asdict(manifest)), "lance-encoding:compression": "none"}
+    token_metadata = {MANIFEST_KEY: manifest.to_json(), "lance-encoding:compression": "none"}
     fields = [
         pa.field("id", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"}),
         pa.field("text", pa.string(), nullable=False),

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import ManifestError, ShapeError, StoreError
-from manyvec.storage.centroids import ASSIGNMENTS_KEY
+from manyvec.storage.centroids import ASSIGNMENTS_KEY, CentroidTables
 from manyvec.storage.lance import translated, where_ids
 from manyvec.storage.schema import Manifest, rows_of, spans_of
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, check_offsets, offsets_of
-from manyvec.vectors.codec import Codec, bytes_per_token
+from manyvec.vectors.codebook import Assignments
+from manyvec.vectors.codec import bytes_per_token
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +33,18 @@ RowIds = Sequence[int] | NDArray[np.int64]
 SCORE_WINDOW_BYTES = 4 * 2**20
 LOAD_WINDOW_BYTES = 2**20
 BUILD_WINDOW_BYTES = 64 * 2**20
+
+
+class VersionKey(NamedTuple):
+    """Identifies a version of an index within this process.
+
+    Attributes:
+        generation: Number of the opened index; another index at the same URI has another number.
+        version: Table version.
+    """
+
+    generation: int
+    version: int
 
 
 @dataclass(frozen=True)
@@ -73,23 +86,33 @@ class Snapshot:
 
     Attributes:
         uri: The index.
-        version: The table version.
+        key: Which version of which index. What is derived from a version and kept must be kept under its key.
         manifest: The index's manifest.
+        centroids: The tables of centroids beside the documents.
     """
 
     uri: str
-    version: int
+    key: VersionKey
     manifest: Manifest
+    centroids: CentroidTables
     _table: Table
-    _codec: Callable[[], Codec | None]
     _damaged: set[int] = field(default_factory=set, compare=False, repr=False)
 
     @property
+    def version(self) -> int:
+        """The table version."""
+        return self.key.version
+
+    @property
     def assignments_key(self) -> str:
-        """A string that changes whenever `CentroidTables.assignments` has something new to read; empty for none."""
+        """A string that changes whenever `assignments` has something new to read; empty if there are none."""
         with translated(f"read the index {self.uri}"):
             metadata = self._table.schema.field("tokens").metadata or {}
         return str(metadata.get(ASSIGNMENTS_KEY.encode(), b"").decode())
+
+    def assignments(self) -> Assignments | None:
+        """Return the codebook of the centroid lists with each document's centroids; None if there are none."""
+        return self.centroids.assignments(self.assignments_key)
 
     def count(self, where: str | None = None) -> int:
         """Return the number of rows, or of those that satisfy a condition."""
@@ -102,6 +125,12 @@ class Snapshot:
             query = self._table.search().select(["id"]).with_row_id(True).limit(None)
             found = (query.where(where) if where else query).to_arrow()["_rowid"]
         return np.sort(found.to_numpy().astype(np.int64))
+
+    def document_ids(self, where: str | None = None) -> list[str]:
+        """Return the ids, sorted, of all documents or of those that satisfy a condition."""
+        states = self.states()
+        ids = states.ids if where is None else states.ids[np.isin(states.row_ids, self.row_ids(where))]
+        return sorted(ids.tolist())
 
     def states(self) -> RowStates:
         """Return id, length and last change of every row."""
@@ -181,7 +210,7 @@ class Snapshot:
         """
         if not is_coded:
             return self.uncoded_tokens(row_ids)
-        if (codec := self._codec()) is None:
+        if (codec := self.centroids.codec()) is None:
             raise ManifestError(f"the index {self.uri} holds codes, but its manifest names no centroids for them")
         codes, offsets = self._rows_of(self.take(row_ids, ["codes"])["codes"], np.uint8)
         return self._undamaged(CodedBatch.unchecked(codes, offsets, codec), row_ids)

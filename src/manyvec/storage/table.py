@@ -2,62 +2,54 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manyvec.errors import IndexNotFoundError, InputError
+from manyvec.errors import InputError, StoreError
 from manyvec.storage.centroids import CentroidTables
-from manyvec.storage.lance import connect, translated
-from manyvec.storage.schema import (
-    FILTER_PREFIX,
-    MANIFEST_KEY,
-    Manifest,
-    Row,
-    ragged,
-    row_columns,
-    schema_of,
-    span_steps,
-)
-from manyvec.storage.snapshot import Snapshot, Stored
+from manyvec.storage.lance import TABLE, connect, translated
+from manyvec.storage.opened import OpenedIndex
+from manyvec.storage.schema import FILTER_PREFIX, Manifest, Row, ragged, row_columns, schema_of, span_steps
+from manyvec.storage.snapshot import Snapshot, Stored, VersionKey
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.codec import check_range
 
 if TYPE_CHECKING:
-    import lancedb
     import pyarrow as pa
     from lancedb.table import Table
 
-TABLE = "documents"
+logger = logging.getLogger(__name__)
+
+# Attempts to read an index that is being replaced again and again.
+_ATTEMPTS = 5
 
 
 class Store:
-    """The table of one index. May be shared by threads.
+    """The table at a URI. May be shared by threads.
 
-    Attributes:
-        uri: The database.
-        manifest: The index's manifest.
-        centroids: The tables of centroids beside the documents.
+    When another index takes the place of the one that was opened, the next call works on the new one, with its
+    manifest: what is kept of an index must be kept under `key`.
     """
 
-    def __init__(self, uri: str, database: lancedb.DBConnection, table: Table, manifest: Manifest) -> None:
-        self.uri = uri
-        self.manifest = manifest
-        self.centroids = CentroidTables(uri, manifest, database, table)
-        self._database = database
-        self._table = table
+    def __init__(self, opened: OpenedIndex) -> None:
+        self.uri = opened.uri
+        self._opened = opened
+        self._reopening = threading.Lock()
 
     @classmethod
     def create(cls, uri: str, manifest: Manifest) -> Store:
-        """Create an empty table.
+        """Create an empty table, with a new identity.
 
         Raises:
             InputError: There is already an index.
             StoreError: The database cannot be written.
         """
+        manifest = manifest.identified()
         with translated(f"create an index in {uri}"):
             database = connect(uri)
             if TABLE in database.list_tables().tables:
@@ -66,72 +58,111 @@ class Store:
             # Created now, so that text is split into words the same way before and after `optimize`.
             for column, config in _column_indexes(manifest).items():
                 table.create_index(column, config=config)
-        return cls(uri, database, table, manifest)
+            return cls(OpenedIndex(uri, database, table, manifest))
 
     @classmethod
     def open(cls, uri: str) -> Store:
-        """Open the table of an index.
+        """Open the table of an index; see `OpenedIndex.open` for errors."""
+        return cls(OpenedIndex.open(uri))
 
-        Raises:
-            IndexNotFoundError: There is no index.
-            ManifestError: The manifest is missing, damaged, or of an unknown format.
-        """
-        # LanceDB would create the folder.
-        if "://" not in uri and not Path(uri).is_dir():
-            raise IndexNotFoundError(f"there is no index at {uri}: no such folder. Index.create makes one")
-        with translated(f"open the index {uri}"):
-            database = connect(uri)
-            if TABLE not in database.list_tables().tables:
-                raise IndexNotFoundError(f"there is no index at {uri}: no table {TABLE!r}. Index.create makes one")
-            table = database.open_table(TABLE)
-            schema = table.schema
-        written = (schema.field("tokens").metadata or {}) if "tokens" in schema.names else {}
-        return cls(uri, database, table, Manifest.parse(written.get(MANIFEST_KEY.encode()), uri))
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the index that was last seen at the URI."""
+        return self._opened.manifest
+
+    @property
+    def generation(self) -> int:
+        """The generation of the index that was last seen at the URI; see `VersionKey`."""
+        return self._opened.generation
+
+    @property
+    def centroids(self) -> CentroidTables:
+        """The tables of centroids beside the documents."""
+        return self._opened.centroids
+
+    @property
+    def key(self) -> VersionKey:
+        """The newest version of the index that is at the URI now, whoever wrote it."""
+        opened, version = self._newest()
+        return VersionKey(opened.generation, version)
 
     @property
     def version(self) -> int:
-        """The newest version of the table, whoever wrote it."""
-        with translated(f"read the index {self.uri}"):
-            return int(self._table.version)
+        """The newest table version."""
+        return self.key.version
 
     def snapshot(self) -> Snapshot:
         """Return the newest version, to be read while others write."""
-        with translated(f"read the index {self.uri}"):
-            version = self._table.version
-            table = self._database.open_table(TABLE)
-            table.checkout(version)
-        return Snapshot(self.uri, int(version), self.manifest, table, self.centroids.codec)
+        for _ in range(_ATTEMPTS):
+            opened, version = self._newest()
+            with translated(f"read the index {self.uri}"):
+                table = opened.database.open_table(TABLE)
+                table.checkout(version)
+                # Another index may have taken the place of this one between the two calls.
+                if opened.is_of(table, version):
+                    key = VersionKey(opened.generation, version)
+                    return Snapshot(self.uri, key, opened.manifest, opened.centroids, table)
+        raise StoreError(f"the index {self.uri} was replaced while it was being read: try again")
+
+    def _newest(self) -> tuple[OpenedIndex, int]:
+        for _ in range(_ATTEMPTS):
+            opened = self._opened
+            with translated(f"read the index {self.uri}"):
+                version = opened.newest()
+            if version is not None:
+                return opened, version
+            with self._reopening:
+                if self._opened is opened:
+                    self._opened = OpenedIndex.open(self.uri)
+                    logger.warning("the index %s was replaced by another one, which is used from now on", self.uri)
+        raise StoreError(f"the index {self.uri} was replaced while it was being read: try again")
+
+    def _written_to(self, generation: int | None = None) -> OpenedIndex:
+        """Return the index for a write; refuse to write what was made for another index."""
+        opened, _ = self._newest()
+        if generation is not None and opened.generation != generation:
+            raise StoreError(f"cannot write to the index {self.uri}: another one has taken its place. Try again")
+        with translated(f"write to the index {self.uri}"):
+            opened.identify()
+        return opened
 
     def find(self, ids: Sequence[str]) -> dict[str, Stored]:
         """Return what is stored under these ids now; unknown ids are left out."""
         return self.snapshot().find(ids)
 
-    def upsert(self, rows: Sequence[Row], tokens: TokenBatch) -> None:
+    def upsert(self, rows: Sequence[Row], tokens: TokenBatch, *, generation: int | None = None) -> None:
         """Insert documents in one commit; a row whose id exists is replaced.
 
         Args:
             rows: Documents with distinct ids.
             tokens: Their token vectors, which are encoded as the index stores them.
+            generation: Generation of the index that rows and tokens were made for; None for the one there is now.
 
         Raises:
             StoreError: Nothing of this call was written.
         """
+        opened = self._written_to(generation)
         with translated(f"write to the index {self.uri}"):
             # Concurrent upserts of a new id insert it twice if they use a BTree index on it; the primary key prevents
             # that only without the index.
-            merge = self._table.merge_insert("id").use_index(False)
+            merge = opened.table.merge_insert("id").use_index(False)
             merge.when_matched_update_all().when_not_matched_insert_all().execute(
-                self._to_arrow({**row_columns(rows, self.manifest), **self._token_columns(tokens)})
+                _to_arrow({**row_columns(rows, opened.manifest), **_token_columns(tokens, opened)}, opened.table)
             )
 
-    def update_metadata(self, rows: Sequence[Row]) -> int:
+    def update_metadata(self, rows: Sequence[Row], *, generation: int | None = None) -> int:
         """Write metadata and filter columns of stored rows, without their token vectors.
+
+        Args:
+            rows: Rows with distinct ids.
+            generation: Generation of the index that the rows were made for; None for the one there is now.
 
         Returns:
             How many of the rows were still stored with the same text and image; the others are left as they are.
         """
-        columns = row_columns(rows, self.manifest)
-        return self._update({name: column for name, column in columns.items() if name not in ("text", "image")})
+        opened = self._written_to(generation)
+        columns = row_columns(rows, opened.manifest)
+        return self._update(opened, {name: column for name, column in columns.items() if name not in ("text", "image")})
 
     def recode(self, ids: Sequence[str], content_hashes: Sequence[str], tokens: TokenBatch) -> int:
         """Write token vectors of stored rows as the index encodes new ones.
@@ -144,72 +175,80 @@ class Store:
         Returns:
             How many rows were written.
         """
-        return self._update({"id": ids, "content_hash": content_hashes, **self._token_columns(tokens)})
+        opened = self._written_to()
+        return self._update(opened, {"id": ids, "content_hash": content_hashes, **_token_columns(tokens, opened)})
 
     def delete(self, where: str) -> int:
         """Delete the rows that satisfy a condition, and return how many there were."""
+        opened = self._written_to()
         with translated(f"delete from the index {self.uri}"):
-            result = self._table.delete(where)
-            return int(result.num_deleted_rows)  # type: ignore[attr-defined]  # missing in lancedb's stubs
+            result = opened.table.delete(where)
+            return int(result.num_deleted_rows)  # type: ignore[attr-defined]  # not in lancedb's stubs
 
     def optimize(self, keep: timedelta) -> None:
         """Merge small files, index new rows, and drop versions older than `keep`."""
+        table = self._written_to().table
         with translated(f"optimize the index {self.uri}"):
             # A handle that has not seen another writer's delete would fail here on every call.
-            self._table.checkout_latest()
+            table.checkout_latest()
             # At 0 LanceDB warns of what our docstring says.
-            self._table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
+            table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
 
-    def _update(self, columns: Mapping[str, Any]) -> int:
+    def _update(self, opened: OpenedIndex, columns: Mapping[str, Any]) -> int:
         """Write some columns of rows whose text is unchanged, and return how many those were."""
         snapshot = self.snapshot()
         known = snapshot.find(columns["id"])
         stored_at = [position for position, id in enumerate(columns["id"]) if id in known]
-        if not stored_at:
+        if not stored_at or snapshot.key.generation != opened.generation:
             return 0
         # Whole rows: to write some of their columns, LanceDB would read the whole table into memory, images included.
-        kept = [name for name in self._table.schema.names if name not in columns]
+        names = opened.table.schema.names
+        kept = [name for name in names if name not in columns]
         stored = snapshot.take([known[columns["id"][position]].row_id for position in stored_at], kept)
-        new = self._to_arrow(columns).take(stored_at)
-        rows = {name: (new if name in columns else stored)[name] for name in self._table.schema.names}
+        new = _to_arrow(columns, opened.table).take(stored_at)
+        rows = {name: (new if name in columns else stored)[name] for name in names}
         # Someone may have changed text or metadata since they were read: such a row must not get the old ones back.
         unchanged = "target.content_hash = source.content_hash"
         unchanged += " AND target.metadata = source.metadata" if "metadata" in kept else ""
         with translated(f"write to the index {self.uri}"):
-            merge = self._table.merge_insert("id").use_index(False).when_matched_update_all(where=unchanged)
-            return int(merge.execute(self._to_arrow(rows)).num_updated_rows)
+            merge = opened.table.merge_insert("id").use_index(False).when_matched_update_all(where=unchanged)
+            return int(merge.execute(_to_arrow(rows, opened.table)).num_updated_rows)
 
-    def _to_arrow(self, columns: Mapping[str, Any]) -> pa.Table:
-        import pyarrow as pa
 
-        schema = pa.schema([field for field in self._table.schema if field.name in columns])
-        arrays = [
-            column if isinstance(column, (pa.Array, pa.ChunkedArray)) else pa.array(column, type=field.type)
-            for field in schema
-            for column in [columns[field.name]]
-        ]
-        return pa.Table.from_arrays(arrays, schema=schema)
+def _to_arrow(columns: Mapping[str, Any], table: Table) -> pa.Table:
+    """Return columns in the types and the order of a table's schema."""
+    import pyarrow as pa
 
-    def _token_columns(self, tokens: TokenBatch) -> dict[str, Any]:
-        import pyarrow as pa
+    schema = pa.schema([field for field in table.schema if field.name in columns])
+    arrays = [
+        column if isinstance(column, (pa.Array, pa.ChunkedArray)) else pa.array(column, type=field.type)
+        for field in schema
+        for column in [columns[field.name]]
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
-        spans = tokens.spans if tokens.spans is not None else np.full((tokens.n_tokens, 2), -1, np.int32)
-        codec = self.centroids.codec()
-        columns = {"n_tokens": tokens.lengths, "spans": span_steps(spans, tokens.offsets)}
-        if codec is None:
-            check_range(tokens.vectors, "float16")
-            columns["tokens"] = ragged(tokens.vectors.astype(np.float16, copy=False), tokens.offsets)
-            codes = None
-        else:
-            columns["tokens"] = pa.nulls(len(tokens), self._table.schema.field("tokens").type)
-            codebook = self.centroids.codec_codebook()
-            codes = codec.encode(tokens.vectors, None if codebook is None else codebook.assign(tokens.vectors))
-        if self.manifest.storage != "float16":
-            kind = self._table.schema.field("codes").type
-            columns["codes"] = pa.nulls(len(tokens), kind) if codes is None else ragged(codes, tokens.offsets)
-        if self.manifest.storage == "residual":
-            columns["is_coded"] = [codes is not None] * len(tokens)
-        return columns
+
+def _token_columns(tokens: TokenBatch, opened: OpenedIndex) -> dict[str, Any]:
+    """Return the columns of token vectors, encoded as the index stores new ones."""
+    import pyarrow as pa
+
+    storage, schema, codec = opened.manifest.storage, opened.table.schema, opened.centroids.codec()
+    spans = tokens.spans if tokens.spans is not None else np.full((tokens.n_tokens, 2), -1, np.int32)
+    columns = {"n_tokens": tokens.lengths, "spans": span_steps(spans, tokens.offsets)}
+    if codec is None:
+        check_range(tokens.vectors, "float16")
+        columns["tokens"] = ragged(tokens.vectors.astype(np.float16, copy=False), tokens.offsets)
+        codes = None
+    else:
+        columns["tokens"] = pa.nulls(len(tokens), schema.field("tokens").type)
+        codebook = opened.centroids.codec_codebook()
+        codes = codec.encode(tokens.vectors, None if codebook is None else codebook.assign(tokens.vectors))
+    if storage != "float16":
+        kind = schema.field("codes").type
+        columns["codes"] = pa.nulls(len(tokens), kind) if codes is None else ragged(codes, tokens.offsets)
+    if storage == "residual":
+        columns["is_coded"] = [codes is not None] * len(tokens)
+    return columns
 
 
 def _column_indexes(manifest: Manifest) -> dict[str, Any]:

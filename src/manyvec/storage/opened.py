@@ -1,0 +1,172 @@
+"""`OpenedIndex`: a connection to one index, which notices when another index has taken its place.
+
+A folder can be deleted and built again, or replaced by a copy, while a process holds it open. LanceDB's handles follow
+the path: they would serve the new table to code that still has token vectors of the old one in memory. An index is told
+apart by the random identity in its manifest, and one copy of an index from another by the files of its versions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from manyvec.errors import IndexNotFoundError
+from manyvec.storage.centroids import CentroidTables
+from manyvec.storage.lance import TABLE, connect, translated
+from manyvec.storage.schema import MANIFEST_KEY, Manifest
+
+if TYPE_CHECKING:
+    import lancedb
+    from lancedb.table import Table
+
+_generations = itertools.count(1)
+
+
+class _Version(NamedTuple):
+    """A version of a table, and what tells it from a version of another table that has the same number.
+
+    Attributes:
+        number: Version number.
+        identity: Identity of the index, where it is read with every look at the version: in a bucket.
+        file: Inode, time of the last change in nanoseconds, and size of the version's file: in a folder.
+    """
+
+    number: int
+    identity: str = ""
+    file: tuple[int, int, int] | None = None
+
+
+class OpenedIndex:
+    """A connection to one index.
+
+    Attributes:
+        uri: The database.
+        generation: Number that no other connection of this process has.
+        manifest: The index's manifest.
+        database: LanceDB's connection.
+        table: Handle of the documents' table, always at its newest version.
+        centroids: The tables of centroids beside the documents.
+    """
+
+    def __init__(self, uri: str, database: lancedb.DBConnection, table: Table, manifest: Manifest) -> None:
+        self.uri = uri
+        self.generation = next(_generations)
+        self.manifest = manifest
+        self.database = database
+        self.table = table
+        self.centroids = CentroidTables(uri, manifest, database, table)
+        self._looking = threading.Lock()
+        self._folder = None if "://" in uri else Path(uri).absolute() / f"{TABLE}.lance"
+        # Reads the version and the identity in a bucket with a single request: unlike `table`, it looks for a newer
+        # version only when told to. Nobody else can reach a database in memory.
+        is_remote = self._folder is None and not uri.startswith("memory:")
+        self._probe = connect(uri, is_consistent=False).open_table(TABLE) if is_remote else None
+        self._folder_inode = self._inode()
+        self._times = self._version_times()
+        self._seen = self._look()
+
+    @classmethod
+    def open(cls, uri: str) -> OpenedIndex:
+        """Open an index.
+
+        Raises:
+            IndexNotFoundError: There is no index.
+            ManifestError: The manifest is missing, damaged, or of an unknown format.
+        """
+        # LanceDB would create the folder.
+        if "://" not in uri and not Path(uri).is_dir():
+            raise IndexNotFoundError(f"there is no index at {uri}: no such folder. Index.create makes one")
+        with translated(f"open the index {uri}"):
+            database = connect(uri)
+            if TABLE not in database.list_tables().tables:
+                raise IndexNotFoundError(f"there is no index at {uri}: no table {TABLE!r}. Index.create makes one")
+            table = database.open_table(TABLE)
+            return cls(uri, database, table, Manifest.parse(manifest_json(table), uri))
+
+    def newest(self) -> int | None:
+        """Return the newest version of the index, or None if another index has taken its place."""
+        seen = self._seen
+        if self._look() == seen:
+            return seen.number
+        with self._looking:
+            # Looked at again: another thread may have seen a newer version meanwhile.
+            now = self._look()
+            if now != self._seen:
+                manifest = Manifest.parse(manifest_json(self.table), self.uri)
+                if not self._is_successor(now, manifest):
+                    return None
+                self.manifest, self._seen = manifest, now
+            return now.number
+
+    def is_of(self, table: Table, version: int) -> bool:
+        """Return whether a handle at this version, the newest, belongs to this index."""
+        is_same_file = self._seen.number != version or self._file(version) == self._seen.file
+        return is_same_file and Manifest.parse(manifest_json(table), self.uri).identity == self.manifest.identity
+
+    def identify(self) -> None:
+        """Write an identity into a manifest of format 1, which has none."""
+        if self.manifest.identity:
+            return
+        with self._looking:
+            manifest = self.manifest.identified()
+            update = {"path": "tokens", "metadata": {MANIFEST_KEY: manifest.to_json()}}
+            try:
+                self.table.update_field_metadata(update)
+            except (RuntimeError, OSError, ValueError):
+                # Another process may have written one at the same time: then that one counts.
+                manifest = Manifest.parse(manifest_json(self.table), self.uri)
+                if not manifest.identity:
+                    raise
+            self.manifest = manifest
+
+    def _look(self) -> _Version:
+        if self._probe is not None:
+            self._probe.checkout_latest()
+            manifest = Manifest.parse(manifest_json(self._probe), self.uri)
+            return _Version(int(self._probe.version), manifest.identity)
+        number = int(self.table.version)
+        return _Version(number, file=self._file(number))
+
+    def _is_successor(self, now: _Version, manifest: Manifest) -> bool:
+        """Return whether a version was committed to this index after the one that was seen last."""
+        seen = self._seen
+        if now.number < seen.number or (self.manifest.identity and manifest.identity != self.manifest.identity):
+            return False
+        if self._folder is None:
+            times, self._times = self._times, self._version_times()
+            return all(self._times.get(number, time) == time for number, time in times.items())
+        # The file of a version never changes. It may have been removed by `optimize`.
+        file = self._file(seen.number)
+        return file == seen.file if file is not None else self._inode() == self._folder_inode
+
+    def _file(self, version: int) -> tuple[int, int, int] | None:
+        if self._folder is None:
+            return None
+        # Lance's two ways to name the file of a version.
+        for name in (f"{2**64 - 1 - version:020}.manifest", f"{version}.manifest"):
+            try:
+                stat = (self._folder / "_versions" / name).stat()
+            except OSError:
+                continue
+            return stat.st_ino, stat.st_mtime_ns, stat.st_size
+        return None
+
+    def _inode(self) -> int | None:
+        return None if self._folder is None else self._folder.stat().st_ino
+
+    def _version_times(self) -> dict[int, datetime]:
+        """Return when each version was committed, where an index in a bucket cannot be told apart by its identity."""
+        if self._probe is None or self.manifest.identity:
+            return {}
+        return {version["version"]: version["timestamp"] for version in self.table.list_versions()}
+
+
+def manifest_json(table: Table) -> bytes | None:
+    """Return the manifest that is stored with a table; None if there is none."""
+    schema = table.schema
+    metadata = (schema.field("tokens").metadata or {}) if "tokens" in schema.names else {}
+    written: bytes | None = metadata.get(MANIFEST_KEY.encode())
+    return written
