@@ -475,7 +475,7 @@ def test_optimize_indexes_text_and_filters_and_frees_space(index):
     expected = index.search("dated 7", k=3, filter=F("tags").contains("t"))
     index.optimize(keep=timedelta(0))
     assert index.info().bytes_on_disk < before
-    indexed = {column for entry in Store.open(index.uri)._table.list_indices() for column in entry.columns}
+    indexed = {column for entry in Store.open(index.uri)._opened.table.list_indices() for column in entry.columns}
     assert indexed == {"text", "meta_year", "meta_tags"}
     assert index.search("dated 7", k=3, filter=F("tags").contains("t")) == expected
     index.add([{"id": "late", "text": "dated 7", "metadata": {"year": 7, "tags": ["t"]}}])
