@@ -170,7 +170,8 @@ class Index:
         index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes, device=device, scorer=scorer)
         if encoder is not None:
             loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
-            index._encoder = index._checked(loaded, index._store.manifest)
+            index._store.manifest.check_encoder(loaded, index.uri)
+            index._encoder = loaded
         return index
 
     def __repr__(self) -> str:
@@ -432,17 +433,8 @@ class Index:
                     f"Pass it: Index.open({self.uri!r}, encoder=...). {error}"
                 ) from error
             self._loads_encoder = True
-        return self._checked(self._encoder, manifest)
-
-    def _checked(self, encoder: Encoder, manifest: Manifest) -> Encoder:
-        """Return the encoder if it is the one that the index was built with, else raise `ManifestError`."""
-        if encoder.dim != manifest.dim or encoder.fingerprint != manifest.fingerprint:
-            same_name = " (other weights or settings under the same name)" if encoder.name == manifest.model else ""
-            raise ManifestError(
-                f"the index {self.uri} holds {manifest.dim}-dim vectors of {manifest.model}; the encoder is "
-                f"{encoder.name} ({encoder.dim}-dim){same_name}. Open it with {manifest.model}, or build a new index."
-            )
-        return encoder
+        manifest.check_encoder(self._encoder, self.uri)
+        return self._encoder
 
     def _where(self, condition: FilterLike | None, manifest: Manifest) -> str | None:
         if condition is None:

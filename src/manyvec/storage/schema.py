@@ -22,6 +22,8 @@ from manyvec.vectors.codec import STORAGES, bytes_per_token
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from manyvec.models.loading import Encoder
+
 FORMAT = 2
 # Format 1 called the filter columns `filters`.
 _READ_FORMATS = (1, 2)
@@ -80,6 +82,15 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest as `parse` reads it."""
         return json.dumps(asdict(self))
+
+    def check_encoder(self, encoder: Encoder, uri: str) -> None:
+        """Raise `ManifestError` unless the encoder is the one that the index was built with."""
+        if encoder.dim != self.dim or encoder.fingerprint != self.fingerprint:
+            same_name = " (other weights or settings under the same name)" if encoder.name == self.model else ""
+            raise ManifestError(
+                f"the index {uri} holds {self.dim}-dim vectors of {self.model}; the encoder is "
+                f"{encoder.name} ({encoder.dim}-dim){same_name}. Open it with {self.model}, or build a new index."
+            )
 
     @property
     def columns(self) -> dict[str, ColumnType]:
