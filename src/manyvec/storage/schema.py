@@ -22,7 +22,7 @@ from manyvec.vectors.codec import STORAGES, bytes_per_token
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from manyvec.models.loading import Encoder
+    from manyvec.models.protocol import Encoder
 
 FORMAT = 2
 # Format 1 called the filter columns `filters`.
