@@ -19,12 +19,12 @@ from manyvec.errors import (
     check_count,
     check_fraction,
     check_ids,
-    check_query,
 )
 from manyvec.filters import ColumnType, Filter, parse_filter, to_sql
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import Auto, Candidates
+from manyvec.retrieval.queries import AnyQuery, check_strings, encode
 from manyvec.retrieval.reader import IndexReader, scorer_for
 from manyvec.retrieval.search import SearchOptions
 from manyvec.storage.ingest import AddReport, add_batch, batches
@@ -282,7 +282,7 @@ class Index:
 
     def search(
         self,
-        query: str,
+        query: AnyQuery,
         k: int = 10,
         *,
         filter: FilterLike | None = None,
@@ -293,10 +293,10 @@ class Index:
         """Find the documents that match a query best.
 
         Args:
-            query: Query string. A query without tokens finds nothing.
+            query: String, image (a `Path`, the bytes of a file, or a PIL image), token vectors of shape
+                (n_tokens, dim), or a tuple of these, whose scores add up. A query without tokens finds nothing.
             k: Maximum number of hits.
-            filter: Condition made with `manyvec.F`, or a dict such as `{"lang": "en"}`. Only documents that pass are
-                searched.
+            filter: Condition that documents must pass: made with `manyvec.F`, or a dict such as `{"lang": "en"}`.
             depth: Number of candidates from the centroid lists, if there are any (see `optimize`). By default as many
                 documents as hold 10,000 token vectors, at least 32, and up to 300 that come close to the best of them.
                 Small indexes, and small filtered parts of large ones, are scored completely.
@@ -309,17 +309,15 @@ class Index:
             Hits, best first; equal scores are ordered by id.
 
         Raises:
-            InputError: `query` is not a string, `k` not a non-negative integer, `depth` not a positive integer, or
-                `lexical_weight` not between 0 and 1.
+            InputError: An argument is invalid, or a query without text is to be mixed with BM25 or explained.
             FilterError: The filter names an undeclared column, or compares it with a value of another type.
         """
-        return self.search_many(
-            [check_query(query)], k, filter=filter, depth=depth, lexical_weight=lexical_weight, evidence=evidence
-        )[0]
+        options: dict[str, Any] = {"depth": depth, "lexical_weight": lexical_weight, "evidence": evidence}
+        return self.search_many([query], k, filter=filter, **options)[0]
 
     def search_many(
         self,
-        queries: Sequence[str],
+        queries: Sequence[AnyQuery],
         k: int = 10,
         *,
         filter: FilterLike | None = None,
@@ -329,20 +327,21 @@ class Index:
     ) -> list[list[Hit]]:
         """Search for several queries, encoded and scored in one pass; return a list of hits for each. See `search`."""
         if isinstance(queries, str):
-            raise InputError("search_many takes a list of strings; for one string use search")
-        queries = [check_query(query) for query in queries]
+            raise InputError("search_many takes a list of queries; for one query use search")
         k = check_count(k, "k")
         depth = None if depth is None else check_count(depth, "depth", minimum=1)
         lexical_weight = check_fraction(lexical_weight, "lexical_weight")
         version = self._reader.current()
-        where = self._where(filter, version.snapshot.manifest)
+        manifest = version.snapshot.manifest
+        where = self._where(filter, manifest)
         if not queries or k == 0:
             return [[] for _ in queries]
-        encoder = self._encoder_for(version.snapshot.manifest)
-        tokens = self._encode_queries(queries, encoder)
+        check_strings(queries, lexical_weight=lexical_weight, evidence=evidence)
+        texts, tokens = self._encode_queries(queries, manifest)
+        encoder = self._encoder_for(manifest) if evidence else None
         crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
         options = SearchOptions(k, depth, lexical_weight, evidence, crops_images)
-        return self._reader.search(version, queries, tokens, self.candidates, options, where)
+        return self._reader.search(version, texts, tokens, self.candidates, options, where)
 
     def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:
         """Score stored documents exactly, from their stored vectors, as rerankers need it.
@@ -357,31 +356,28 @@ class Index:
             whose vectors are damaged, -inf for a query without tokens.
         """
         version = self._reader.current()
-        tokens = query
-        if isinstance(tokens, str):
-            tokens = self._encode_queries([check_query(tokens)], self._encoder_for(version.snapshot.manifest))
+        tokens = self._encode_queries([query], version.snapshot.manifest)[1] if isinstance(query, str) else query
         ids = check_ids(ids)
         text_hashes = [None] * len(ids) if texts is None else [*map(content_hash, texts)]
         return self._reader.score(version, tokens, ids, text_hashes)
 
     def rank(
-        self, queries: Sequence[str], candidates: Candidates, depth: int = 100, *, filter: FilterLike | None = None
+        self, queries: Sequence[AnyQuery], candidates: Candidates, depth: int = 100, *, filter: FilterLike | None = None
     ) -> list[list[str]]:
         """Return the ids that a first stage finds by itself, best first, to compare first stages with `search`.
 
         Args:
-            queries: Query strings.
+            queries: Queries as in `search`, with the same `filter`.
             candidates: First stage; see `manyvec.candidates`.
             depth: Number of documents to find for each query.
-            filter: Condition as in `search`.
 
         Returns:
             Ids for each query; all ids in scope if the first stage wants every document.
         """
         version = self._reader.current()
         where = self._where(filter, version.snapshot.manifest)
-        tokens = self._encode_queries(queries, self._encoder_for(version.snapshot.manifest))
-        return self._reader.rank(version, queries, tokens, candidates, depth, where)
+        texts, tokens = self._encode_queries(queries, version.snapshot.manifest)
+        return self._reader.rank(version, texts, tokens, candidates, depth, where)
 
     def optimize(self, *, keep: timedelta = timedelta(days=7), show_progress: bool = False) -> None:
         """Merge small files, bring all indexes up to date, and free disk space.
@@ -442,11 +438,8 @@ class Index:
         return to_sql(parse_filter(condition), manifest.columns, FILTER_PREFIX)
 
     @stage("encode")
-    def _encode_queries(self, queries: Sequence[str], encoder: Encoder) -> TokenBatch:
-        tokens = encoder.encode_queries(queries)
-        if len(tokens) != len(queries) or tokens.dim != encoder.dim:
-            raise EncoderError(f"{encoder.name} returned {tokens!r} for {len(queries)} queries of dim {encoder.dim}")
-        return tokens
+    def _encode_queries(self, queries: Sequence[AnyQuery], manifest: Manifest) -> tuple[list[str], TokenBatch]:
+        return encode(queries, lambda: self._encoder_for(manifest), manifest.dim)
 
 
 def _uri(uri: str | PathLike[str]) -> str:
