@@ -11,6 +11,7 @@ import pytest
 import manyvec
 from manyvec import Index
 from manyvec.cli import main
+from manyvec.testing import HashEncoder
 
 DOCUMENTS = """id,text,year,lang
 late,Late interaction keeps one vector for each token of a text,2020,en
@@ -230,7 +231,7 @@ def test_help_and_errors_about_paths_import_neither_torch_nor_a_database(argumen
 
 
 def test_every_command_has_an_example_in_its_help(capsys):
-    for command in ("index", "search", "info", "serve", "mcp", "eval", "models"):
+    for command in ("index", "search", "info", "delete", "export", "serve", "mcp", "eval", "models"):
         status, out, _ = run(capsys, command, "--help")
         assert status == 0 and f"manyvec {command}" in out.partition("Example")[2]
     status, out, _ = run(capsys, "--version")
@@ -263,6 +264,69 @@ def test_tables_are_as_wide_as_the_terminal_and_uncut_without_one(capsys, monkey
     assert not re.search("\x1b\\[(3|4)", out)
     lines = re.sub("\x1b\\[\\d*m", "", out).splitlines()
     assert len(lines) > 3 and max(map(len, lines)) <= 60
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder with three documents in its default index."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "documents.csv").write_text(DOCUMENTS)
+    index = Index.create(tmp_path / ".manyvec", HashEncoder(16), filter_columns={"year": int, "lang": str})
+    rows = [line.split(",") for line in DOCUMENTS.splitlines()[1:]]
+    index.add(
+        {"id": id, "text": text, "metadata": {"year": int(year) if year else None, "lang": lang, "title": "Zürich"}}
+        for id, text, year, lang in rows
+    )
+    return index
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (["--id", "bread", "--id", "unknown"], ["brot", "late"]),
+        (["--where", "lang=en", "--where", "year>2020"], ["brot", "late"]),
+        (["--where", "lang=fr"], ["bread", "brot", "late"]),
+    ],
+)
+def test_delete_removes_what_is_named_and_a_dry_run_only_counts(small, capsys, arguments, left):
+    n_deleted = 3 - len(left)
+    _, out, _ = run(capsys, "delete", *arguments, "--dry-run", "--json")
+    assert json.loads(out) == {"deleted": n_deleted, "documents": 3, "dry_run": True}
+    status, out, _ = run(capsys, "delete", *arguments)
+    assert (status, out) == (0, f"{n_deleted} deleted; {len(left)} documents in ./.manyvec\n")
+    assert small.ids() == left
+
+
+@pytest.mark.parametrize("arguments", [[], ["--id", "bread", "--where", "lang=en"]])
+def test_delete_wants_ids_or_conditions(small, capsys, arguments):
+    status, _, err = run(capsys, "delete", *arguments)
+    assert status == 2 and "--id" in err and small.count() == 3
+
+
+def test_an_export_is_what_index_reads_again(small, tmp_path, capsys):
+    assert run(capsys, "export", "all.jsonl")[0] == 0
+    from manyvec.files import read
+
+    stored = {d.id: (d.text, dict(d.metadata)) for d in small.get(small.ids())}
+    back = {d.id: (d.text, d.metadata) for d in read("all.jsonl")}
+    assert {id: text for id, (text, _) in back.items()} == {id: text for id, (text, _) in stored.items()}
+    assert all(metadata.items() <= back[id][1].items() for id, (_, metadata) in stored.items())
+    _, out, _ = run(capsys, "export", "-", "--where", "year>=2020")
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["bread", "late"]
+    assert run(capsys, "export", "all.parquet")[0] == 0
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(tmp_path / "all.parquet").to_pylist()
+    assert {row["id"]: json.loads(row["metadata"]) for row in rows} == {id: m for id, (_, m) in stored.items()}
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("all.txt", "must end with .jsonl or .parquet"), ("nowhere/a.jsonl", "no such folder")]
+)
+def test_an_export_that_cannot_be_written_says_so(small, capsys, file, said):
+    status, out, err = run(capsys, "export", file)
+    assert (status, out) == (1, "") and said in err and small.count() == 3
 
 
 def test_an_index_keeps_the_storage_and_the_pooling_it_was_made_with(tmp_path, capsys):

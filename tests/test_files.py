@@ -49,6 +49,13 @@ def test_json_lines_keep_ids_titles_and_metadata(tmp_path):
     assert report.notes == [f"{path.as_posix()}: 1 records without text were skipped"]
 
 
+def test_metadata_of_a_record_is_kept_where_its_file_has_the_same_keys(tmp_path):
+    write(tmp_path / "a.csv", "text,source,modified,page\nflour,Wikipedia,yesterday,7\n")
+    (document,) = read(tmp_path)
+    kept = {key: document.metadata[key] for key in ("source", "modified", "page")}
+    assert kept == {"source": "Wikipedia", "modified": "yesterday", "page": "7"}
+
+
 @pytest.mark.parametrize("key", ["text", "content", "page_content", "body", "passage"])
 def test_usual_names_of_the_text_are_known_in_every_format(tmp_path, key):
     write(tmp_path / "a.jsonl", json.dumps({"id": 1, key: "flour"}))
@@ -536,6 +543,14 @@ def test_sync_keeps_what_cannot_be_read_now(tmp_path, index):
     assert report.deleted == [] and len(report.files.problems) == 1 and index.ids() == ["1", "2"]
     write(tmp_path / "docs" / "a.jsonl", '{"id": 2, "text": "two"}')
     assert sync(index, tmp_path / "docs", root=tmp_path).deleted == ["1"]
+
+
+def test_sync_knows_the_file_of_records_that_name_another_source(tmp_path, index):
+    path = write(tmp_path / "a.csv", "id,text,source\n1,flour,Wikipedia\n2,water,Wikipedia\n")
+    sync(index, path, root=tmp_path)
+    write(path, "id,text,source\n2,water,Wikipedia\n")
+    assert sync(index, path, root=tmp_path).deleted == ["1"]
+    assert index.get("2")[0].metadata["source"] == "Wikipedia"
 
 
 def test_sync_of_a_folder_that_is_gone_deletes_what_came_from_it(tmp_path, index):

@@ -1,6 +1,6 @@
 """Assemble the commands, and translate errors into messages and exit statuses.
 
-Exit statuses: 0 success, 1 failure, 2 wrong usage, 130 interrupted (Ctrl-C).
+Exit statuses: 0 success, 1 failure, 2 wrong usage, 3 some files could not be read (`index`), 130 interrupted (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from manyvec import __version__
-from manyvec.cli.commands import evaluate, index, info, mcp, models, search, serve
+from manyvec.cli.commands import delete, evaluate, export, index, info, mcp, models, search, serve
 from manyvec.errors import ManyvecError
 
 P = ParamSpec("P")
@@ -103,6 +103,8 @@ for _module, _name in (
     (index, "index"),
     (search, "search"),
     (info, "info"),
+    (delete, "delete"),
+    (export, "export"),
     (serve, "serve"),
     (mcp, "mcp"),
     (evaluate, "eval"),

@@ -41,6 +41,16 @@ ScoreDeviceOption: TypeAlias = Annotated[
     ScoreDevice | None,
     typer.Option("--score-device", help="Where documents are scored, if elsewhere than --device.", show_default=False),
 ]
+WhereOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="CONDITION",
+        help="Condition on a filter column: 'year>=2023', 'lang=en', or 'tags~ir' for contains. "
+        "May be repeated: all conditions must hold.",
+        show_default=False,
+    ),
+]
 KOption: TypeAlias = Annotated[int, typer.Option("-k", metavar="N", help="Maximum number of hits.")]
 
 

@@ -56,7 +56,7 @@ class Reading:
                 if document.image is None and not any(map(str.isalnum, document.text)):
                     continue
                 n_documents += 1
-                yield replace(document, metadata={**document.metadata, **described})
+                yield replace(document, metadata={**described, **document.metadata})
         except MissingPackageError as error:
             report.add_problem(shown, str(error), is_whole_file=not n_documents)
         except InputError as error:

@@ -59,7 +59,9 @@ def read_records(
         if document is None:
             n_without_text += 1
         else:
-            metadata = {"source": source, **document.metadata}
+            # A record may have a source of its own; `sync` still has to know which file it came from.
+            origin = {"file": source} if document.metadata.get("source", source) != source else {}
+            metadata = {"source": source, **document.metadata, **origin}
             yield Document(document.id, document.text, metadata)
     if n_without_text:
         on_note(f"{n_without_text:,} records without text were skipped")

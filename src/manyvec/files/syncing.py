@@ -113,7 +113,8 @@ def _sources(index: Index, seen: set[str]) -> Iterator[tuple[str, str]]:
     others = [id for id in index.ids() if id not in seen]
     for start in range(0, len(others), _BATCH):
         for document in index.get(others[start : start + _BATCH]):
-            if isinstance(source := document.metadata.get("source"), str):
+            source = document.metadata.get("file", document.metadata.get("source"))
+            if isinstance(source, str):
                 yield document.id, source
 
 

@@ -15,6 +15,7 @@ from manyvec.cli.options import (
     JsonOption,
     KOption,
     ScoreDeviceOption,
+    WhereOption,
     open_index,
 )
 from manyvec.errors import InputError
@@ -35,16 +36,7 @@ def run(
     query: Annotated[str, typer.Argument(help="What to search for.", show_default=False)],
     index: IndexOption = DEFAULT_INDEX,
     k: KOption = 5,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--where",
-            metavar="CONDITION",
-            help="Condition on a filter column: 'year>=2023', 'lang=en', or 'tags~ir' for contains. "
-            "May be repeated: all conditions must hold.",
-            show_default=False,
-        ),
-    ] = None,
+    where: WhereOption = None,
     evidence: Annotated[bool, typer.Option("--evidence", help="Show matched words and the best passage.")] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show what BM25, the pooled vector and late interaction each find.")

@@ -1,0 +1,113 @@
+"""`manyvec export`: write the documents of an index to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from manyvec.cli.options import DEFAULT_INDEX, IndexOption, WhereOption, open_index
+from manyvec.errors import InputError
+
+if TYPE_CHECKING:
+    from manyvec.index import FilterLike, Index
+
+EXAMPLES = """Examples:
+
+manyvec export papers.jsonl --index ./papers
+
+manyvec export recent.parquet --where 'year>=2020'
+
+manyvec export - | head"""
+# Documents that are read and written at a time.
+_BATCH = 256
+
+
+def run(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A .jsonl file, which `manyvec index` reads again, a .parquet file, or - for standard output.",
+            show_default=False,
+        ),
+    ],
+    index: IndexOption = DEFAULT_INDEX,
+    where: WhereOption = None,
+) -> None:
+    """Write id, text and metadata of documents to a file; images and token vectors stay in the index."""
+    if file != "-" and not file.endswith((".jsonl", ".parquet")):
+        raise InputError(f"{file}: the name must end with .jsonl or .parquet")
+    if file != "-" and not (folder := Path(file).expanduser().absolute().parent).is_dir():
+        raise InputError(f"{folder}: no such folder")
+    opened = open_index(index)
+    from manyvec.cli.conditions import parse_where
+    from manyvec.cli.output import say
+
+    condition = parse_where(where or [], opened.filter_columns)
+    write = _write_parquet if file.endswith(".parquet") else _write_jsonl
+    try:
+        n_documents = write(_records(opened, condition), file)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
+    say(f"{n_documents:,} documents written to {'standard output' if file == '-' else file}")
+
+
+def _records(index: Index, condition: FilterLike | None) -> Iterator[list[dict[str, Any]]]:
+    """Yield documents in batches, in the order of their ids."""
+    ids = index.ids(condition)
+    for start in range(0, len(ids), _BATCH):
+        documents = index.get(ids[start : start + _BATCH])
+        yield [{"id": d.id, "text": d.text, "metadata": dict(d.metadata)} for d in documents]
+
+
+def _write_jsonl(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
+    n_documents = 0
+    with _output(file) as output:
+        for batch in batches:
+            output.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in batch)
+            n_documents += len(batch)
+    return n_documents
+
+
+def _write_parquet(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.string()) for name in ("id", "text", "metadata")])
+    n_documents = 0
+    with _complete(file) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for batch in batches:
+            rows = [{**record, "metadata": json.dumps(record["metadata"], ensure_ascii=False)} for record in batch]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+            n_documents += len(rows)
+    return n_documents
+
+
+@contextmanager
+def _output(file: str) -> Iterator[TextIO]:
+    if file == "-":
+        yield sys.stdout
+        return
+    with _complete(file) as temporary, open(temporary, "w", encoding="utf-8") as output:
+        yield output
+
+
+@contextmanager
+def _complete(file: str) -> Iterator[str]:
+    """Yield the name of a temporary file that takes the place of `file` once it is complete."""
+    path = os.path.expanduser(file)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
