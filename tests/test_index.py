@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from manyvec import Document, F, Index, InputError, ManifestError, StoreError, TokenBatch
 from manyvec.candidates import Lexical, Pooled
-from manyvec.storage.ingest import AddReport, batches
+from manyvec.storage.ingest import AddReport, Checked, batches
 from manyvec.storage.table import Store
 from manyvec.testing import HashEncoder
 from manyvec.vectors.maxsim import maxsim_reference
@@ -77,14 +77,14 @@ def test_a_budget_of_any_size_gives_the_same_hits(tmp_path):
 
 def test_batches_grow_with_the_index_and_end_before_a_million_characters():
     short = ({"id": str(i), "text": "short"} for i in range(60_000))
-    lengths = [len(batch) for batch in batches(short)]
+    lengths = [len(batch) for batch in batches(Checked(short, "raise"))]
     before = np.cumsum([0, *lengths])[:-1]
     assert lengths[0] == 256
     assert sum(lengths) == 60_000
     assert all(n == max(256, -(-stored // 64)) for n, stored in zip(lengths[:-1], before[:-1], strict=True))
-    assert [len(batch) for batch in batches([{"id": str(i), "text": "short"} for i in range(999)], 64_000)] == [999]
+    assert [len(batch) for batch in batches((Document(str(i), "short") for i in range(999)), 64_000)] == [999]
     long = [{"id": str(i), "text": "x" * 400_000} for i in range(5)]
-    assert [len(batch) for batch in batches(long, 64_000)] == [2, 2, 1]
+    assert [len(batch) for batch in batches(Checked(long, "raise"), 64_000)] == [2, 2, 1]
 
 
 def test_many_queries_at_once_find_what_each_finds_alone(index):

@@ -1,5 +1,6 @@
 """`Reranker`: any documents in the order of MaxSim, from stored vectors where there are any."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,14 +78,17 @@ def test_equal_scores_keep_the_order_in_which_the_documents_came():
     ]
 
 
-def test_an_empty_text_comes_last_with_the_score_of_nothing():
-    hits = Reranker(HashEncoder()).rerank("red", ["", "blue sky", " \n", "red"])
+def test_an_empty_text_comes_last_with_the_lowest_score_that_there_is():
+    hits = Reranker(HashEncoder()).rerank("red wine", ["", "blue sky", " \n", "red"])
     assert [hit.id for hit in hits] == ["3", "1", "0", "2"]
-    assert [hit.score for hit in hits[2:]] == [-np.inf, -np.inf]
+    # Two query tokens: nothing is less similar, and JSON can hold it.
+    assert [(hit.score, hit.similarity) for hit in hits[2:]] == [(-2, -1), (-2, -1)]
 
 
 def test_a_query_without_tokens_leaves_the_order_as_it_is():
-    assert [hit.id for hit in Reranker(HashEncoder()).rerank("  ", ["b", "a", "c"])] == ["0", "1", "2"]
+    hits = Reranker(HashEncoder()).rerank("  ", ["b", "a", "c", ""])
+    assert [(hit.id, hit.score, hit.similarity) for hit in hits] == [(str(i), 0, 0) for i in range(4)]
+    json.dumps([hit.score for hit in hits], allow_nan=False)
 
 
 @pytest.mark.parametrize(("top_n", "n"), [(None, 3), (0, 0), (2, 2), (9, 3)])

@@ -22,9 +22,9 @@ from .filters import AllOf as AllOf
 from .filters import AnyOf as AnyOf
 from .filters import F as F
 from .filters import Filter as Filter
+from .filters import FilterLike as FilterLike
 from .filters import HasId as HasId
 from .filters import parse_filter as parse_filter
-from .index import FilterLike as FilterLike
 from .index import Index as Index
 from .mmr import diversify as diversify
 from .models.loading import load_encoder as load_encoder

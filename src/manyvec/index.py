@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from importlib.metadata import version as package_version
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from manyvec.errors import (
     EncoderError,
     InputError,
     ManifestError,
-    StoreError,
     check_count,
     check_fraction,
     check_ids,
 )
-from manyvec.filters import ColumnType, Filter, parse_filter, to_sql
+from manyvec.filters import ColumnType, FilterLike, parse_filter, to_sql
+from manyvec.filters.values import read_metadata
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.queries import AnyQuery, check_strings, encode
 from manyvec.retrieval.reader import IndexReader, scorer_for
 from manyvec.retrieval.search import SearchOptions
-from manyvec.storage.ingest import AddReport, add_batch, batches
+from manyvec.storage.ingest import AddReport, add_documents
 from manyvec.storage.lance import disk_bytes, where_ids
 from manyvec.storage.maintenance import encode_residuals, extend_lists
 from manyvec.storage.schema import FILTER_PREFIX, Manifest, content_hash
@@ -38,8 +37,6 @@ from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import Scorer, Scores
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
-
-FilterLike = Filter | Mapping[str, Any]
 
 
 class Index:
@@ -202,7 +199,13 @@ class Index:
         """The encoder that the index was built with, loaded at the first use."""
         return self._encoder_for(self._store.manifest)
 
-    def add(self, documents: Iterable[Document | Mapping[str, Any]], *, show_progress: bool = False) -> AddReport:
+    def add(
+        self,
+        documents: Iterable[Document | Mapping[str, Any]],
+        *,
+        on_blank: Literal["raise", "skip"] = "raise",
+        show_progress: bool = False,
+    ) -> AddReport:
         """Add documents, replacing those whose ids exist.
 
         Documents whose text and image are unchanged are not re-encoded, so an interrupted run can be resumed by calling
@@ -212,30 +215,20 @@ class Index:
         Args:
             documents: Any number of `Document`s, or of dicts with `id`, `text` and optionally `metadata` and `image`. A
                 document with an image is encoded as that page, not as its text.
+            on_blank: `raise` an error for a document without text or tokens, or `skip` and count it.
             show_progress: Show a progress bar.
 
         Returns:
-            Numbers of added, updated and unchanged documents.
+            Numbers of added, updated, unchanged and blank documents.
 
         Raises:
             InputError: A document cannot be stored, or this encoder cannot read its image. Earlier batches are stored.
             StoreError: The database could not be written. Earlier batches are stored.
         """
-        from tqdm.auto import tqdm
-
-        total = len(documents) if isinstance(documents, Sized) else None
-        report = AddReport()
-        with self._writing, tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
-            try:
-                for batch in batches(documents, self.count()):
-                    report += add_batch(self._store, batch, lambda: self.encoder)
-                    bar.update(len(batch))
-            except (InputError, EncoderError, StoreError) as error:
-                if not report.total:
-                    raise
-                note = f"{error} (The {report.total} documents before it are stored; add all of them again to resume.)"
-                raise type(error)(note) from error
-        return report
+        with self._writing:
+            return add_documents(
+                self._store, documents, lambda: self.encoder, on_blank=on_blank, show_progress=show_progress
+            )
 
     def get(self, ids: str | Sequence[str]) -> list[Document]:
         """Return the documents with these ids, in this order, images as bytes; unknown ids are left out."""
@@ -244,7 +237,7 @@ class Index:
         stored = snapshot.find(ids)
         row_ids = [stored[id].row_id for id in ids if id in stored]
         rows = zip(snapshot.texts(row_ids), snapshot.images(row_ids), strict=True)
-        return [Document(row["id"], row["text"], json.loads(row["metadata"]), image=image) for row, image in rows]
+        return [Document(row["id"], row["text"], read_metadata(row["metadata"]), image=image) for row, image in rows]
 
     def ids(self, filter: FilterLike | None = None) -> list[str]:
         """Return the ids of all documents, or of those that pass a filter, sorted."""
@@ -296,7 +289,8 @@ class Index:
             query: String, image (a `Path`, the bytes of a file, or a PIL image), token vectors of shape
                 (n_tokens, dim), or a tuple of these, whose scores add up. A query without tokens finds nothing.
             k: Maximum number of hits.
-            filter: Condition that documents must pass: made with `manyvec.F`, or a dict such as `{"lang": "en"}`.
+            filter: Condition made with `manyvec.F`, or a dict such as `{"lang": "en"}` or `{"year": {"$gte": 2020}}`
+                (see `parse_filter`). Only documents that pass are searched.
             depth: Number of candidates from the centroid lists, if there are any (see `optimize`). By default as many
                 documents as hold 10,000 token vectors, at least 32, and up to 300 that come close to the best of them.
                 Small indexes, and small filtered parts of large ones, are scored completely.

@@ -5,7 +5,7 @@ Documents that an index stores with the same id and text are scored from their s
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -65,14 +65,14 @@ class Reranker:
         """Return documents in the order of their scores.
 
         Args:
-            query: Query string. A query without tokens scores every document -inf and keeps the order.
+            query: Query string. A query without tokens scores every document 0 and keeps the order.
             documents: Strings or `Document`s. The id of a string is its position ("0", "1", ...). Ids may repeat. The
                 image of a page counts only if the index holds it under this id and text; elsewhere its text counts.
             top_n: Maximum number of hits; None for all documents.
 
         Returns:
-            Hits, best first; equal scores keep the order of `documents`. A text without tokens scores -inf and comes
-            last. Metadata is copied.
+            Hits, best first; equal scores keep the order of `documents`. A text without tokens comes last, with the
+            lowest score that there is: minus the number of query tokens, a similarity of -1. Metadata is copied.
 
         Raises:
             InputError: The query is not a string, a document is neither a string nor a `Document`, or `top_n` is not a
@@ -84,7 +84,7 @@ class Reranker:
                 raise InputError(f"document {position} must be a string or a Document, got {type(document).__name__}")
         texts = [document if isinstance(document, str) else document.text for document in given]
         ids = [None if isinstance(document, str) else document.id for document in given]
-        metadata = [{} if isinstance(d, str) else json.loads(d.metadata_json()) for d in given]
+        metadata = [{} if isinstance(d, str) else copy.deepcopy(dict(d.metadata)) for d in given]
         return [
             Hit(
                 id=str(i) if (id := ids[i]) is None else id,
@@ -118,7 +118,8 @@ class Reranker:
         if not texts or top_n == 0:
             return []
         query_tokens = self.encoder.encode_queries([query])
-        scores = self._scores(query_tokens, texts, ids)
+        # Not -inf, which JSON cannot hold: frameworks and web servers send scores as they are.
+        scores = np.maximum(self._scores(query_tokens, texts, ids), -query_tokens.n_tokens)
         best = np.argsort(-scores, kind="stable")[:top_n]
         return [(int(i), float(scores[i]), float(scores[i]) / max(1, query_tokens.n_tokens)) for i in best]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from manyvec.errors import InputError, check_unicode
 from manyvec.evidence.pages import PageEvidence
 from manyvec.evidence.passages import Passage
 from manyvec.evidence.text import Evidence
+from manyvec.filters.values import kept_metadata, shown, write_metadata
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Document:
         text: Returned with hits, and encoded in full however long it is. It may be blank only if there is an image.
             Beside an image, which is encoded instead, it is what BM25 and the frameworks see: a caption, or the text on
             the page.
-        metadata: Whatever JSON can hold; it is returned exactly as it was added: `None`, bool, int, float, str, lists
-            and dicts with string keys.
+        metadata: Dict with string keys. What JSON can hold is returned as it was added. Dates, UUIDs, paths, decimals,
+            enums, sets, dataclasses and the scalars of numpy and pandas are converted; `manyvec.filters.values` has
+            the table. NaN and NaT are missing values, None. The document keeps a copy.
         image: Image of a page, for an index whose encoder reads images: the bytes of a PNG, JPEG, WebP or other file,
             or a `Path` to read them from when the document is added.
 
@@ -41,7 +42,8 @@ class Document:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
-            raise InputError(f"a document's id must be a non-empty string, got {self.id!r}")
+            hint = f" of type {type(self.id).__name__}: use str(id)" if isinstance(self.id, (int, float)) else ""
+            raise InputError(f"a document's id must be a non-empty string, got {shown(self.id)}{hint}")
         check_unicode(self.id, f"the id {self.id!r}")
         if not isinstance(self.text, str):
             raise InputError(f"document {self.id!r}: text must be a string, got {type(self.text).__name__}")
@@ -56,8 +58,10 @@ class Document:
         check_unicode(self.text, f"document {self.id!r}: its text")
         if not isinstance(self.metadata, Mapping):
             raise InputError(f"document {self.id!r}: metadata must be a dict, got {type(self.metadata).__name__}")
-        for path, problem in _json_problems(self.metadata):
-            raise InputError(f"document {self.id!r}: metadata[{path!r}] {problem}")
+        try:
+            object.__setattr__(self, "metadata", kept_metadata(self.metadata))
+        except InputError as error:
+            raise InputError(f"document {self.id!r}: {error}") from None
 
     @classmethod
     def of(cls, value: Document | Mapping[str, Any]) -> Document:
@@ -78,8 +82,8 @@ class Document:
         return cls(value["id"], value.get("text", ""), {} if metadata is None else metadata, image=image)
 
     def metadata_json(self) -> str:
-        """Return the metadata as a JSON string, keys in their order."""
-        return json.dumps(self.metadata, ensure_ascii=False, allow_nan=False, default=dict)
+        """Return the metadata as a JSON string, keys in their order, dates as ISO 8601 strings."""
+        return write_metadata(self.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,26 +158,3 @@ class IndexInfo:
     bytes_on_disk: int | None
     bytes_in_memory: int
     cache_bytes: int
-
-
-def _json_problems(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the path of each value that JSON cannot hold, or would return as something else, and what is wrong."""
-    if value is None or isinstance(value, (bool, int)):
-        return
-    if isinstance(value, str):
-        check_unicode(value, f"metadata[{path!r}]")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield path, f"is {value}, which JSON cannot hold: use None"
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _json_problems(item, f"{path}[{i}]")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                yield path or str(key), f"has the key {key!r}: keys must be strings"
-            else:
-                yield from _json_problems(key, path or "a key")
-                yield from _json_problems(item, f"{path}.{key}" if path else key)
-    else:
-        yield path, f"is a {type(value).__name__}, which JSON cannot hold: store a string, number, list or dict"

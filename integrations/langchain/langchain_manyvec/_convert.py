@@ -135,5 +135,5 @@ def _log_blank(documents: Sequence[Document], ids: Sequence[str | None]) -> None
 
 
 def _content_id(document: manyvec.Document) -> str:
-    content = json.dumps([document.text, document.metadata], sort_keys=True, default=dict)
+    content = json.dumps([document.text, document.metadata], sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

@@ -26,7 +26,8 @@ class ManyvecReranker(BaseDocumentCompressor):
     """Document compressor that sorts documents by exact late-interaction scores and keeps the best.
 
     Returned documents are copies with `score` and `relevance_score` in the metadata, as those of `ManyvecRetriever`. A
-    document without text scores -inf, has the relevance 0 and comes last. Equal scores keep their order.
+    document without text has the lowest score there is and the relevance 0, and comes last. Equal scores keep their
+    order.
 
     LangChain does not trace compressors, so this class opens a run named `ManyvecReranker` under `callbacks`. The run
     records the query, the model and the ids as input, and the ids and scores in the new order as output.

@@ -9,7 +9,8 @@ from typing import Any
 from manyvec.candidates import Lexical, Pooled
 from manyvec.cli.output import print_table
 from manyvec.evidence.render import printable
-from manyvec.index import FilterLike, Index
+from manyvec.filters import FilterLike
+from manyvec.index import Index
 
 METHODS = ("bm25", "pooled", "late")
 _TITLES = {"bm25": "BM25", "pooled": "the pooled vector", "late": "late interaction"}

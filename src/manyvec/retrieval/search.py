@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ import numpy as np
 
 from manyvec.evidence.pages import PageEvidence, explain_pages
 from manyvec.evidence.text import Evidence, explain
+from manyvec.filters.values import read_metadata
 from manyvec.retrieval.candidates import LEXICAL_DEPTH, Candidates, Positions, Query, Scope
 from manyvec.retrieval.mixing import mixed
 from manyvec.timing import stage
@@ -70,7 +70,8 @@ def search(
 @stage("candidates")
 def _bm25_matches(queries: Sequence[str], scope: Scope, options: SearchOptions) -> list[ScoredPositions]:
     """Return BM25's best documents for each query; no documents if BM25 takes no part in the score."""
-    limit = max(LEXICAL_DEPTH, options.k) if options.lexical_weight else 0
+    # LanceDB takes no limit beyond 64 bits.
+    limit = min(max(LEXICAL_DEPTH, options.k), len(scope.documents)) if options.lexical_weight else 0
     return [scope.documents.match(query, limit, scope.where) for query in queries]
 
 
@@ -141,7 +142,7 @@ def _hits(scope: Scope, ranking: _Ranking, query: str, tokens: TokenBatch, optio
         Hit(
             id=row["id"],
             text=row["text"],
-            metadata=json.loads(row["metadata"]),
+            metadata=read_metadata(row["metadata"]),
             score=score,
             similarity=score / tokens.n_tokens,
             rank=rank,

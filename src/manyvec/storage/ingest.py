@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from manyvec.errors import EncoderError, InputError
+from manyvec.errors import EncoderError, InputError, StoreError
 from manyvec.filters import ColumnType
+from manyvec.filters.values import shown, write_metadata
 from manyvec.models.image import read_image
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.storage.schema import Manifest, Row, content_hash
 from manyvec.storage.table import Store
 from manyvec.types import Document
 from manyvec.vectors.batch import TokenBatch, pool
+
+logger = logging.getLogger(__name__)
 
 # One commit holds at most this many documents (or this share of those already stored, if that is more) and at most this
 # many characters or bytes of images: an interrupted run loses no more than that. LanceDB looks through all ids at each
@@ -38,19 +42,26 @@ class AddReport:
         added: Documents whose id is new.
         updated: Documents that replaced one with the same id.
         unchanged: Documents that were already stored with the same text, image and metadata.
+        blank: Documents without any text or token that were left out (`on_blank="skip"`).
     """
 
     added: int = 0
     updated: int = 0
     unchanged: int = 0
+    blank: int = 0
 
     def __add__(self, other: AddReport) -> AddReport:
-        return AddReport(self.added + other.added, self.updated + other.updated, self.unchanged + other.unchanged)
+        return AddReport(
+            self.added + other.added,
+            self.updated + other.updated,
+            self.unchanged + other.unchanged,
+            self.blank + other.blank,
+        )
 
     @property
     def total(self) -> int:
         """All documents of the call."""
-        return self.added + self.updated + self.unchanged
+        return self.added + self.updated + self.unchanged + self.blank
 
 
 @dataclass(frozen=True)
@@ -85,19 +96,82 @@ class Changes:
         return cls(metadata, content, n_new)
 
 
-def batches(documents: Iterable[Document | Mapping[str, Any]], n_stored: int = 0) -> Iterator[list[Document]]:
-    """Yield checked documents in lists that are committed together. An error comes after the batches before it.
+def add_documents(
+    store: Store,
+    documents: Iterable[Document | Mapping[str, Any]],
+    get_encoder: Callable[[], Encoder],
+    *,
+    on_blank: str = "raise",
+    show_progress: bool = False,
+) -> AddReport:
+    """Check, encode and store documents, batch by batch; see `Index.add`."""
+    from tqdm.auto import tqdm
 
-    Images are read from their files, so that `Document.image` is bytes.
+    total = len(documents) if isinstance(documents, Sized) else None
+    report, checked = AddReport(), Checked(documents, on_blank)
+    n_stored = store.snapshot().count()
+    with tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
+        try:
+            for batch in batches(checked, n_stored):
+                report += add_batch(store, batch, get_encoder, skips_blank=on_blank == "skip")
+                bar.update(len(batch))
+        except (InputError, EncoderError, StoreError) as error:
+            if not report.total:
+                raise
+            note = f"{error} (The {report.total} documents before it are stored; add all of them again to resume.)"
+            raise type(error)(note) from error
+    return report + AddReport(blank=checked.n_blank)
+
+
+class Checked:
+    """Documents of one call of `Index.add`, checked one by one as they are read.
 
     Args:
         documents: Documents, or dicts as `Document.of` takes them.
+        on_blank: `raise` an error for a dict without any text or image, or `skip` it.
+
+    Attributes:
+        n_blank: Number of dicts that were skipped so far.
+    """
+
+    def __init__(self, documents: Iterable[Document | Mapping[str, Any]], on_blank: str) -> None:
+        if on_blank not in ("raise", "skip"):
+            raise InputError(f"on_blank must be 'raise' or 'skip', got {shown(on_blank)}")
+        self.n_blank = 0
+        self._documents = documents
+        self._skips = on_blank == "skip"
+
+    def __iter__(self) -> Iterator[Document]:
+        for position, value in enumerate(self._documents):
+            if self._skips and _is_blank(value):
+                self.n_blank += 1
+                logger.info("document %d is blank and left out: %s", position, shown(value))
+                continue
+            try:
+                yield _with_bytes(Document.of(value))
+            except InputError as error:
+                metadata = value.get("metadata") if isinstance(value, Mapping) else None
+                known = f", metadata {shown(metadata)}" if metadata else ""
+                raise type(error)(f"{error} (at position {position}{known})") from error
+
+
+def _is_blank(value: Any) -> bool:
+    if not isinstance(value, Mapping) or value.get("image") is not None:
+        return False
+    text = value.get("text")
+    return text is None or (isinstance(text, str) and not text.strip())
+
+
+def batches(documents: Iterable[Document], n_stored: int = 0) -> Iterator[list[Document]]:
+    """Yield documents in lists that are committed together. An error comes after the batches before it.
+
+    Args:
+        documents: Documents with images as bytes.
         n_stored: Documents that the index holds already; large indexes get large batches.
     """
     batch: list[Document] = []
     fill = 0.0
-    for value in documents:
-        document = _with_bytes(Document.of(value))
+    for document in documents:
         share = len(document.text) / _BATCH_CHARACTERS
         if isinstance(document.image, bytes):
             share += len(document.image) / _BATCH_IMAGE_BYTES
@@ -111,13 +185,16 @@ def batches(documents: Iterable[Document | Mapping[str, Any]], n_stored: int = 0
         yield batch
 
 
-def add_batch(store: Store, documents: Sequence[Document], get_encoder: Callable[[], Encoder]) -> AddReport:
+def add_batch(
+    store: Store, documents: Sequence[Document], get_encoder: Callable[[], Encoder], *, skips_blank: bool = False
+) -> AddReport:
     """Store a batch of documents, encoding only those whose text or image has changed.
 
     Args:
         store: The index.
         documents: Documents with images as bytes. If an id occurs more than once, the last document wins.
         get_encoder: Returns the index's encoder; called only if a document must be encoded or has an image.
+        skips_blank: Leave out documents in which the encoder finds no token, instead of raising an error.
 
     Raises:
         InputError: A document cannot be encoded or stored. Nothing with another text or image was written.
@@ -135,9 +212,19 @@ def add_batch(store: Store, documents: Sequence[Document], get_encoder: Callable
         # Rows that another process has deleted or changed meanwhile have no token vectors to keep.
         again = Changes.between(changes.metadata, store)
         content = [*content, *again.metadata, *again.content]
+    if not content:
+        return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes))
+    tokens = encode(content, get_encoder(), store.manifest, allow_empty=skips_blank)
+    filled = np.flatnonzero(tokens.lengths)
+    n_new, n_blank = changes.n_new, len(content) - len(filled)
+    if n_blank:
+        blank = [row.id for row, length in zip(content, tokens.lengths, strict=True) if not length]
+        logger.info("documents without tokens are left out: %s", shown(blank))
+        n_new -= len(set(blank) - store.find(blank).keys())
+        content, tokens = [content[i] for i in filled], tokens.select(filled)
     if content:
-        store.upsert(content, encode(content, get_encoder(), store.manifest), generation=generation)
-    return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes))
+        store.upsert(content, tokens, generation=generation)
+    return AddReport(n_new, len(changes) - n_blank - n_new, len(documents) - len(changes), n_blank)
 
 
 def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:
@@ -152,26 +239,30 @@ def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:
     }
     image = document.image if isinstance(document.image, bytes) else None
     hashed = content_hash(document.text, image)
-    return Row(document.id, document.text, document.metadata_json(), hashed, filter_values, image)
+    metadata = write_metadata(document.metadata, filter_values)
+    return Row(document.id, document.text, metadata, hashed, filter_values, image)
 
 
-def encode(rows: Sequence[Row], encoder: Encoder, manifest: Manifest) -> TokenBatch:
+def encode(rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, allow_empty: bool = False) -> TokenBatch:
     """Return the pooled token vectors of rows, in their order: of the image where a row has one, else of the text.
 
     Raises:
-        InputError: An image cannot be read, or an image or text has no tokens; the document is named.
+        InputError: An image cannot be read, or an image or text has no tokens and `allow_empty` is False; the document
+            is named.
         EncoderError: The encoder returned another number of items, or another dim.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].image is None)
     # Separate calls: models that read images refuse even an empty list of texts.
     parts = [
-        _encode_group([rows[i] for i in group], encoder, manifest, are_pages=are_pages)
+        _encode_group([rows[i] for i in group], encoder, manifest, are_pages=are_pages, allow_empty=allow_empty)
         for are_pages, group in itertools.groupby(order, key=lambda i: rows[i].image is not None)
     ]
     return TokenBatch.concatenate(parts).select(np.argsort(order))
 
 
-def _encode_group(rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, are_pages: bool) -> TokenBatch:
+def _encode_group(
+    rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, are_pages: bool, allow_empty: bool
+) -> TokenBatch:
     if are_pages:
         # `_check_page` has made sure of the type.
         tokens = _encode_pages(rows, cast("ImageReader", encoder))
@@ -179,9 +270,11 @@ def _encode_group(rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, 
         tokens = encoder.encode_documents([row.text for row in rows])
     if len(tokens) != len(rows) or tokens.dim != manifest.dim:
         raise EncoderError(f"{encoder.name} returned {tokens!r} for {len(rows)} documents of dim {manifest.dim}")
-    if len(empty := np.flatnonzero(tokens.lengths == 0)):
-        source = "image" if are_pages else "text"
-        raise InputError(f"document {rows[empty[0]].id!r}: {encoder.name} finds no token in its {source}")
+    if len(empty := np.flatnonzero(tokens.lengths == 0)) and not allow_empty:
+        row, source = rows[empty[0]], "image" if are_pages else "text"
+        raise InputError(
+            f"document {row.id!r}: {encoder.name} finds no token in its {source} (metadata {shown(row.metadata)})"
+        )
     return pool(tokens, manifest.pool_factor, are_pages=are_pages)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -257,5 +257,8 @@ def _column_indexes(manifest: Manifest) -> dict[str, Any]:
 
     indexes: dict[str, Any] = {"text": FTS(with_position=False)}
     for name, kind in manifest.columns.items():
+        # LanceDB has no index for lists of these: such a column is scanned.
+        if kind.is_list and kind.scalar in (float, datetime):
+            continue
         indexes[FILTER_PREFIX + name] = LabelList() if kind.is_list else Bitmap() if kind.scalar is bool else BTree()
     return indexes

@@ -27,7 +27,8 @@ class ManyvecRerank(BaseNodePostprocessor):
         ManyvecRerank(top_n=5, index=index)     # nodes that the index holds are not re-encoded
 
     Returned nodes are copies; their score is ColBERT's MaxSim, summed over the query's tokens. A node without text
-    scores -inf and comes last, and equal scores keep their order. Each call emits LlamaIndex's rerank events.
+    has the lowest score there is and comes last, and equal scores keep their order. Each call emits LlamaIndex's rerank
+    events.
 
     With an index, a node is scored by its text, which is what the index stores. Without one, it is scored by what
     LlamaIndex shows an embedding model: the text with the metadata that is not excluded.
