@@ -119,9 +119,9 @@ def test_a_query_without_words_finds_nothing(index, query):
 
 
 def test_a_query_that_is_no_text_is_refused(index):
-    with pytest.raises(InputError, match="query must be a string, got int"):
+    with pytest.raises(InputError, match="a query must be a string, an image or token vectors, got int"):
         index.search(3)
-    with pytest.raises(InputError, match="list of strings"):
+    with pytest.raises(InputError, match="list of queries"):
         index.search_many("capital")
 
 

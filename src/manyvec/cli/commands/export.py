@@ -16,7 +16,8 @@ from manyvec.cli.options import DEFAULT_INDEX, IndexOption, WhereOption, open_in
 from manyvec.errors import InputError
 
 if TYPE_CHECKING:
-    from manyvec.index import FilterLike, Index
+    from manyvec.filters import FilterLike
+    from manyvec.index import Index
 
 EXAMPLES = """Examples:
 
