@@ -1,4 +1,4 @@
-"""Index 84 real passages, and search them through the core, through LangChain and through LlamaIndex.
+"""Index 84 real passages, then search them with manyvec, with LangChain and with LlamaIndex.
 
 python examples/quickstart.py "your question"
 """
@@ -22,14 +22,14 @@ index = manyvec.Index.create(
     exist_ok=True,
 )
 report = index.add(files.read(here / "data" / "squad_sample.jsonl"), show_progress=True)
-print(f"{report.added} passages added, {report.unchanged} there already\n")
+print(f"{report.added} passages added, {report.unchanged} unchanged\n")
 
 print(f"manyvec: {query}")
 for hit in index.search(query, k=3):
     print(f"  {hit.rank}. {hit.id:<24} score {hit.score:5.2f}  similarity {hit.similarity:.3f}  {hit.text[:60]}…")
 
 condition = (manyvec.F("n_words") < 100) & ~manyvec.F("topics").contains("chemistry")
-print("\nthe same, only short passages that are not about chemistry:")
+print("\nonly short passages that are not about chemistry:")
 for hit in index.search(query, k=3, filter=condition):
     print(f"  {hit.rank}. {hit.id:<24} score {hit.score:5.2f}  similarity {hit.similarity:.3f}  {hit.text[:60]}…")
 

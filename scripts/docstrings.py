@@ -23,7 +23,7 @@ AVOIDED = {
     r"so many": "at most N, at least N, N",
     r"whole number": "integer",
     r"is to be": "must be, will be, or the verb itself",
-    r"gives? (the|a|an) ": "returns",
+    r"gives (the|a|an) ": "returns",
     r"processor at hand": "CPU",
 }
 # Text that is data: what users' documents, models' prompts or licences say.

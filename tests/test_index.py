@@ -173,13 +173,13 @@ def test_unchanged_documents_are_not_encoded_again(tmp_path):
     index = Index.create(tmp_path / "index", encoder, filter_columns={"year": int})
     documents = [{"id": str(i), "text": f"text {i}", "metadata": {"year": i}} for i in range(5)]
     assert index.add(documents) == AddReport(added=5)
-    encoder.encoded.clear()
+    encoder.texts.clear()
     assert index.add(documents) == AddReport(unchanged=5)
-    assert encoder.encoded == []
+    assert encoder.texts == []
     documents[2]["metadata"] = {"year": 99, "new": "key"}
     documents[3]["text"] = "another text"
     assert index.add(documents) == AddReport(updated=2, unchanged=3)
-    assert encoder.encoded == ["another text"]
+    assert encoder.texts == ["another text"]
     assert index.search("text", filter=F("year") == 99)[0].metadata == {"year": 99, "new": "key"}
     assert_allclose(index.search("text 2", k=1, filter=F("year") == 99)[0].similarity, 1, atol=1e-3)
 

@@ -385,7 +385,7 @@ def test_a_hit_that_is_a_page_has_a_heat_map_for_each_word(pages_client):
 
 def test_the_heat_maps_of_one_response_are_bounded_and_the_best_hits_have_theirs(pages):
     # A page of 3 by 4 patches has one map for the only word, and one for all words.
-    response = Api(pages, max_map_numbers=24).search(SearchRequest(query="red"))
+    response = Api(pages, max_map_numbers=24).search(SearchRequest(query="red"))  # type: ignore[call-arg]
     first, second = [hit for hit in response.hits if hit.page]
     assert first.words[0].map is not None and second.words[0].map is None
 

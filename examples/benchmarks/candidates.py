@@ -1,9 +1,9 @@
-"""What a search finds by itself, against scoring everything: overlap, nDCG@10, and time, query encoding left out.
+"""Compare the default search to scoring every document: overlap, nDCG@10 and time without query encoding.
 
     python examples/benchmarks/candidates.py DATA_FOLDER VECTORS --db DIR [--sets SET ...] [--dim 128]
 
-Indexes are made in DIR from token vectors that `encoded.py` keeps, and found there again; without --sets, of all sets
-that it has encoded. Small ones are scored whole by default, and say so by an overlap of 1.
+Builds indexes in DIR from token vectors that `encoded.py` stored, or reuses those that are there; without --sets, for
+all sets that it has encoded. By default small indexes are scored exhaustively, so their overlap is 1.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def main() -> None:
     parser.add_argument("--db", type=Path, required=True)
     parser.add_argument("--sets", nargs="+")
     parser.add_argument("--dim", type=int)
-    parser.add_argument("--queries", type=int, default=300, help="of each set, evenly spread")
-    parser.add_argument("--timed", type=int, default=30, help="of these, are timed")
+    parser.add_argument("--queries", type=int, default=300, help="queries of each set, evenly spread")
+    parser.add_argument("--timed", type=int, default=30, help="number of these queries that are timed")
     options = parser.parse_args()
 
     results = {}

@@ -1,9 +1,10 @@
-"""Exact search over a whole corpus: manyvec, warm, against LanceDB's own multivector search over the same vectors.
+"""Compare exact search over a whole corpus to LanceDB's own multivector search over the same vectors.
 
     python examples/benchmarks/exhaustive.py DATA_FOLDER VECTORS SET [--dim 128] [--db DIR]
 
-The index is made from token vectors that `encoded.py` keeps. Both read its table and answer with the 10 best; query
-encoding is left out. LanceDB measures cosine, which equals MaxSim's dot product for unit vectors.
+The index is built from token vectors that `encoded.py` stored. Both read its table and return the 10 best documents,
+manyvec with a filled cache; query encoding is not timed. LanceDB ranks by cosine, which equals the dot product
+of unit vectors.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("set")
     parser.add_argument("--dim", type=int)
     parser.add_argument("--db", default=None)
-    parser.add_argument("--queries", type=int, default=3, help="LanceDB takes many seconds for each")
+    parser.add_argument("--queries", type=int, default=3, help="number of queries; LanceDB takes many seconds for each")
     options = parser.parse_args()
 
     encoded = load(options.data, options.vectors, options.set)

@@ -1,12 +1,12 @@
-"""How search grows with the corpus: time, memory and disk for 10,000 to 1,000,000 documents of about 30 tokens.
+"""Measure how search grows with the corpus: time, memory and disk for 10,000 to 1,000,000 documents of 30 tokens.
 
     python examples/benchmarks/growth.py DATA_FOLDER VECTORS SET --db DIR [--sizes 10000 100000] [--storage int8]
 
-A document is a run of real token vectors of SET, each with noise, and words drawn by Zipf's law; a query is some of the
-tokens and words of one document, with noise of its own, so that there is something to find. Each step has a process of
-its own: peak memory of a search is all of that process, Python, torch and LanceDB included. Every index is searched
-twice, with the default cache and with one for a quarter of its vectors, which has to stay within cache + 500 MB.
-What is found in DIR is not built again.
+A document is a run of real token vectors of SET with added noise, and words drawn by Zipf's law. A query is a third of
+the tokens and words of one document, with noise of its own, so that there is something to find. Each step runs in a new
+process, and peak memory is that of the whole process, including Python, torch and LanceDB. Every index is searched
+twice: with the default cache, and with one for a quarter of its vectors, which has to stay within cache + 500 MB.
+Indexes that exist in DIR are reused.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ N_WORDS = 50_000
 
 @dataclass(frozen=True)
 class Corpus:
-    """Made-up documents and queries, the same for the same number, whatever the size of the corpus.
+    """Synthetic documents and queries; a number yields the same document whatever the size of the corpus.
 
-    The encoder of a process that adds documents and does not search.
+    Also the encoder of the process that adds documents, which does not search.
     """
 
     vectors: np.ndarray
@@ -55,13 +55,13 @@ class Corpus:
         return int(self.vectors.shape[1])
 
     def document(self, number: int) -> Document:
-        length, _, random = self._place(number)
+        length, _, random = self._location(number)
         words = np.minimum(random.zipf(1.2, length), N_WORDS)
         return Document(f"d{number}", f"d{number} " + " ".join(f"w{word}" for word in words))
 
     def query(self, number: int, random: np.random.Generator) -> tuple[str, np.ndarray]:
-        """A third of the tokens and words of a document."""
-        length, start, _ = self._place(number)
+        """Return a third of the words and tokens of a document."""
+        length, start, _ = self._location(number)
         kept = np.sort(random.choice(length, length // 3, replace=False))
         words = self.document(number).text.split()[1:]
         return " ".join(words[position] for position in kept), noisy(self.vectors[start + kept], random)
@@ -69,11 +69,11 @@ class Corpus:
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
         parts = []
         for text in texts:
-            length, start, random = self._place(int(text.split()[0][1:]))
+            length, start, random = self._location(int(text.split()[0][1:]))
             parts.append(noisy(self.vectors[start : start + length], random))
         return TokenBatch.unchecked(np.concatenate(parts), offsets_of([len(part) for part in parts]))
 
-    def _place(self, number: int) -> tuple[int, int, np.random.Generator]:
+    def _location(self, number: int) -> tuple[int, int, np.random.Generator]:
         random = np.random.default_rng([0, number])
         length = int(random.integers(15, 46))
         return length, int(random.integers(len(self.vectors) - length)), random
@@ -86,7 +86,7 @@ def noisy(vectors: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 class KnownQueries:
-    """The encoder of a process that searches and adds nothing: it knows the queries and holds nothing else."""
+    """Encoder of the process that searches: it holds the vectors of the known queries and nothing else."""
 
     name = fingerprint = "synthetic"
 
@@ -101,7 +101,7 @@ class KnownQueries:
 
 
 def build(source: tuple[str, str, str], dim: int, folder: Path, size: int, storage: str) -> dict[str, Any]:
-    """Make the index and its queries; answers seconds."""
+    """Build the index and its queries, and return the seconds that took."""
     from encoded import load
 
     corpus = Corpus(load(*source).projected(dim).documents.vectors)
@@ -126,7 +126,7 @@ def build(source: tuple[str, str, str], dim: int, folder: Path, size: int, stora
 
 
 def search(folder: Path, cache_bytes: int) -> dict[str, Any]:
-    """Search in a process that has done nothing else."""
+    """Measure searches; called in a process that has done nothing else."""
     import lancedb  # noqa: F401
     import torch  # noqa: F401
 
@@ -157,7 +157,7 @@ def search(folder: Path, cache_bytes: int) -> dict[str, Any]:
 
 
 def overlap(folder: Path, cache_bytes: int) -> float:
-    """Share of the exhaustive top 10 that a search finds."""
+    """Return the share of the exhaustive top 10 that a search finds."""
     from manyvec.candidates import Exhaustive
 
     encoder = KnownQueries(folder)
@@ -169,7 +169,7 @@ def overlap(folder: Path, cache_bytes: int) -> float:
 
 
 def peak() -> int:
-    """Most memory that this process has had, in MB."""
+    """Return the peak memory of this process in MB."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(most / 2**20 if sys.platform == "darwin" else most / 2**10)
 

@@ -1,12 +1,12 @@
-"""manyvec against LanceDB's own multivector search over the same vectors: build, time a query, and overlap.
+"""Compare manyvec to LanceDB's own multivector indexes over the same vectors: build, time per query, and overlap.
 
     python examples/benchmarks/lancedb_native.py DATA_FOLDER VECTORS SET --db DIR [--dim 128] [--indexes IVF_PQ IVF_RQ]
 
-LanceDB gets float32 vectors (its indexes train 16 times slower on float16) and each index its own table; what is found
-in DIR is not built again. Query encoding is left out, all answer with ids of the 10 best, and take turns. LanceDB ranks
-by what its index finds of each query token; with `refine_factor` it scores `limit` times that many documents exactly,
-and with a larger `limit` it has more to find than the 10 that count. Processor seconds stand beside those on the clock,
-for machines that others use as well.
+LanceDB gets float32 vectors, because its indexes train 16 times slower on float16, and one table per index. Indexes
+that exist in DIR are reused. All return the ids of the 10 best documents, take turns, and are timed without query
+encoding. LanceDB ranks by what its index finds for each query token; with `refine_factor` it scores that many times
+`limit` documents exactly, and with a larger `limit` it looks for more documents than the 10 that count. CPU seconds are
+recorded beside wall-clock seconds, for machines with other load.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ from manyvec.storage.lance import disk_bytes
 
 
 def indexes(n_tokens: int) -> dict[str, Any]:
-    """LanceDB's defaults count documents where its indexes hold tokens: 5,183 of SciFact make a single partition, in
-    which every search compares all 1.7 million tokens. So the partitions are also given, about √n_tokens of them."""
+    """Return the configurations to compare.
+
+    LanceDB's default number of partitions follows from the number of documents although its indexes hold tokens: the
+    5,183 documents of SciFact make one partition, in which every search compares all 1.7 million tokens. So there are
+    also configurations with about √n_tokens partitions.
+    """
     n_partitions = 2 ** round(math.log2(n_tokens**0.5))
     return {
         "flat": None,
@@ -49,7 +53,7 @@ def indexes(n_tokens: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a search is put: `nprobes` partitions are looked into for each query token."""
+    """Parameters of a LanceDB search; `nprobes` is the number of partitions searched for each query token."""
 
     nprobes: int = 20
     refine: int | None = None
@@ -72,7 +76,7 @@ SETTINGS = (
 
 
 def as_table(encoded: Encoded) -> Iterator[pa.RecordBatch]:
-    """Id and token vectors, 500 documents at a time."""
+    """Yield ids and token vectors, 500 documents at a time."""
     ids, batch = encoded.ids, encoded.documents
     for start in range(0, len(batch), 500):
         part = batch.select(np.arange(start, min(start + 500, len(batch))))
@@ -82,7 +86,7 @@ def as_table(encoded: Encoded) -> Iterator[pa.RecordBatch]:
 
 
 def built(record: Path, build: Callable[[], Any]) -> dict[str, float]:
-    """What building took, now or when the record of it was written."""
+    """Return the seconds that building took, now or when the record was written."""
     if not record.exists():
         clock, processor = time.perf_counter(), time.process_time()
         build()
@@ -92,7 +96,7 @@ def built(record: Path, build: Callable[[], Any]) -> dict[str, float]:
 
 
 def opened(folder: Path, kind: str, config: Any, encoded: Encoded) -> tuple[Any, dict[str, float]]:
-    """A table with this index, and what the index took to build."""
+    """Return a table with this index, and the seconds that the index took to build."""
     database, record = lancedb.connect(str(folder / "lancedb")), folder / f"{kind}.json"
     if not record.exists():
         first, *_ = as_table(encoded)
@@ -117,7 +121,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int)
     parser.add_argument("--indexes", nargs="+", choices=[*indexes(1)], default=["IVF_PQ", "IVF_RQ"])
     parser.add_argument("--queries", type=int, default=60)
-    parser.add_argument("--timed", type=int, default=15, help="queries that are timed; 2 for flat")
+    parser.add_argument("--timed", type=int, default=15, help="number of queries that are timed; 2 for flat")
     options = parser.parse_args()
     options.db.mkdir(parents=True, exist_ok=True)
 
@@ -162,7 +166,7 @@ def main() -> None:
                 for name, search in searches.items()
             },
         }
-        # After each, so that what was measured is kept where a run is broken off.
+        # Written after each index, so that an interrupted run keeps its measurements.
         report.write(
             f"lancedb-{encoded.dataset.name}-{encoded.documents.dim}",
             {

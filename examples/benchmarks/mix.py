@@ -1,10 +1,10 @@
-"""The final score, MaxSim mixed with BM25, against either alone and the pooled vector, on sets of texts and tools.
+"""Compare rankings by MaxSim blended with BM25 to each of them alone and to pooled vectors, on texts and tools.
 
     python examples/benchmarks/mix.py DATA_FOLDER VECTORS [--keep FOLDER] [--sets SET ...] [--queries 300]
 
-DATA_FOLDER and VECTORS as for `encoded.py`. All queries of each set, or so many spread evenly. BM25 is the store's, of
-the best 300 documents; what is mixed are these and the 300 best by exhaustive MaxSim. FOLDER keeps MaxSim's and the
-pooled vectors' scores, which take minutes a set.
+DATA_FOLDER and VECTORS are those of `encoded.py`. Uses all queries of each set, or N of them, evenly spread. Candidates
+are the 300 best documents by the store's BM25 and the 300 best by exhaustive MaxSim. FOLDER caches the scores of MaxSim
+and of pooled vectors, which take minutes for each set.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Run = dict[str, list[str]]
 
 
 def min_max(weight: float) -> Mix:
-    """Both scaled to 0 to 1 over the candidates."""
+    """Return a blend of both scores, each scaled to [0, 1] over the candidates."""
     return lambda similarity, bm25: (1 - weight) * scaled(similarity) + weight * scaled(bm25)
 
 
@@ -59,7 +59,7 @@ MIXES |= {f"min-max {w}": min_max(w) for w in (0.2, 0.3, 0.5)} | {"reciprocal ra
 
 
 def vector_scores(data: encoded.Encoded, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """Exhaustive MaxSim, summed, and cosines of pooled vectors: (n_queries, n_documents) each."""
+    """Return (n_queries, n_documents) exhaustive MaxSim, summed, and cosines of pooled vectors."""
     queries, documents = data.queries.select(chosen), data.documents
     few = [queries.select(range(i, min(i + 16, len(queries)))) for i in range(0, len(queries), 16)]
     blocks = [range(i, min(i + 256, len(documents))) for i in range(0, len(documents), 256)]
@@ -71,7 +71,7 @@ def vector_scores(data: encoded.Encoded, chosen: np.ndarray) -> dict[str, np.nda
 
 
 def bm25_scores(dataset: Dataset, chosen: np.ndarray) -> tuple[np.ndarray, float]:
-    """(n_queries, n_documents) BM25 of the best documents, 0 for others; and the median milliseconds of a query."""
+    """Return (n_queries, n_documents) BM25, 0 beyond the best documents, and the median milliseconds per query."""
     texts = list(dataset.queries.values())
     scores, seconds = np.zeros((len(chosen), len(dataset.documents)), np.float32), []
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,7 @@ def bm25_scores(dataset: Dataset, chosen: np.ndarray) -> tuple[np.ndarray, float
 
 
 def runs_of(data: encoded.Encoded, chosen: np.ndarray, scores: dict[str, np.ndarray]) -> dict[str, Run]:
-    """The ten best documents of each query, by each method."""
+    """Return the ten best documents of each query by each method."""
     names = list(data.dataset.queries)
     runs: dict[str, Run] = {method: {} for method in (*SINGLE, *MIXES)}
     for row, query in enumerate(chosen):
@@ -115,7 +115,7 @@ def ndcg(dataset: Dataset, run: Run, part: slice = slice(None)) -> float:
 
 
 def summary(sets: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """For each mix: on how many sets it beats all three single methods, its worst and its mean."""
+    """Return for each mix on how many sets it beats all three single methods, its worst difference and its mean."""
     result = {}
     for mix in MIXES:
         above = {name: row[mix] - max(row[single] for single in SINGLE) for name, row in sets.items()}
@@ -134,10 +134,10 @@ def main() -> None:
     parser.add_argument("vectors")
     parser.add_argument("--keep")
     parser.add_argument("--sets", nargs="+", default=SETS)
-    parser.add_argument("--queries", type=int, help="at most so many of each set")
+    parser.add_argument("--queries", type=int, help="maximum number of queries of each set")
     options = parser.parse_args()
 
-    # Of all queries, of every other one, and of the rest: a weight chosen on one half is checked on the other.
+    # A weight that is chosen on one half of the queries is checked on the other.
     parts = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
     measured: dict[str, dict[str, dict[str, float]]] = {part: {} for part in parts}
     about = {}

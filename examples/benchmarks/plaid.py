@@ -1,12 +1,11 @@
-"""fast-plaid on the CPU: what its index costs to build, and how fast and how right its answers are by its settings.
+"""Measure fast-plaid on the CPU: the cost of building its index, and the speed and overlap of its settings.
 
     python examples/benchmarks/encoded.py DATA_FOLDER VECTORS scifact --dim 128 --to FOLDER
     python examples/benchmarks/plaid.py FOLDER/scifact INDEX [--queries 200]
 
-fast-plaid pins torch, so this runs in an environment of its own (fast-plaid and its torch; manyvec is not needed) and
-reads token vectors from files. An INDEX that is there is searched, not built again. Processor seconds of the build
-stand beside those on the clock, for machines that others use as well. What manyvec takes for the same vectors is in
-`candidates.py`: run one right after the other.
+fast-plaid pins torch, so this script runs in an environment of its own, without manyvec, and reads token vectors from
+files. An existing INDEX is reused. CPU seconds of the build are recorded beside wall-clock seconds, for machines with
+other load. `candidates.py` measures manyvec on the same vectors; run one right after the other.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def read(folder: Path, part: str) -> list[torch.Tensor]:
 
 
 def exhaustive(documents: list[torch.Tensor], queries: list[torch.Tensor]) -> list[list[int]]:
-    """The ten documents with the highest MaxSim for each query."""
+    """Return the ten documents with the highest MaxSim for each query."""
     starts = np.cumsum([0] + [len(document) for document in documents[:-1]])
     everything = torch.cat(documents)
     best = []
@@ -69,11 +68,13 @@ def main() -> None:
     parser.add_argument("vectors", type=Path)
     parser.add_argument("index", type=Path)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--timed", type=int, default=30, help="queries that are timed, every setting in turn")
+    parser.add_argument(
+        "--timed", type=int, default=30, help="number of queries that are timed, with every setting in turn"
+    )
     options = parser.parse_args()
 
     documents = read(options.vectors, "documents")
-    # Written last, so that an index whose making was broken off is made again.
+    # Written last, so that an index whose build was interrupted is built again.
     if not (options.index / "built.txt").exists():
         build(options.index, documents)
     queries = read(options.vectors, "queries")

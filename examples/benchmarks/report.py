@@ -1,4 +1,4 @@
-"""What every benchmark shares: medians of alternating runs, and a results file that says where it was measured."""
+"""Helpers of every benchmark: medians of alternating runs, and a results file that states where they were measured."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ PACKAGES = ("manyvec", "numpy", "torch", "lancedb", "sentence-transformers", "tr
 
 
 def medians(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, pause: float = 0) -> dict[str, float]:
-    """Median milliseconds of each contender; they take turns, so that a busy machine is unfair to all alike.
+    """Return the median milliseconds of each contender.
+
+    Contenders take turns, so that other load on the machine slows all of them alike.
 
     Args:
-        pause: seconds before each turn, which then begins with as many seconds of runs that are not timed. Threads of
-            OpenBLAS and OpenMP keep a core busy for a while after their work, and a core that has slept is slow at
-            first: without it, the order would decide who pays for that.
+        contenders: Functions to time, by name.
+        rounds: Number of timed runs of each.
+        pause: Seconds to wait before each turn, and then to run the contender without timing it. Threads of OpenBLAS
+            and OpenMP keep a core busy for a while after their work, and a core that has slept starts slowly; without
+            a pause, the order of the contenders would decide who pays for that.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():
@@ -41,7 +45,7 @@ def medians(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, pause: 
 
 
 def write(name: str, results: Any, packages: Sequence[str] = PACKAGES) -> None:
-    """Print the results, and keep them in `results/NAME.json` with date, command, hardware and versions."""
+    """Print the results and write them to `results/NAME.json` with date, command, hardware and versions."""
     record = {
         "date": date.today().isoformat(),
         "command": " ".join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *map(_shown, sys.argv[1:])]),
@@ -56,7 +60,7 @@ def write(name: str, results: Any, packages: Sequence[str] = PACKAGES) -> None:
 
 
 def _shown(argument: str) -> str:
-    """Folders by their last part: where they lie differs on every machine."""
+    """Return the last part of a path: the folders above it differ between machines."""
     return Path(argument).name if os.sep in argument else argument
 
 

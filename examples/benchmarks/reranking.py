@@ -1,9 +1,9 @@
-"""What stored token vectors save a reranker: 100 documents that an index holds, against encoding them again.
+"""Measure what stored token vectors save a reranker of 100 documents, compared to encoding them again.
 
 python examples/benchmarks/reranking.py DATASET
 
-DATASET is a folder in BEIR layout. The same documents are reranked for its first queries by two `ManyvecReranker`s,
-one with the index and one with its encoder alone; both encode the query. The order must be the same.
+DATASET is a folder in BEIR layout. Two `ManyvecReranker`s rank the same documents for its first queries, one with the
+index and one with its encoder alone; both encode the query. Their orders must be equal.
 """
 
 from __future__ import annotations

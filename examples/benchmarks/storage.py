@@ -1,11 +1,11 @@
-"""What smaller token vectors cost in quality: nDCG@10 and top 10 of exhaustive search against float16, on judged sets.
+"""Measure what smaller token vectors cost in quality: nDCG@10 and top 10 of exhaustive search, compared to float16.
 
     python examples/benchmarks/storage.py DATA_FOLDER VECTORS [SET ...] [--dim 128] [--queries 150]
 
-Every storage of `manyvec.vectors.codec`, and token pooling by 2 and 3 kept as float16. Bytes are those of the vectors,
-for each token before pooling. Sets are those that `encoded.py` has encoded. Of the last one an index is made in every
-storage, of 1,000 documents at most, and the bytes that its table's data take on disk are counted: vectors and their
-characters, and the texts, whose own bytes stand beside them.
+Covers every storage format, and pooling by 2 and 3 stored as float16. Bytes are those of the vectors, per token before
+pooling. SETs are names of judged sets that `encoded.py` has encoded. For the last one, an index of at most 1,000
+documents is built in every format to count the bytes of its table on disk: vectors, spans and texts; the bytes of the
+texts alone are recorded beside them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from manyvec.vectors.maxsim import top_k
 
 
 def coded(storage: str, documents: TokenBatch) -> CodedBatch:
-    """The documents as an index keeps them."""
+    """Return the documents as an index stores them."""
     codebook = None
     if storage == "residual":
         n_centroids = n_centroids_for(documents.n_tokens)
@@ -52,7 +52,7 @@ def pooled(documents: TokenBatch, factor: int) -> TokenBatch:
 
 
 def on_disk(encoded: Encoded) -> dict[str, float]:
-    """Bytes a token that the table's data take in each storage, and that the texts have."""
+    """Return the bytes per token of the table in each storage format, and of the texts."""
     few = with_spans(encoded.first(1000))
     texts = sum(len(document.text.encode()) for document in few.dataset.documents)
     found = {"text": round(texts / few.documents.n_tokens, 2)}
@@ -75,7 +75,7 @@ WAYS: dict[str, Callable[[TokenBatch], StoredBatch]] = {
 
 
 def best(encoded: Encoded, documents: StoredBatch) -> dict[str, list[str]]:
-    """Ids of the 10 best documents for each query."""
+    """Return the ids of the 10 best documents for each query."""
     ids, scorer, found = encoded.ids, MaxSimScorer(), {}
     queries = list(encoded.dataset.queries)
     for start in range(0, len(queries), 10):

@@ -215,7 +215,7 @@ async def test_if_the_encoder_fails_on_error_raise_raises():
 
 def test_tools_without_a_description_or_with_a_very_long_schema_are_selected_like_others():
     arguments = {f"field_{i}": (str, Field(description=f"the value of part {i} of the form")) for i in range(200)}
-    schema = create_model("Form", **arguments)
+    schema = create_model("Form", **arguments)  # type: ignore[call-overload]
     form = StructuredTool.from_function(make("form").func, name="send_form", description="-", args_schema=schema)
     silent = make("silence")
     silent.description = ""

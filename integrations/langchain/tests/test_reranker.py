@@ -122,7 +122,7 @@ def test_wrong_arguments_are_errors(index):
     with pytest.raises(ValidationError):
         ManyvecReranker(top_n=-1)
     with pytest.raises(ValidationError):
-        ManyvecReranker(topn=1)
+        ManyvecReranker(topn=1)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="has its own encoder"):
         ManyvecReranker(encoder="minilm", index=index)
 

@@ -154,7 +154,7 @@ def test_a_lexical_weight_works_in_the_constructor_and_in_a_call_and_scores_stay
     assert [ids(found) for found in by_words.batch(["green juice", "fruits"])] == [["short"], ["long"]]
     assert ids(asyncio.run(by_words.ainvoke("green juice"))) == ["short"]
     best = by_words.invoke("green juice")[0]
-    assert best.metadata["score"] == {hit.id: hit.score for hit in index.search("green juice")}["short"]
+    assert best.metadata["score"] == {hit.id: hit.score for hit in index.search("green juice")}["short"]  # type: ignore[attr-defined]
     assert ids(by_words.invoke("green juice", k=3, score_threshold=0.9)) == ["long"]
     with pytest.raises(manyvec.InputError, match="lexical_weight"):
         exact.invoke("green juice", lexical_weight=2)
@@ -345,7 +345,7 @@ def test_from_uri_without_an_index_is_an_error(tmp_path):
 
 def test_a_misspelled_field_is_an_error(index):
     with pytest.raises(ValidationError, match="filters"):
-        ManyvecRetriever(index=index, filters={"year": 2024})
+        ManyvecRetriever(index=index, filters={"year": 2024})  # type: ignore[call-arg]
 
 
 # Chains and traces

@@ -83,7 +83,7 @@ def test_citation_and_reranking_engines_answer_from_the_nodes_found(retriever: M
 def test_a_chat_engine_answers_from_the_nodes_found(retriever: ManyvecRetriever, kind: type) -> None:
     # LlamaIndex's default memory leaves a database connection open.
     memory = ChatMemoryBuffer.from_defaults(token_limit=10_000)
-    chat = kind.from_defaults(retriever=retriever, llm=MockLLM(is_chat_model=True), memory=memory)
+    chat = kind.from_defaults(retriever=retriever, llm=MockLLM(is_chat_model=True), memory=memory)  # type: ignore[attr-defined]
     first = chat.chat("black coffee")
     assert ids(first.source_nodes)[0] == "coffee"
     assert "black coffee" in str(first)

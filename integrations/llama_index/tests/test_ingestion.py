@@ -59,7 +59,7 @@ def test_nodes_with_random_ids_are_stored_once_if_the_pipeline_has_a_docstore(st
         steps = [splitter, ManyvecEmbedding(HashEncoder())]
         IngestionPipeline(transformations=steps, vector_store=store, docstore=docstore).run(documents=documents(1))
     ids = store.client.ids()
-    assert len(ids) == len({node.text + str(node.start_char_idx) for node in store.get_nodes()})
+    assert len(ids) == len({node.text + str(node.start_char_idx) for node in store.get_nodes()})  # type: ignore[attr-defined]
 
 
 def test_a_changed_document_replaces_its_old_nodes(store: ManyvecVectorStore) -> None:
@@ -69,7 +69,7 @@ def test_a_changed_document_replaces_its_old_nodes(store: ManyvecVectorStore) ->
     (shorter,) = documents(2, text="Something new. ")
     pipeline(store, docstore=docstore).run(documents=[*documents(1), shorter])
     assert store.client.count() < n_before
-    texts = {node.text for node in store.get_nodes() if node.ref_doc_id == "doc-2"}
+    texts = {node.text for node in store.get_nodes() if node.ref_doc_id == "doc-2"}  # type: ignore[attr-defined]
     assert texts
     assert all("new" in text for text in texts)
 

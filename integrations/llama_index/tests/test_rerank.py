@@ -68,7 +68,7 @@ def test_a_node_that_holds_a_retriever_is_reranked_without_copying_that(tmp_path
     retriever = ManyvecRetriever.from_nodes([], tmp_path, HashEncoder())
     given = [NodeWithScore(node=IndexNode(id_="x", text="green apple", index_id="i", obj=retriever))]
     (found,) = ManyvecRerank(HashEncoder()).postprocess_nodes(given, query_str="apple")
-    assert found.node.obj is retriever
+    assert found.node.obj is retriever  # type: ignore[attr-defined]
 
 
 def test_settings_are_fields_that_survive_to_dict_and_from_dict() -> None:
