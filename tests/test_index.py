@@ -12,7 +12,7 @@ from manyvec import Document, F, Index, InputError, ManifestError, StoreError, T
 from manyvec.candidates import Lexical, Pooled
 from manyvec.storage.ingest import AddReport, Checked, batches
 from manyvec.storage.table import Store
-from manyvec.testing import HashEncoder
+from manyvec.testing import CountingEncoder, HashEncoder
 from manyvec.vectors.maxsim import maxsim_reference
 
 ENCODER = HashEncoder(32)
@@ -160,12 +160,6 @@ def test_of_equal_ids_in_one_call_the_last_wins(index):
     index.add({"id": "x", "text": f"round {i}"} for i in range(700))
     assert index.get("x")[0].text == "round 699"
     assert index.count() == 5
-
-
-class CountingEncoder(HashEncoder):
-    def encode_documents(self, texts):
-        self.__dict__.setdefault("encoded", []).extend(texts)
-        return super().encode_documents(texts)
 
 
 def test_unchanged_documents_are_not_encoded_again(tmp_path):
