@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from langchain_core.documents import Document
@@ -62,6 +63,28 @@ def to_manyvec(document: Document, id: str | None = None) -> manyvec.Document:
         return manyvec.Document(id, document.page_content, document.metadata)
     # Validate under a placeholder first: what passes can be written as JSON, which the id is a hash of.
     unnamed = manyvec.Document("(no id)", document.page_content, document.metadata)
+    return replace(unnamed, id=_content_id(unnamed))
+
+
+def page_document(path: Path, text: str, metadata: dict[str, Any], id: str | None) -> manyvec.Document:
+    """Make a document of an image file.
+
+    Args:
+        path: Path of the file, which is read here.
+        text: Text to store with the image.
+        metadata: Metadata to store.
+        id: Id to store it under. Defaults to a hash of image, text and metadata.
+
+    Raises:
+        InputError: The file cannot be read, or the document cannot be stored.
+    """
+    try:
+        image = path.read_bytes()
+    except OSError as error:
+        raise manyvec.InputError(f"the image {path} cannot be read: {error.strerror}") from error
+    if id is not None:
+        return manyvec.Document(id, text, metadata, image=image)
+    unnamed = manyvec.Document("(no id)", text, metadata, image=image)
     return replace(unnamed, id=_content_id(unnamed))
 
 
@@ -136,4 +159,6 @@ def _log_blank(documents: Sequence[Document], ids: Sequence[str | None]) -> None
 
 def _content_id(document: manyvec.Document) -> str:
     content = json.dumps([document.text, document.metadata], sort_keys=True, default=str)
+    if isinstance(document.image, bytes):
+        content += hashlib.blake2b(document.image, digest_size=16).hexdigest()
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

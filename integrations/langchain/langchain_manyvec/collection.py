@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
-from langchain_manyvec._convert import as_stored, store
+from langchain_manyvec._convert import as_stored, page_document, store
 from manyvec import FilterLike, Index, InputError
 
 
@@ -77,6 +79,44 @@ class DocumentCollection(VectorStore):
             raise InputError(f"got {len(texts)} texts and {len(given)} metadatas: pass one dict per text")
         documents = [Document(text, metadata=metadata or {}) for text, metadata in zip(texts, given, strict=True)]
         return self.add_documents(documents, ids=ids, **kwargs)
+
+    def add_images(
+        self,
+        uris: Sequence[str | PathLike[str]],
+        metadatas: Sequence[dict[str, Any]] | None = None,
+        ids: Sequence[str | None] | None = None,
+        *,
+        texts: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Add page images, for an index whose model reads images.
+
+        Args:
+            uris: Paths of image files.
+            metadatas: One dict per image. Defaults to no metadata.
+            ids: One id per image, None for an id derived from image, text and metadata.
+            texts: One text per image, which BM25 finds and searches return as `page_content`. Defaults to no text.
+
+        Returns:
+            The ids, in the order of the images.
+
+        Raises:
+            InputError: The model reads no images, a file cannot be read, or the numbers of arguments differ; nothing is
+                added.
+        """
+        columns: list[Sequence[Any]] = [
+            texts if texts is not None else [""] * len(uris),
+            metadatas if metadatas is not None else [{}] * len(uris),
+            ids if ids is not None else [None] * len(uris),
+        ]
+        if any(len(column) != len(uris) for column in columns):
+            raise InputError(f"got {len(uris)} images: pass one text, one dict and one id per image, or none at all")
+        pages = [page_document(Path(uri), *row) for uri, *row in zip(uris, *columns, strict=True)]
+        self.index.add(pages)
+        return [page.id for page in pages]
+
+    async def aadd_images(self, uris: Sequence[str | PathLike[str]], *args: Any, **kwargs: Any) -> list[str]:
+        """Run `add_images` in a thread."""
+        return await run_in_executor(None, self.add_images, uris, *args, **kwargs)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return the documents with these ids, in this order. Unknown ids are skipped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
@@ -206,6 +207,49 @@ class ManyvecVectorStore(DocumentCollection):
         """Run `hybrid_search` in a thread."""
         return await run_in_executor(None, self.hybrid_search, query, k, **options)
 
+    def similarity_search_by_vector(
+        self, embedding: Any, k: int = 4, filter: FilterLike | None = None, **options: Any
+    ) -> list[Document]:
+        """Return up to `k` documents that match token vectors best. No model is needed.
+
+        Args:
+            embedding: Token vectors of one query, shape (n_tokens, dim): an array, a list of lists, or a
+                `manyvec.TokenBatch`. One vector per text is an error, because the index holds one vector per token.
+            k: Maximum number of documents.
+            filter: Condition that documents must pass.
+            **options: `depth`, see the class.
+        """
+        return [self._document(hit) for hit in self._hits(embedding, k, filter, **options)]
+
+    def similarity_search_with_score_by_vector(
+        self, embedding: Any, k: int = 4, filter: FilterLike | None = None, **options: Any
+    ) -> list[tuple[Document, float]]:
+        """Return up to `k` documents that match token vectors best, with scores, see `similarity_search_by_vector`."""
+        return [(self._document(hit), hit.final_score) for hit in self._hits(embedding, k, filter, **options)]
+
+    async def asimilarity_search_with_score_by_vector(
+        self, embedding: Any, k: int = 4, **options: Any
+    ) -> list[tuple[Document, float]]:
+        """Run `similarity_search_with_score_by_vector` in a thread."""
+        return await run_in_executor(None, self.similarity_search_with_score_by_vector, embedding, k, **options)
+
+    def similarity_search_by_image(
+        self, uri: str | PathLike[str], k: int = 4, filter: FilterLike | None = None, **options: Any
+    ) -> list[Document]:
+        """Return up to `k` documents, pages or texts, that match an image best. The model must read images.
+
+        Args:
+            uri: Path of the image file.
+            k: Maximum number of documents.
+            filter: Condition that documents must pass.
+            **options: `depth`, see the class.
+        """
+        return [self._document(hit) for hit in self._hits(Path(uri), k, filter, **options)]
+
+    async def asimilarity_search_by_image(self, uri: str | PathLike[str], k: int = 4, **options: Any) -> list[Document]:
+        """Run `similarity_search_by_image` in a thread."""
+        return await run_in_executor(None, self.similarity_search_by_image, uri, k, **options)
+
     def calibrate(self, unanswerable: Sequence[str] | None = None) -> Calibration:
         """Measure and set `calibration`, so that relevance scores have a meaning a threshold can be chosen for.
 
@@ -244,6 +288,18 @@ class ManyvecVectorStore(DocumentCollection):
         hits = self._hits(query, fetch_k, filter, **options)
         return [self._document(hit) for hit in diversify(self.index, hits, k, lambda_mult)]
 
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: Any,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: FilterLike | None = None,
+        **options: Any,
+    ) -> list[Document]:
+        """Run `max_marginal_relevance_search` for token vectors, see `similarity_search_by_vector`."""
+        return self.max_marginal_relevance_search(embedding, k, fetch_k, lambda_mult, filter, **options)
+
     def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
         """Return LangChain's own retriever over this store; `ManyvecRetriever` adds scores and batched queries."""
         tags = kwargs.pop("tags", None) or self._get_retriever_tags()
@@ -251,7 +307,7 @@ class ManyvecVectorStore(DocumentCollection):
 
     def _hits(
         self,
-        query: str,
+        query: Any,
         k: int,
         filter: FilterLike | None,
         *,
@@ -259,6 +315,10 @@ class ManyvecVectorStore(DocumentCollection):
         lexical_weight: float | None = None,
         evidence: bool | None = None,
     ) -> list[Hit]:
+        if not isinstance(query, str):
+            # BM25 and evidence need words; the defaults of the store are for queries that have them.
+            lexical_weight = 0 if lexical_weight is None else lexical_weight
+            evidence = False if evidence is None else evidence
         return self.index.search(
             query,
             k,

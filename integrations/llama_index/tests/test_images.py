@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import logging
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core.indices.multi_modal import MultiModalVectorStoreIndex
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -17,10 +19,11 @@ from llama_index.core.schema import (
     MediaResource,
     Node,
     NodeWithScore,
+    QueryBundle,
     TextNode,
 )
 from llama_index.core.vector_stores.types import VectorStoreQuery
-from llama_index.embeddings.manyvec import ManyvecEmbedding
+from llama_index.embeddings.manyvec import ManyvecEmbedding, ManyvecMultiModalEmbedding
 from llama_index.postprocessor.manyvec import ManyvecRerank
 from llama_index.retrievers.manyvec import ManyvecRetriever
 from llama_index.vector_stores.manyvec import ManyvecVectorStore
@@ -153,6 +156,73 @@ def test_image_nodes_of_an_index_are_reranked_by_their_images(tmp_path: Path) ->
     given = [NodeWithScore(node=page, score=0.5) for page in pages]
     found = ManyvecRerank(index=store.client, top_n=1).postprocess_nodes(given, query_str="blue")
     assert [(n.node_id, n.score) for n in found] == [("blue", pytest.approx(1, abs=0.01))]
+
+
+@pytest.fixture
+def colors(tmp_path: Path) -> ManyvecVectorStore:
+    store = ManyvecVectorStore.create(tmp_path / "colors", ColorEncoder(), filter_columns={"year": int})
+    store.add([ImageNode(id_=f"page-{color}", image=as_base64(picture(color))) for color in ("red", "green", "blue")])
+    store.add([TextNode(id_="wine", text="red wine", metadata={"year": 2020}), TextNode(id_="tea", text="green tea")])
+    return store
+
+
+async def test_a_query_with_an_image_is_searched_by_the_image(colors: ManyvecVectorStore, red: Path) -> None:
+    retriever = ManyvecRetriever(colors.client, similarity_top_k=2)
+    query = QueryBundle("", image_path=str(red))
+
+    assert {node.node_id for node in retriever.retrieve(query)} == {"page-red", "wine"}
+    assert {node.node_id for node in await retriever.aretrieve(query)} == {"page-red", "wine"}
+    filtered = retriever.with_options(filters={"year": 2020})
+    assert [node.node_id for node in filtered.retrieve(query)] == ["wine"]
+    assert retriever.with_options(similarity_top_k=0).retrieve(query) == []
+
+
+def test_a_query_with_text_and_image_is_searched_by_both(colors: ManyvecVectorStore, red: Path) -> None:
+    (found,) = ManyvecRetriever(colors.client, 1).retrieve(QueryBundle("wine", image_path=str(red)))
+
+    assert found.node_id == "wine"
+    # The word, and two patches of the image.
+    assert found.score == pytest.approx(3, abs=0.01)
+
+
+def test_an_image_query_is_an_error_for_options_that_need_words(colors: ManyvecVectorStore, red: Path) -> None:
+    with pytest.raises(manyvec.InputError, match="evidence"):
+        ManyvecRetriever(colors.client, evidence=True).retrieve(QueryBundle("", image_path=str(red)))
+
+
+def test_images_are_embedded_as_the_mean_of_their_patches(red: Path) -> None:
+    embedding = ManyvecMultiModalEmbedding(ColorEncoder())
+    expected = embedding.get_text_embedding("red")
+
+    assert embedding.get_image_embedding(str(red)) == pytest.approx(expected, abs=1e-6)
+    assert embedding.get_image_embedding(io.BytesIO(red.read_bytes())) == pytest.approx(expected, abs=1e-6)
+    assert asyncio.run(embedding.aget_image_embedding(str(red))) == pytest.approx(expected, abs=1e-6)
+    assert len(embedding.get_image_embedding_batch([str(red), str(red)])) == 2
+    with pytest.raises(manyvec.InputError, match="hash-64 reads no images"):
+        ManyvecMultiModalEmbedding(HashEncoder()).get_image_embedding(str(red))
+
+
+def test_a_multi_modal_index_finds_texts_and_images(tmp_path: Path) -> None:
+    texts = ManyvecVectorStore.create(tmp_path / "texts", ColorEncoder())
+    images = ManyvecVectorStore.create(tmp_path / "images", ColorEncoder())
+    embedding = ManyvecMultiModalEmbedding(ColorEncoder())
+    index = MultiModalVectorStoreIndex(
+        [
+            TextNode(id_="wine", text="red wine"),
+            TextNode(id_="tea", text="green tea"),
+            ImageNode(id_="page-red", image=as_base64(picture("red")), metadata={"page": 1}),
+            ImageNode(id_="page-blue", image=as_base64(picture("blue")), metadata={"page": 1}),
+        ],
+        storage_context=StorageContext.from_defaults(vector_store=texts),
+        image_vector_store=images,
+        embed_model=embedding,
+        image_embed_model=embedding,
+    )
+    retriever = index.as_retriever(similarity_top_k=1, image_similarity_top_k=1)
+
+    assert [node.node_id for node in retriever.retrieve("red wine")] == ["wine", "page-red"]
+    assert [node.node_id for node in retriever.text_to_image_retrieve("blue")] == ["page-blue"]
+    assert texts.client.ids() == ["tea", "wine"] and images.client.ids() == ["page-blue", "page-red"]
 
 
 @pytest.mark.parametrize("blank", ["", " \n", "\u00a0"])

@@ -230,25 +230,6 @@ def test_an_image_query_is_an_error_if_the_model_reads_no_images(retriever: Many
         retriever.retrieve(QueryBundle("", image_path="a.png"))
 
 
-class Seeing(HashEncoder):
-    """Encodes the words in an image file."""
-
-    crops_images = False
-
-    def encode_images(self, images: Sequence[str]) -> TokenBatch:
-        return self.encode_documents([Path(image).read_text() for image in images])
-
-
-def test_an_image_query_finds_similar_nodes(tmp_path: Path) -> None:
-    retriever = ManyvecRetriever.from_nodes(NODES, tmp_path / "index", Seeing(), filter_columns={"year": int})
-    (tmp_path / "a.png").write_text("green tea")
-    query = QueryBundle("", image_path=str(tmp_path / "a.png"))
-    assert retriever.retrieve(query) == retriever.retrieve("green tea")
-    assert asyncio.run(retriever.with_options(similarity_top_k=1).aretrieve(query))[0].node == LINKED
-    assert ids(retriever.with_options(filters={"year": 2021}).retrieve(query)) == ["plain"]
-    assert retriever.with_options(similarity_top_k=0).retrieve(query) == []
-
-
 def test_evidence_names_the_matched_words_and_is_hidden_from_models(retriever: ManyvecRetriever) -> None:
     (found,) = retriever.with_options(similarity_top_k=1, evidence=True).retrieve("green tea")
     words = found.node.metadata["evidence"]["words"]

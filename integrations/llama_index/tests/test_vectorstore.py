@@ -246,9 +246,30 @@ def test_a_store_survives_to_dict_and_from_dict(tmp_path: Path) -> None:
 
 
 def test_a_query_without_text_is_an_error_and_an_empty_text_finds_nothing(store: ManyvecVectorStore) -> None:
-    with pytest.raises(manyvec.InputError, match="query_str"):
+    with pytest.raises(manyvec.InputError, match="an embedding of 2 dimensions where the index has 64"):
         store.query(VectorStoreQuery(query_embedding=[0.5, 0.5], similarity_top_k=1))
+    with pytest.raises(manyvec.InputError, match="neither query_str nor query_embedding"):
+        store.query(VectorStoreQuery(similarity_top_k=1))
     assert found(store, "") == []
+
+
+async def test_a_query_with_an_embedding_alone_is_compared_with_mean_token_vectors(store: ManyvecVectorStore) -> None:
+    embedding = ManyvecEmbedding(HashEncoder())
+    query = VectorStoreQuery(query_embedding=embedding.get_query_embedding("green apple"), similarity_top_k=2)
+    result = store.query(query)
+
+    assert result.ids == ["o1", "m2"] and result.nodes == [MENU[2], MENU[1]]
+    assert result.similarities[0] == pytest.approx(1, abs=1e-3)
+    # The means of two words each, one of which they share; other words are nearly orthogonal.
+    assert result.similarities[1] == pytest.approx(0.5, abs=0.2)
+    assert (await store.aquery(query)).ids == result.ids
+    query.filters = year("<", 2022)
+    assert store.query(query).ids == ["m1"]
+    query.similarity_top_k = 0
+    assert store.query(query).ids == []
+    store.clear()
+    query.similarity_top_k = 2
+    assert store.query(query).nodes == []
 
 
 def test_async_methods_do_the_same(store: ManyvecVectorStore) -> None:
@@ -384,7 +405,7 @@ def test_a_page_of_another_writer_is_an_image_node(tmp_path: Path) -> None:
             "node 'bad': its image is the URL http://127.0",
         ),
         ({"image": "no base64!"}, "node 'bad': its image is not base64"),
-        ({"image": as_base64(b"no image")}, "document 'bad': its image is no image that PIL can read"),
+        ({"image": as_base64(b"no image")}, "document 'bad': its image is damaged or not an image"),
         ({"image_path": "nowhere.png"}, "document 'bad': its image cannot be read"),
     ],
     ids=["url", "base64", "damaged", "path"],

@@ -1,15 +1,19 @@
-"""`ManyvecEmbedding`: mean-pooled token vectors, for the parts of LlamaIndex that need one vector per text."""
+"""`ManyvecEmbedding` and `ManyvecMultiModalEmbedding`: mean-pooled token vectors, where LlamaIndex needs one vector."""
 
 from __future__ import annotations
 
 import asyncio
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, PrivateAttr
+from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
+from llama_index.core.schema import ImageType
 
-from manyvec import Encoder, TokenBatch, load_encoder
+from manyvec import Encoder, ImageReader, InputError, TokenBatch, load_encoder
 
 
 class ManyvecEmbedding(BaseEmbedding):
@@ -63,6 +67,37 @@ class ManyvecEmbedding(BaseEmbedding):
         if self._encoder is None:
             self._encoder = load_encoder(self.model_name)
         return self._encoder
+
+
+class ManyvecMultiModalEmbedding(ManyvecEmbedding, MultiModalEmbedding):
+    """A `ManyvecEmbedding` that embeds images as well, for a `MultiModalVectorStoreIndex`.
+
+        MultiModalVectorStoreIndex(nodes, image_vector_store=store, embed_model=model, image_embed_model=model)
+
+    Args:
+        model: Encoder that reads images, or a name for `manyvec.load_encoder`.
+        **kwargs: Fields of LlamaIndex's `BaseEmbedding`.
+    """
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ManyvecMultiModalEmbedding"
+
+    def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        encoder = self._loaded()
+        if not isinstance(encoder, ImageReader):
+            raise InputError(f"{encoder.name} reads no images: use a model that does, such as ColPali")
+        images: list[Any] = [path.read() if isinstance(path, BytesIO) else Path(path) for path in img_file_paths]
+        return _pooled(encoder.encode_images(images))
+
+    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return await asyncio.to_thread(self._get_image_embedding, img_file_path)
+
+    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        return await asyncio.to_thread(self._get_image_embeddings, img_file_paths)
 
 
 def _pooled(tokens: TokenBatch) -> list[Embedding]:

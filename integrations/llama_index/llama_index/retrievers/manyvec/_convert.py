@@ -215,9 +215,15 @@ def to_node(document: Document | Hit, image: bytes | Path | None = None) -> Base
     return kind.from_dict({**fields, **image_fields, "text": document.text})
 
 
-def to_query(query: QueryBundle) -> str:
-    """Return the string to encode: what a query transform such as HyDE wrote, else the query itself."""
-    return "\n".join(query.embedding_strs)
+def to_query(query: QueryBundle) -> str | Path | tuple[str, Path]:
+    """Return what to search for: text, image, or both.
+
+    The text is what a query transform such as HyDE wrote, else the query string.
+    """
+    text = "\n".join(query.embedding_strs)
+    if not query.image_path:
+        return text
+    return (text, Path(query.image_path)) if text else Path(query.image_path)
 
 
 def to_filter(filters: Filters | None, columns: Mapping[str, str]) -> Filter | None:

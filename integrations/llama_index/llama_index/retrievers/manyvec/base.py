@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
-import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
@@ -18,13 +17,12 @@ from llama_index.retrievers.manyvec._convert import (
     add_nodes,
     open_or_create,
     to_filter,
-    to_node,
     to_node_with_score,
     to_nodes,
     to_query,
 )
 
-from manyvec import Encoder, Filter, Index, InputError
+from manyvec import Encoder, Index
 
 
 class ManyvecRetriever(BaseRetriever):
@@ -36,8 +34,8 @@ class ManyvecRetriever(BaseRetriever):
 
     A node's score is the sum over the query's tokens, so it grows with the length of the query: the cutoff of a
     `SimilarityPostprocessor` fits queries of one length only. Any manyvec index can be searched, also one filled by
-    LangChain or the command line. A query without text but with an `image_path` is searched by the image, if the
-    model of the index reads images.
+    LangChain or the command line. A query with an `image_path` is searched by the image, and a query with
+    text and image by both, whose scores add up; the model of the index must read images.
 
     Args:
         index: Index from `manyvec.Index.create` or `manyvec.Index.open`.
@@ -181,13 +179,10 @@ class ManyvecRetriever(BaseRetriever):
         return retriever
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        where = to_filter(self.filters, self.index.filter_columns)
-        if query_bundle.image_path and not query_bundle.embedding_strs:
-            return self._like_image(query_bundle.image_path, where)
         hits = self.index.search(
             to_query(query_bundle),
             self.similarity_top_k,
-            filter=where,
+            filter=to_filter(self.filters, self.index.filter_columns),
             lexical_weight=self.lexical_weight,
             evidence=self.evidence,
         )
@@ -195,17 +190,3 @@ class ManyvecRetriever(BaseRetriever):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)
-
-    def _like_image(self, path: str, where: Filter | None) -> list[NodeWithScore]:
-        encode_images = getattr(self.index.encoder, "encode_images", None)
-        if encode_images is None:
-            raise InputError(
-                f"the query is the image {path}, but {self.index.model} reads no images: search with text, or build "
-                "the index with a model that reads images, such as ColPali"
-            )
-        ids = self.index.ids(where)
-        scores = self.index.score(encode_images([path]), ids)
-        best = np.argsort(-scores, kind="stable")[: self.similarity_top_k]
-        # A document that another process has deleted since has no score.
-        found = {ids[i]: float(scores[i]) for i in best if not np.isnan(scores[i])}
-        return [NodeWithScore(node=to_node(d), score=found[d.id]) for d in self.index.get(list(found))]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeVar
 
+import numpy as np
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
@@ -28,7 +29,7 @@ from llama_index.retrievers.manyvec._convert import (
 )
 
 from manyvec import LEXICAL_WEIGHT, AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify
-from manyvec.candidates import Lexical
+from manyvec.candidates import Lexical, Pooled
 
 _Store = TypeVar("_Store", bound="ManyvecVectorStore")
 
@@ -52,8 +53,9 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         store.add(nodes)
         index = VectorStoreIndex.from_vector_store(store, embed_model=ManyvecEmbedding())
 
-    The index keeps one vector per token and is searched by the text of the query; embeddings of nodes and queries are
-    ignored. Nodes are returned as they were added, without their embedding. Async methods run in a thread.
+    The index keeps one vector per token and is searched by the text of the query; embeddings of nodes are ignored. A
+    query with an embedding but without text, as in a `PropertyGraphIndex`, is compared with the mean token vectors of
+    the nodes. Nodes are returned as they were added, without their embedding. Async methods run in a thread.
 
     Supported query modes:
     - `default`: late interaction.
@@ -77,6 +79,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     is_embedding_query: bool = False
     uri: str = ""
     _index: Index = PrivateAttr()
+    _pooled: Pooled = PrivateAttr(default_factory=Pooled)
 
     def __init__(self, index: Index | None = None, *, uri: str | None = None, **_fields: Any) -> None:
         if index is None and not uri:
@@ -190,22 +193,23 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         """Return the nodes that match best, best first, with the scores they are ranked by.
 
         Args:
-            query: Query with `query_str`, and optionally `similarity_top_k`, `filters`, `node_ids`, `doc_ids`, `mode`,
-                `alpha`, `hybrid_top_k` and `mmr_threshold`. See the class for the modes.
+            query: Query with `query_str` or `query_embedding`; optionally `similarity_top_k`, `filters`, `node_ids`,
+                `doc_ids`, `mode`, `alpha`, `hybrid_top_k` and `mmr_threshold`. See the class for the modes.
             **kwargs: `mmr_prefetch_factor` and `mmr_threshold`, as for LlamaIndex's own stores; `query_type` (`vector`,
                 `fts` or `hybrid`), which replaces the mode of the query; `depth` and `evidence`, see
                 `manyvec.Index.search`.
 
         Raises:
-            InputError: The query has no text, its mode is not supported, or an argument is unknown.
+            InputError: The query has neither text nor an embedding of the index's dimension, its mode is not supported,
+                or an argument is unknown.
             FilterError: A filter names an undeclared column, or its value has another type.
         """
         _reject("query", kwargs, _OPTIONS)
-        if query.query_str is None:
-            raise InputError("the query has no text: pass query_str, an embedding alone cannot be searched for")
         where = self._where(query.filters, query.node_ids or None)
         if query.doc_ids:
             where = AllOf((where, self._split_from(query.doc_ids)))
+        if query.query_str is None:
+            return self._query_by_embedding(query, where)
         hits = self._search(query.query_str, query, where, kwargs)
         return VectorStoreQueryResult(
             nodes=[
@@ -236,6 +240,24 @@ class ManyvecVectorStore(BasePydanticVectorStore):
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         return await asyncio.to_thread(self.query, query, **kwargs)
+
+    def _query_by_embedding(self, query: VectorStoreQuery, where: Filter) -> VectorStoreQueryResult:
+        """Rank nodes by the cosine of the query embedding and their mean token vectors."""
+        if query.query_embedding is None:
+            raise InputError("the query has neither query_str nor query_embedding")
+        vector = np.array([query.query_embedding], np.float32)
+        if vector.shape[1] != self._index.info().dim:
+            raise InputError(
+                f"the query has no text, and an embedding of {vector.shape[1]} dimensions where the index has "
+                f"{self._index.info().dim}: pass query_str, or use ManyvecEmbedding with the model {self._index.model}"
+            )
+        k = query.similarity_top_k
+        ids = self._index.rank([vector], self._pooled, k, filter=where)[0][:k] if k else []
+        means = self._index.token_vectors(ids).pooled() if ids else np.empty((0, vector.shape[1]))
+        similarities = dict(zip(ids, (means @ (vector[0] / np.linalg.norm(vector[0]))).tolist(), strict=True))
+        nodes = [to_node(document) for document in self._index.get(ids)]
+        found = [node.node_id for node in nodes]
+        return VectorStoreQueryResult(nodes=nodes, similarities=[similarities[id] for id in found], ids=found)
 
     def _search(self, text: str, query: VectorStoreQuery, where: Filter, options: Mapping[str, Any]) -> list[Hit]:
         k, mode = query.similarity_top_k, _mode(query, options.get("query_type"))
