@@ -31,7 +31,7 @@ from .models.loading import load_encoder as load_encoder
 from .models.protocol import Encoder as Encoder
 from .models.protocol import ImageReader as ImageReader
 from .models.text import SentenceTransformerEncoder as SentenceTransformerEncoder
-from .models.text import TruncationWarning as TruncationWarning
+from .models.windowed import TruncationWarning as TruncationWarning
 from .reranker import Reranker as Reranker
 from .retrieval.mixing import LEXICAL_WEIGHT as LEXICAL_WEIGHT
 from .storage.ingest import AddReport as AddReport

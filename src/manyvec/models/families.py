@@ -199,6 +199,9 @@ def _has_linear(checkpoint: Checkpoint) -> bool:
 
 
 def _check_known(checkpoint: Checkpoint, trust_remote_code: bool) -> None:
+    # transformers, which takes seconds to import, need not be asked.
+    if checkpoint.model_type == "bert":
+        return
     from transformers import CONFIG_MAPPING
 
     if not checkpoint.config:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError, require
-from manyvec.models.text import check_strings, weight_samples
+from manyvec.models.text import weight_samples
+from manyvec.models.windowed import check_strings
 from manyvec.models.windows import Spans, batches_of
 from manyvec.vectors.batch import TokenBatch, offsets_of
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
+from safetensors import SafetensorError
+
 from manyvec.errors import EncoderError, InputError, MissingPackageError, require
 from manyvec.models import families
+from manyvec.models.bert_encoder import BertEncoder
 from manyvec.models.checkpoints import Checkpoint, LoadOptions
 from manyvec.models.image import ImageEncoder
 from manyvec.models.layouts import text as text_layouts
@@ -20,14 +25,16 @@ from manyvec.models.layouts.image import load_image_encoder
 from manyvec.models.m3 import M3Encoder
 from manyvec.models.static import StaticEncoder
 from manyvec.models.text import SentenceTransformerEncoder
+from manyvec.vectors.backend import may_have_gpu
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "float16", "bfloat16")
-BACKENDS = ("torch", "onnx", "openvino")
+BACKENDS = ("auto", "torch", "onnx", "openvino")
 _LOCK = threading.Lock()
+logger = logging.getLogger(__name__)
 
-LocalEncoder: TypeAlias = SentenceTransformerEncoder | StaticEncoder | ImageEncoder
+LocalEncoder: TypeAlias = SentenceTransformerEncoder | BertEncoder | StaticEncoder | ImageEncoder
 
 
 def load_encoder(
@@ -35,7 +42,7 @@ def load_encoder(
     *,
     device: str = "auto",
     dtype: str | None = None,
-    backend: str = "torch",
+    backend: str = "auto",
     local_files_only: bool = False,
     trust_remote_code: bool = False,
 ) -> LocalEncoder:
@@ -47,8 +54,10 @@ def load_encoder(
         device: Where the model runs: `cpu`, `cuda`, `mps`, or `auto` for the fastest one available.
         dtype: Precision of the weights: `float32` (default), `float16` or `bfloat16`. Token vectors are float32 in
             every case.
-        backend: `torch`, or for text models `onnx` or `openvino`, with the packages that sentence-transformers requires
-            for them.
+        backend: What runs a text model: `torch` (sentence-transformers), `onnx`, `openvino`, or `auto`, which is `onnx`
+            for plain BERT models on a CPU if ONNX Runtime is installed, else `torch`. `onnx` needs the extra `onnx` for
+            `minilm` and other plain BERT models, which are then loaded in a second and encode a query in a third of the
+            time (`examples/benchmarks/query_encoding.py`). For other models it needs optimum, as does `openvino`.
         local_files_only: Never download anything.
         trust_remote_code: Run Python code that comes with the checkpoint.
 
@@ -67,11 +76,7 @@ def load_encoder(
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend != "torch" and find_spec("optimum") is None:
-        raise MissingPackageError(
-            f"the {backend} backend needs optimum: pip install 'sentence-transformers[{backend}]'"
-        )
-    if backend != "torch" and dtype is not None:
+    if backend in ("onnx", "openvino") and dtype is not None:
         raise InputError(f"dtype applies to the torch backend only: the {backend} export has a dtype of its own")
     # Threads that ask for the same model at once wait for a single load.
     with _LOCK:
@@ -101,6 +106,10 @@ _cached = lru_cache(maxsize=4)(build_encoder)
 
 def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) -> LocalEncoder:
     family = families.recognise(checkpoint, trust_remote_code=options.trust_remote_code)
+    if family.key == "last_hidden_state" and (encoder := _plain_bert(checkpoint, name, options)) is not None:
+        return encoder
+    if options.backend == "auto":
+        options = replace(options, backend="torch")
     builders: dict[str, text_layouts.Builder] = {
         "inline_linear": text_layouts.inline_linear,
         "sentence_transformers": text_layouts.sentence_transformers_modules,
@@ -110,6 +119,10 @@ def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) ->
     }
     if options.backend != "torch" and family.key not in builders:
         raise InputError(f"backend {options.backend!r} is for text models; {family.name} needs the torch backend")
+    if options.backend != "torch" and find_spec("optimum") is None:
+        raise MissingPackageError(
+            f"the {options.backend} backend needs optimum: pip install 'sentence-transformers[{options.backend}]'"
+        )
     with _quiet():
         try:
             if family.key == "static":
@@ -129,6 +142,22 @@ def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) ->
         # transformers and sentence-transformers raise these for missing, damaged or misshapen files.
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
             raise checkpoint.error(f"{type(error).__name__}: {error}") from error
+
+
+def _plain_bert(checkpoint: Checkpoint, name: str, options: LoadOptions) -> BertEncoder | None:
+    """Return an encoder that needs neither transformers nor sentence-transformers, if the model allows it."""
+    if options.backend not in ("auto", "onnx") or options.device != "cpu" or options.dtype not in (None, "float32"):
+        return None
+    try:
+        return BertEncoder.load(checkpoint, name, backend=options.backend)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(f"{error.name} is not installed. Run: pip install 'manyvec[onnx]'") from error
+    # A damaged or incomplete checkpoint: the general way below says what is wrong.
+    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
+        if options.backend == "onnx":
+            raise checkpoint.error(f"{type(error).__name__}: {error}") from error
+        logger.debug("%s is loaded by sentence-transformers: %r", name, error)
+        return None
 
 
 @contextmanager
@@ -162,6 +191,8 @@ def _device(device: str) -> str:
     """Return the torch device to use, with `auto` resolved."""
     if device not in DEVICES:
         raise InputError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if device == "cpu" or (device == "auto" and not may_have_gpu()):
+        return "cpu"
     import torch
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

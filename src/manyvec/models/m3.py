@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError
-from manyvec.models.text import SentenceTransformerEncoder, check_strings
+from manyvec.models.text import SentenceTransformerEncoder
+from manyvec.models.windowed import check_strings
 from manyvec.models.windows import batches_of
 from manyvec.vectors.batch import TokenBatch
 

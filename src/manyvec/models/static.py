@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, ShapeError
 from manyvec.models.checkpoints import Checkpoint
-from manyvec.models.text import check_strings
+from manyvec.models.windowed import check_strings
 from manyvec.vectors.batch import TokenBatch, offsets_of
 
 if TYPE_CHECKING:

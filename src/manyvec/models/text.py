@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import EncoderError, InputError, ShapeError
-from manyvec.models.windows import Spans, Window, batches_of, window_bounds
-from manyvec.vectors.batch import TokenBatch, offsets_of
+from manyvec.models.windowed import Task, WindowedEncoder
+from manyvec.models.windows import Spans, Window
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import MultiVectorEncoder
     from tokenizers import Tokenizer
 
-Task = Literal["query", "document"]
-_NO_SPANS = np.empty((0, 2), np.int32)
 
-
-class TruncationWarning(UserWarning):
-    """A query was longer than its model can read, and its end was dropped."""
-
-
-class SentenceTransformerEncoder:
+class SentenceTransformerEncoder(WindowedEncoder):
     """A sentence-transformers `MultiVectorEncoder` as an `Encoder`. Threads may share it.
 
     Args:
@@ -61,17 +51,12 @@ class SentenceTransformerEncoder:
         opening: int = 32,
         weights_id: str = "",
     ) -> None:
-        self.name = name
+        on_cpu = model.device.type == "cpu"
+        super().__init__(
+            name, batch_tokens=batch_tokens or (2048 if on_cpu else 32768), overlap=overlap, opening=opening
+        )
         self.model = model
-        self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 32768)
-        self.overlap = overlap
-        self.opening = opening
         self.weights_id = weights_id
-        # Fast tokenizers fail ("Already borrowed") when two threads use one, and a GPU gains nothing from two.
-        self._lock = threading.Lock()
-
-    def __repr__(self) -> str:
-        return f"SentenceTransformerEncoder({self.name!r}, dim {self.dim}, on {self.model.device})"
 
     @property
     def device(self) -> str:
@@ -108,39 +93,6 @@ class SentenceTransformerEncoder:
         for sample in weight_samples(self.model):
             digest.update(sample)
         return digest.hexdigest()
-
-    def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
-        """Return the token vectors of each query; see `Encoder`.
-
-        Warns with `TruncationWarning` if a query is longer than the model can read.
-        """
-        limit = self._max_tokens("query")
-        check_strings(queries, self.name)
-        with self._lock:
-            windows = [Window(i, query, spans) for i, (query, spans) in enumerate(self._spans(queries, "query"))]
-            if n_dropped := {window.text: window.n_tokens - limit for window in windows if window.n_tokens > limit}:
-                text, n_tokens = max(n_dropped.items(), key=lambda item: item[1])
-                warnings.warn(
-                    f"{len(n_dropped)} of {len(queries)} queries are longer than the {limit} tokens {self.name} reads: "
-                    f"the last {n_tokens} tokens of {text[:40]!r}… were dropped",
-                    TruncationWarning,
-                    stacklevel=2,
-                )
-            return self._encode(windows, len(queries), "query")
-
-    def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
-        """Return the token vectors of each document; see `Encoder`.
-
-        A document longer than the model's window is encoded in overlapping windows.
-        """
-        limit = self._max_tokens("document")
-        check_strings(texts, self.name)
-        with self._lock:
-            windows: list[Window] = []
-            for i, (text, spans) in enumerate(self._spans(texts, "document")):
-                whole = Window(i, text, spans)
-                windows += [whole] if whole.n_tokens <= limit else self._windows(whole, limit)
-            return self._encode(windows, len(texts), "document")
 
     @property
     def _transformer(self) -> Any:
@@ -179,99 +131,25 @@ class SentenceTransformerEncoder:
                 spans[(spans[:, 0] < 0) | (spans[:, 0] == spans[:, 1])] = -1
                 yield text, spans
 
-    def _windows(self, whole: Window, limit: int) -> list[Window]:
-        """Cut a long text into overlapping windows of at most `limit` tokens."""
-        content = whole.spans[whole.spans[:, 0] >= 0]
-        room = limit - (whole.n_tokens - len(content))
-        opening = whole.text[: content[min(self.opening, room // 4), 0]]
-        capacity = room - min(self.opening, room // 4)
-        while True:
-            bounds = window_bounds(whole.text, content, capacity, min(self.overlap, capacity // 2))
-            keep_to = [keep for _, _, keep in bounds[1:]] + [len(whole.text)]
-            texts = [f"{opening if begin else ''}{whole.text[begin:end]}" for begin, end, _ in bounds]
-            windows = [
-                Window(whole.index, text, spans, begin, len(opening) if begin else 0, keep_from, keep_end)
-                for (text, spans), (begin, _, keep_from), keep_end in zip(
-                    self._spans(texts, "document"), bounds, keep_to, strict=True
-                )
-            ]
-            # A word that is cut in two may have more tokens than the whole word.
-            if all(window.n_tokens <= limit for window in windows) or capacity <= 4:
-                return windows
-            capacity = capacity * 3 // 4
+    def _width(self, window: Window, task: Task) -> int:
+        if task == "document":
+            return window.n_tokens
+        expansion = self._transformer.query_expansion
+        return max(window.n_tokens + self._n_masks, expansion["length"] if expansion else 0)
 
-    def _encode(self, windows: list[Window], n_texts: int, task: Task) -> TokenBatch:
+    @property
+    def _padding_side(self) -> str:
+        return str(self._transformer.tokenizer.padding_side)
+
+    def _forward(self, texts: list[str], task: Task) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         import torch
         from sentence_transformers.util import batch_to_device
 
-        prompt = self._prompt(task)
-        expansion = self._transformer.query_expansion if task == "query" else None
-        shortest = expansion["length"] if expansion else 0
-        widths = [max(window.n_tokens + (self._n_masks if task == "query" else 0), shortest) for window in windows]
-        buffer = _TokenBuffer(widths)
-        for batch in batches_of(widths, self.batch_tokens):
-            with torch.inference_mode():
-                texts = [windows[i].text for i in batch]
-                features = self.model.preprocess(texts, prompt=prompt, task=task)
-                width = features["input_ids"].shape[1]
-                features = self.model(batch_to_device(features, self.model.device), task=task)
-                embeddings = features["token_embeddings"].float().cpu().numpy()
-                masks = features["attention_mask"].bool().cpu().numpy()
-            for i, embedding, mask in zip(batch, embeddings, masks, strict=True):
-                is_kept, spans = windows[i].kept_tokens(width, self._transformer.tokenizer.padding_side)
-                keep = mask & is_kept
-                buffer.put(i, embedding[keep], spans[keep])
-        lengths = np.bincount([window.index for window in windows], weights=buffer.lengths, minlength=n_texts)
-        if not windows:
-            return TokenBatch(np.empty((0, self.dim), np.float32), offsets_of(lengths), _NO_SPANS)
-        try:
-            return TokenBatch(*buffer.to_batch(lengths), allow_empty=True)
-        except ShapeError as error:
-            raise EncoderError(f"{self.name} returned unusable vectors: {error}") from error
-
-
-class _TokenBuffer:
-    """Token vectors of windows, in one array that is filled in any order.
-
-    Joining one array per window at the end would need twice the memory.
-
-    Args:
-        widths: Maximum number of tokens of each window.
-    """
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        self._starts = offsets_of(widths)
-        self._vectors = np.empty((0, 0), np.float32)
-        self._spans = np.empty((int(self._starts[-1]), 2), np.int32)
-        self.lengths = np.zeros(len(widths), np.int64)
-
-    def put(self, window: int, vectors: NDArray[np.float32], spans: Spans) -> None:
-        """Store the tokens of the window at this position."""
-        if not len(self._vectors):
-            self._vectors = np.empty((len(self._spans), vectors.shape[1]), np.float32)
-        rows = slice(int(self._starts[window]), int(self._starts[window]) + len(vectors))
-        self._vectors[rows], self._spans[rows] = vectors, spans
-        self.lengths[window] = len(vectors)
-
-    def to_batch(self, lengths: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64], Spans]:
-        """Close the gaps in place and return the vectors, offsets and spans of texts of these lengths."""
-        end = 0
-        for start, length in zip(self._starts.tolist(), self.lengths.tolist(), strict=False):
-            if start > end:
-                self._vectors[end : end + length] = self._vectors[start : start + length]
-                self._spans[end : end + length] = self._spans[start : start + length]
-            end += length
-        return self._vectors[:end], offsets_of(lengths), self._spans[:end]
-
-
-def check_strings(texts: Sequence[Any], name: str) -> None:
-    """Raise `InputError` if one of the inputs of the encoder `name` is not a string, for example an image."""
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(
-                f"{name} reads strings, got {type(text).__name__} at position {i}. For images load a model that reads "
-                "them, such as 'vidore/colqwen2-v1.0-hf' (see `manyvec models`)"
-            )
+        with torch.inference_mode():
+            features = self.model.preprocess(texts, prompt=self._prompt(task), task=task)
+            features = self.model(batch_to_device(features, self.model.device), task=task)
+            embeddings = features["token_embeddings"].float().cpu().numpy()
+            return embeddings, features["attention_mask"].bool().cpu().numpy()
 
 
 def _max_positions(transformer: Any) -> int | None:

@@ -16,6 +16,7 @@ from manyvec.storage.cache import CachedVersion
 from manyvec.storage.table import Store
 from manyvec.timing import stage
 from manyvec.types import Hit
+from manyvec.vectors.backend import has_cuda
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.cuda import scorer_on
 from manyvec.vectors.maxsim import Scorer, Scores
@@ -41,8 +42,8 @@ class IndexReader:
 
     Args:
         store: Table of the index.
-        scorer: Computes the exact scores. None for one on CUDA if torch finds it, else on the CPU; torch is imported to
-            find out, so this waits for the first search.
+        scorer: Computes the exact scores. None for one on CUDA if torch finds it, else on the CPU. torch may be
+            imported to find out, so this waits for the first search.
         cache_bytes: Memory budget; see `Index.create`.
     """
 
@@ -58,9 +59,7 @@ class IndexReader:
     def scorer(self) -> Scorer:
         """The scorer in use, chosen at the first use if it was not passed."""
         if self._scorer is None:
-            import torch
-
-            self._scorer = scorer_on("cuda" if torch.cuda.is_available() else "cpu")
+            self._scorer = scorer_on("cuda" if has_cuda() else "cpu")
         return self._scorer
 
     @property

@@ -1,12 +1,17 @@
-"""What computes on the CPU: kernels compiled by LLVM, or matrix products by torch. Also the threads they run in."""
+"""What computes on the CPU: kernels compiled by LLVM, or matrix products by torch.
+
+Also the threads that they run in, and whether there is a GPU to compute instead.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +22,8 @@ from manyvec.vectors.batch import StoredBatch
 
 Item = TypeVar("Item")
 _VARIABLE = "MANYVEC_BACKEND"
+# Devices of a GPU's driver on Linux: NVIDIA, AMD, and either one under Windows' subsystem.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 class Matcher(Protocol):
@@ -109,19 +116,29 @@ def _backend(choice: str) -> Backend:
     return TorchBackend()
 
 
+def n_threads() -> int:
+    """Return how many threads may compute at the same time: as many as torch is configured to use.
+
+    torch takes seconds to import. Where nothing else has imported it, its default is computed here: `OMP_NUM_THREADS`,
+    or the CPUs that this process may use.
+    """
+    if torch := sys.modules.get("torch"):
+        return int(torch.get_num_threads())
+    if (configured := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(configured) > 0:
+        return int(configured)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_threads(work: Callable[[], None], max_threads: int) -> None:
     """Run `work` in up to `max_threads` threads, this one among them, and wait for all of them.
 
-    There are never more threads than torch is configured to use. `work` has to take its share from something that the
+    There are never more threads than `n_threads`. `work` has to take its share from something that the
     calls have in common, such as a counter, and return when nothing is left.
     """
     helpers = []
     if max_threads > 1:
-        import torch
-
-        n_threads = torch.get_num_threads()
-        pool = _pool(os.getpid(), n_threads)
-        helpers = [pool.submit(work) for _ in range(min(n_threads, max_threads) - 1)]
+        pool = _pool(os.getpid(), n_threads())
+        helpers = [pool.submit(work) for _ in range(min(n_threads(), max_threads) - 1)]
     work()
     for helper in helpers:
         # A helper that has not started has nothing left to do.
@@ -144,3 +161,17 @@ def in_parallel(work: Callable[[Item], None], items: Sequence[Item], max_threads
 def _pool(_process: int, n_threads: int) -> ThreadPoolExecutor:
     """Return the threads of this process. After a fork the child has none of its parent's, so it makes its own."""
     return ThreadPoolExecutor(n_threads, "manyvec")
+
+
+def may_have_gpu() -> bool:
+    """Return False if this machine certainly has no GPU: torch, which takes seconds to import, need not be asked."""
+    return sys.platform != "linux" or any(Path(file).exists() for file in _GPU_FILES)
+
+
+def has_cuda() -> bool:
+    """Whether torch can use a CUDA device."""
+    if not may_have_gpu():
+        return False
+    import torch
+
+    return torch.cuda.is_available()

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.vectors.backend import CentroidSearch, Matcher, in_threads
+from manyvec.vectors.backend import CentroidSearch, Matcher, in_threads, n_threads
 from manyvec.vectors.batch import CodedBatch, StoredBatch
 from manyvec.vectors.codec import rotation
 from manyvec.vectors.kernels import Layout, maxsim_kernel, nearest_kernel
@@ -33,9 +33,7 @@ class LlvmBackend:
 
     @property
     def n_threads(self) -> int:
-        import torch
-
-        return torch.get_num_threads()
+        return n_threads()
 
     def match_vectors(self, queries: NDArray[np.float32], documents: StoredBatch) -> Matcher:
         layout = Layout.of(documents)

@@ -1,0 +1,157 @@
+"""`BertEncoder`: a plain BERT checkpoint as an encoder, without transformers and sentence-transformers.
+
+Its vectors and its fingerprint are those of `SentenceTransformerEncoder` over the same checkpoint, so an index that was
+made with the one is opened with the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.models.bert import BertConfig, Executor, Weights, load_executor, padded, prepared
+from manyvec.models.checkpoints import Checkpoint
+from manyvec.models.windowed import Task, WindowedEncoder
+from manyvec.models.windows import Spans
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_BATCH_TOKENS = 2048
+
+
+class BertEncoder(WindowedEncoder):
+    """Unit vectors of BERT's last hidden state, special tokens left out, on the CPU. Threads may share it.
+
+    Args:
+        tokenizer: With neither truncation nor padding.
+        executor: Runs the model.
+        name: The name under which `load_encoder` finds the model.
+        max_tokens: Tokens that the model reads at a time, special tokens included.
+        weight_samples: See `weight_samples`.
+    """
+
+    device = "cpu"
+
+    def __init__(
+        self, tokenizer: Tokenizer, executor: Executor, *, name: str, max_tokens: int, weight_samples: Sequence[bytes]
+    ) -> None:
+        super().__init__(name, batch_tokens=_BATCH_TOKENS)
+        self._tokenizer = tokenizer
+        self._executor = executor
+        self._max = max_tokens
+        self._weight_samples = weight_samples
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        added = tokenizer.get_added_tokens_decoder()
+        self._skipped = {id: token.content for id, token in added.items() if token.special and token.content != unknown}
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, name: str, *, backend: str) -> BertEncoder | None:
+        """Load a checkpoint; return None for one that needs transformers.
+
+        Args:
+            backend: See `load_executor`.
+
+        Raises:
+            KeyError: A weight is missing.
+        """
+        config = BertConfig.read(checkpoint.config)
+        files = checkpoint.weight_files
+        if config is None or not checkpoint.has("tokenizer.json") or not all(f.endswith(".safetensors") for f in files):
+            return None
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
+        stored: dict[str, NDArray[Any]] = {}
+        for file in files:
+            stored |= load_file(checkpoint.path(file))
+        weights = {key.removeprefix("bert."): np.asarray(value, np.float32) for key, value in stored.items()}
+        tokenizer = Tokenizer.from_file(str(checkpoint.path("tokenizer.json")))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        executor = load_executor(config, prepared(config, weights), backend=backend)
+        samples = weight_samples(config, weights)
+        return cls(tokenizer, executor, name=name, max_tokens=_max_tokens(checkpoint), weight_samples=samples)
+
+    @property
+    def backend(self) -> str:
+        """What runs the model: `onnx` or `torch`."""
+        return self._executor.name
+
+    @cached_property
+    def dim(self) -> int:
+        return self._executor.dim
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the `SentenceTransformerEncoder` over the same checkpoint."""
+        mask = {
+            "skiplist_words": sorted(self._skipped.values()),
+            "skiplist_tasks": ["query", "document"],
+            "keep_only_token_ids": None,
+        }
+        normalize = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+        prompts = {"query": "", "document": ""}
+        recipe = [prompts, None, None, None, self._max, self.overlap, self.opening, mask, normalize]
+        digest = hashlib.blake2b(repr(recipe).encode(), digest_size=16)
+        tokenizer = json.loads(self._tokenizer.to_str()) | {"truncation": None, "padding": None}
+        digest.update(json.dumps(tokenizer).encode())
+        for sample in self._weight_samples:
+            digest.update(sample)
+        return digest.hexdigest()
+
+    @property
+    def _n_parallel(self) -> int:
+        return self._executor.n_threads
+
+    def _max_tokens(self, task: Task) -> int:
+        return self._max
+
+    def _spans(self, texts: Sequence[str], task: Task) -> Iterator[tuple[str, Spans]]:
+        for start in range(0, len(texts), 64):
+            part = list(texts[start : start + 64])
+            for text, encoding in zip(part, self._tokenizer.encode_batch(part), strict=True):
+                spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+                spans[spans[:, 0] == spans[:, 1]] = -1
+                yield text, spans
+
+    def _forward(self, texts: list[str], task: Task) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        # A query that is too long loses its end, but not the separator behind it.
+        rows = [ids if len(ids) <= self._max else [*ids[: self._max - 1], ids[-1]] for ids in rows]
+        ids, mask = padded(rows, padding=0)
+        states = self._executor.run(ids, mask)
+        norms = np.linalg.norm(states, axis=2, keepdims=True)
+        return states / np.maximum(norms, 1e-12), mask & ~np.isin(ids, list(self._skipped))
+
+
+def weight_samples(config: BertConfig, weights: Weights) -> list[bytes]:
+    """Return the samples of a checkpoint's weights that `text.weight_samples` takes from transformers' model."""
+    names = [f"embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type")]
+    parts = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
+    parts += ["attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"]
+    layers = [f"encoder.layer.{layer}.{part}" for layer in range(config.n_layers) for part in parts]
+    names += ["embeddings.LayerNorm", *layers, "pooler.dense"]
+    ordered = [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    samples = []
+    for name in ordered:
+        if (weight := weights.get(name)) is not None:
+            values = weight.ravel()[:: max(1, weight.size // 64)]
+            samples.append(f"0.model.{name}{weight.shape}".encode() + values.astype(np.float16).tobytes())
+    return samples
+
+
+def _max_tokens(checkpoint: Checkpoint) -> int:
+    """Return the smallest limit that the checkpoint states."""
+    limits = [
+        checkpoint.config.get("max_position_embeddings"),
+        (checkpoint.json("sentence_bert_config.json") or {}).get("max_seq_length"),
+        (checkpoint.json("tokenizer_config.json") or {}).get("model_max_length"),
+    ]
+    return int(min(limit for limit in limits if limit))

