@@ -261,7 +261,8 @@ class _Torch:
 
         n_texts, n_tokens, hidden_size = state.shape
         parts = self.linear(state, weight, bias).view(n_texts, n_tokens, 3, n_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=self._mask)
+        query, key, value = parts
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=self._mask)
         return attended.transpose(1, 2).reshape(n_texts, n_tokens, hidden_size)
 
     def add(self, a: Any, b: Any) -> Any:
