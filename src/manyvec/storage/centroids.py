@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manyvec.errors import ManifestError
+from manyvec.errors import ManifestError, ShapeError, StoreError
 from manyvec.storage.lance import translated
 from manyvec.storage.schema import Manifest, assignments_of, codebook_table, vectors_of
 from manyvec.vectors.codebook import Assignments, Codebook
@@ -90,9 +90,11 @@ class CentroidTables:
         if not (name := key.partition(" ")[0]):
             return None
         try:
-            codebook = self._read(f"codebook_{name}")
-            return assignments_of(codebook, self._database.open_table(f"assigned_{name}").to_arrow().combine_chunks())
-        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            with translated(f"read the index {self._uri}"):
+                codebook = self._read(f"codebook_{name}")
+                rows = self._database.open_table(f"assigned_{name}").to_arrow().combine_chunks()
+            return assignments_of(codebook, rows)
+        except (StoreError, ShapeError, KeyError) as error:
             logger.warning(
                 "the codebook %s of %s cannot be read (%s): every document is scored", name, self._uri, error
             )

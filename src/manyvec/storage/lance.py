@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TABLE = "documents"
 # LanceDB takes 6 ms for 1,000 values in an IN (...) and 40 ms for 10,000.
 _IDS_PER_CONDITION = 1000
+# Modules of the exceptions that a panic in LanceDB's Rust raises. Those of the second are not even an `Exception`.
+_RUST_PANICS = ("pyo3_async_runtimes", "pyo3_runtime")
 
 
 def connect(uri: str, *, is_consistent: bool = True) -> lancedb.DBConnection:
@@ -46,6 +48,10 @@ def translated(action: str) -> Iterator[None]:
     # LanceDB raises RuntimeError for most disk errors and ValueError for the others.
     except (RuntimeError, OSError, ValueError) as error:
         raise StoreError(f"cannot {action}: {error}") from error
+    except BaseException as error:
+        if type(error).__module__ not in _RUST_PANICS:
+            raise
+        raise StoreError(f"cannot {action}: LanceDB panicked, which damaged files lead to: {error}") from error
 
 
 def where_ids(ids: Sequence[str]) -> Iterator[str]:

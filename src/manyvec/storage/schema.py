@@ -261,7 +261,7 @@ def assignments_of(codebook: Codebook, rows: pa.Table) -> Assignments:
     """Return the assignments in rows as they were appended; if a row was assigned again, the last one counts."""
     row_ids, updated = rows["row_id"].to_numpy(), rows["updated"].to_numpy()
     order = np.lexsort((updated, row_ids))
-    is_last = np.append(row_ids[order][1:] != row_ids[order][:-1], len(order) > 0)
+    is_last = np.append(row_ids[order][1:] != row_ids[order][:-1], True)[: len(order)]
     if not is_last.all() or (np.diff(order) < 0).any():
         rows = rows.take(order[is_last]).combine_chunks()
     lists = rows["centroids"].chunk(0) if len(rows) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from manyvec.errors import ManifestError, ShapeError, StoreError
 from manyvec.storage.centroids import ASSIGNMENTS_KEY, CentroidTables
 from manyvec.storage.lance import translated, where_ids
-from manyvec.storage.schema import Manifest, rows_of, spans_of
+from manyvec.storage.schema import Manifest, content_hash, rows_of, spans_of
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, check_offsets, offsets_of
 from manyvec.vectors.codebook import Assignments
@@ -162,11 +163,22 @@ class Snapshot:
         return found
 
     def texts(self, row_ids: RowIds, *, spans: bool = False) -> list[dict[str, Any]]:
-        """Return `id`, `text`, `metadata` (as JSON), `is_page` and, if asked, `spans` of rows, in this order."""
+        """Return `id`, `text`, `metadata` (as JSON), `is_page` and, if asked, `spans` of rows, in this order.
+
+        A text that was damaged on disk is logged, and so is metadata, which is empty then.
+        """
         columns = ["id", "text", "metadata", "content_hash"]
         table = self.take(row_ids, [*columns, "spans"] if spans else columns)
         # The hash of a page has two parts (`schema.content_hash`), so its image need not be read.
         rows = [row | {"is_page": ":" in row["content_hash"]} for row in table.select(columns).to_pylist()]
+        for row_id, row in zip(row_ids, rows, strict=True):
+            if content_hash(row["text"] or "") != row["content_hash"].partition(":")[0]:
+                self._log_damage(int(row_id), row["id"], "a text that differs from the one that was added")
+            try:
+                json.loads(row["metadata"] or "")
+            except ValueError:
+                self._log_damage(int(row_id), row["id"], "metadata that is not valid JSON")
+                row["metadata"] = "{}"
         if spans and rows:
             all_spans, offsets = _spans_in(table)
             for row, row_spans in zip(rows, np.split(all_spans, offsets[1:-1]), strict=True):
@@ -225,12 +237,14 @@ class Snapshot:
     def report_damage(self, row_ids: RowIds, reasons: Sequence[str]) -> None:
         """Log documents whose token vectors cannot be used, each once per snapshot."""
         new = [(row_id, reason) for row_id, reason in zip(row_ids, reasons, strict=True) if row_id not in self._damaged]
-        if not new:
-            return
-        ids = self.take([row_id for row_id, _ in new], ["id"])["id"].to_pylist()
+        ids = self.take([row_id for row_id, _ in new], ["id"])["id"].to_pylist() if new else []
         for id, (row_id, reason) in zip(ids, new, strict=True):
-            self._damaged.add(int(row_id))
-            logger.warning("document %r of the index %s has %s: it cannot be found, add it again", id, self.uri, reason)
+            self._log_damage(int(row_id), id, f"{reason}, and cannot be found")
+
+    def _log_damage(self, row_id: int, id: str, reason: str) -> None:
+        if row_id not in self._damaged:
+            self._damaged.add(row_id)
+            logger.warning("document %r of the index %s has %s: add it again", id, self.uri, reason)
 
     def _rows_of(self, column: pa.ChunkedArray, dtype: type) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Return the rows and offsets of a column; what is returned fits together, as kernels need it."""
