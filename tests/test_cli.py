@@ -53,7 +53,7 @@ def test_an_estimate_makes_nothing(tmp_path, capsys):
     assert status == 0
     assert json.loads(out)["tokens"] == 100
     estimated = json.loads(out)["bytes_on_disk"]
-    assert estimated["float16"] == 100 * (2 * 384 + 1) + 849 and estimated["binary"] == 100 * (384 // 8 + 1) + 849
+    assert estimated["float16"] == 100 * (2 * 384 + 1) + 850 and estimated["binary"] == 100 * (384 // 8 + 1) + 850
     assert not (tmp_path / "db").exists()
 
 

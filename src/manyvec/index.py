@@ -23,6 +23,7 @@ from manyvec.filters.values import read_metadata
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import Auto, Candidates
+from manyvec.retrieval.grouping import search_grouped
 from manyvec.retrieval.queries import AnyQuery, check_strings, encode
 from manyvec.retrieval.reader import IndexReader, scorer_for
 from manyvec.retrieval.search import SearchOptions
@@ -282,6 +283,8 @@ class Index:
         depth: int | None = None,
         lexical_weight: float = 0,
         evidence: bool = False,
+        group_by: str | None = None,
+        group_size: int = 1,
     ) -> list[Hit]:
         """Find the documents that match a query best.
 
@@ -298,6 +301,8 @@ class Index:
                 documents become candidates too. With `minilm` and 0.3, nine of twelve judged sets gain and one loses
                 0.014 (`examples/benchmarks/mix.py`). The default is 0, because other models have not been measured.
             evidence: Whether to explain each hit: which words matched, or where on the page (`Hit.evidence`).
+            group_by: Metadata key, such as `source`, whose equal values form a group of hits; no groups by default.
+            group_size: Maximum number of hits of a group.
 
         Returns:
             Hits, best first; equal scores are ordered by id.
@@ -307,7 +312,7 @@ class Index:
             FilterError: The filter names an undeclared column, or compares it with a value of another type.
         """
         options: dict[str, Any] = {"depth": depth, "lexical_weight": lexical_weight, "evidence": evidence}
-        return self.search_many([query], k, filter=filter, **options)[0]
+        return self.search_many([query], k, filter=filter, group_by=group_by, group_size=group_size, **options)[0]
 
     def search_many(
         self,
@@ -318,6 +323,8 @@ class Index:
         depth: int | None = None,
         lexical_weight: float = 0,
         evidence: bool = False,
+        group_by: str | None = None,
+        group_size: int = 1,
     ) -> list[list[Hit]]:
         """Search for several queries, encoded and scored in one pass; return a list of hits for each. See `search`."""
         if isinstance(queries, str):
@@ -325,6 +332,7 @@ class Index:
         k = check_count(k, "k")
         depth = None if depth is None else check_count(depth, "depth", minimum=1)
         lexical_weight = check_fraction(lexical_weight, "lexical_weight")
+        group_size = check_count(group_size, "group_size", minimum=1)
         version = self._reader.current()
         manifest = version.snapshot.manifest
         where = self._where(filter, manifest)
@@ -334,8 +342,12 @@ class Index:
         texts, tokens = self._encode_queries(queries, manifest)
         encoder = self._encoder_for(manifest) if evidence else None
         crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
-        options = SearchOptions(k, depth, lexical_weight, evidence, crops_images)
-        return self._reader.search(version, texts, tokens, self.candidates, options, where)
+
+        def find(k: int) -> list[list[Hit]]:
+            options = SearchOptions(k, depth, lexical_weight, evidence, crops_images)
+            return self._reader.search(version, texts, tokens, self.candidates, options, where)
+
+        return find(k) if group_by is None else search_grouped(find, k, group_by, group_size)
 
     def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:
         """Score stored documents exactly, from their stored vectors, as rerankers need it.

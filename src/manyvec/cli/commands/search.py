@@ -37,6 +37,10 @@ def run(
     index: IndexOption = DEFAULT_INDEX,
     k: KOption = 5,
     where: WhereOption = None,
+    per_source: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Show at most N passages of the same file.", show_default=False),
+    ] = None,
     evidence: Annotated[bool, typer.Option("--evidence", help="Show matched words and the best passage.")] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show what BM25, the pooled vector and late interaction each find.")
@@ -68,7 +72,15 @@ def run(
         else:
             print_comparison(comparison)
         return
-    hits = opened.search(query, k, filter=condition, lexical_weight=lexical_weight, evidence=evidence)
+    hits = opened.search(
+        query,
+        k,
+        filter=condition,
+        lexical_weight=lexical_weight,
+        evidence=evidence,
+        group_by=None if per_source is None else "source",
+        group_size=1 if per_source is None else per_source,
+    )
     if as_json:
         print_json({"query": query, "hits": [_record(hit) for hit in hits]})
     else:
