@@ -198,14 +198,18 @@ def test_the_index_is_in_the_working_folder_unless_an_option_or_the_environment_
     assert json.loads(run(capsys, "info", "--json", "--index", ".manyvec")[1])["documents"] == 1
 
 
-def test_storages_and_devices_of_the_options_are_those_of_the_library():
+def test_storages_devices_and_the_length_of_passages_are_those_of_the_library():
+    from inspect import signature
     from typing import get_args
 
+    from manyvec.cli.commands.index import run as run_index
     from manyvec.cli.options import Device, Storage
+    from manyvec.files.splitting import DEFAULT_TOKENS
     from manyvec.models.loading import DEVICES
     from manyvec.vectors.codec import STORAGES
 
     assert (get_args(Storage), get_args(Device)) == (STORAGES, DEVICES)
+    assert signature(run_index).parameters["passage_tokens"].default == DEFAULT_TOKENS
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,18 @@ def test_a_long_file_comes_back_as_passages(tmp_path, capsys, monkeypatch):
     assert hit["metadata"]["source"] == "book.txt"
 
 
+def test_sync_keeps_the_rows_of_a_table_in_which_one_does_not_fit(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    table = tmp_path / "docs" / "a.csv"
+    table.write_text("id,text,year\na,flour,2020\nb,water,2021\n")
+    run(capsys, "index", "docs", "--column", "year=int")
+    table.write_text("id,text,year\na,flour,2020\nb,water,soon\n")
+    monkeypatch.chdir(tmp_path / "docs")
+    assert run(capsys, "index", ".", "--index", "../.manyvec", "--sync")[0] == 3
+    assert Index.open("../.manyvec").ids() == ["a", "b"]
+
+
 def test_a_row_whose_value_does_not_fit_its_column_is_reported_and_the_others_are_added(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("id,text,year\na,flour,2020\nb,water,soon\nc,salt,\n")

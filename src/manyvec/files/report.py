@@ -61,7 +61,7 @@ class FileReport:
 
     @property
     def n_files(self) -> int:
-        """Number of files that at least one document was read from, or that were empty of problems."""
+        """Number of files from which documents were read."""
         return sum(self.files.values())
 
     @property

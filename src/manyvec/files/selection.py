@@ -16,12 +16,10 @@ from manyvec.files.report import FileReport
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-# Folders that tools fill with copies of other people's files.
-VENDORED = frozenset(
-    ("node_modules", "bower_components", "__pycache__", "site-packages", "venv", "env", ".venv", ".tox", "target")
-)
-# `env` and `target` are ordinary names too: they count as vendored only beside one of these.
-_MARKERS = {"venv": "pyvenv.cfg", "env": "pyvenv.cfg", ".venv": "pyvenv.cfg", "target": "CACHEDIR.TAG"}
+# Folders that tools fill with files of other people, or with what they built.
+VENDORED = frozenset(("node_modules", "bower_components", "__pycache__", "site-packages", "venv", "env", "target"))
+# These are ordinary names too, so the folder must also hold the file that the tool puts there.
+_MARKERS = {"venv": "pyvenv.cfg", "env": "pyvenv.cfg", "target": "CACHEDIR.TAG"}
 
 
 @dataclass(frozen=True)

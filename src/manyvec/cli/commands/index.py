@@ -164,7 +164,7 @@ def run(
         "everything": everything,
         "report": report,
     }
-    prepare = _typed(opened, report)
+    prepare = _typed(opened, report, base)
     started = time.monotonic()
     deleted: list[str] = []
     if sync or dry_run:
@@ -181,10 +181,14 @@ def run(
         counts = {**changes, "deleted": len(deleted), "seconds": seconds, "documents": n_documents}
         print_json({**counts, "files": report.to_dict()})
     else:
-        would = "would be " if dry_run else ""
-        line = f"{changes['added']:,} {would}added, {changes['updated']:,} updated, {changes['unchanged']:,} unchanged"
-        line += f", {len(deleted):,} deleted" if sync else ""
-        print(f"{line}; {n_documents:,} documents in {index}")
+        verb = "would be added" if dry_run else "added"
+        parts = [
+            f"{changes['added']:,} {verb}",
+            f"{changes['updated']:,} updated",
+            f"{changes['unchanged']:,} unchanged",
+        ]
+        parts += [f"{len(deleted):,} deleted"] if sync else []
+        print(f"{', '.join(parts)}; {n_documents:,} documents in {index}")
         _print_report(report)
     if not report.n_files and not deleted:
         if not as_json:
@@ -233,7 +237,7 @@ def _open_or_create(
     )
 
 
-def _typed(index: Index, report: FileReport) -> Callable[[Iterator[Document]], Iterator[Document]]:
+def _typed(index: Index, report: FileReport, root: Path) -> Callable[[Iterator[Document]], Iterator[Document]]:
     """Return a function that converts the strings of filter columns to their types; what cannot be is reported."""
     from manyvec.cli.conditions import typed
     from manyvec.filters import ColumnType
@@ -245,7 +249,8 @@ def _typed(index: Index, report: FileReport) -> Callable[[Iterator[Document]], I
             try:
                 yield replace(document, metadata=typed(document.metadata, columns, f"document {document.id!r}"))
             except InputError as error:
-                report.add_problem(str(document.metadata.get("source")), str(error), is_whole_file=False)
+                source = document.metadata.get("file", document.metadata.get("source", ""))
+                report.add_problem((root / str(source)).as_posix(), str(error), is_whole_file=False)
 
     return convert
 
