@@ -5,19 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version as package_version
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
 
-from manyvec.errors import (
-    EncoderError,
-    InputError,
-    ManifestError,
-    check_count,
-    check_fraction,
-    check_ids,
-)
+from manyvec.errors import EncoderError, InputError, ManifestError, check_count, check_fraction, check_ids
 from manyvec.filters import ColumnType, FilterLike, parse_filter, to_sql
 from manyvec.filters.values import read_metadata
 from manyvec.models.loading import load_encoder
@@ -332,7 +326,6 @@ class Index:
         k = check_count(k, "k")
         depth = None if depth is None else check_count(depth, "depth", minimum=1)
         lexical_weight = check_fraction(lexical_weight, "lexical_weight")
-        group_size = check_count(group_size, "group_size", minimum=1)
         version = self._reader.current()
         manifest = version.snapshot.manifest
         where = self._where(filter, manifest)
@@ -342,12 +335,9 @@ class Index:
         texts, tokens = self._encode_queries(queries, manifest)
         encoder = self._encoder_for(manifest) if evidence else None
         crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
-
-        def find(k: int) -> list[list[Hit]]:
-            options = SearchOptions(k, depth, lexical_weight, evidence, crops_images)
-            return self._reader.search(version, texts, tokens, self.candidates, options, where)
-
-        return find(k) if group_by is None else search_grouped(find, k, group_by, group_size)
+        options = SearchOptions(k, depth, lexical_weight, evidence, crops_images)
+        find = partial(self._reader.search, version, texts, tokens, self.candidates, where=where)
+        return find(options) if group_by is None else search_grouped(find, options, group_by, group_size)
 
     def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:
         """Score stored documents exactly, from their stored vectors, as rerankers need it.

@@ -7,26 +7,34 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from manyvec.errors import check_count
+from manyvec.retrieval.search import SearchOptions
 from manyvec.types import Hit
 
 # Hits that are looked at first for each one that is wanted, and how many times more the next time.
 _FACTOR = 4
 
 
-def search_grouped(find: Callable[[int], list[list[Hit]]], k: int, group_by: str, group_size: int) -> list[list[Hit]]:
-    """Return the best `k` hits of each query with at most `group_size` hits of any group.
+def search_grouped(
+    find: Callable[[SearchOptions], list[list[Hit]]], options: SearchOptions, group_by: str, group_size: int
+) -> list[list[Hit]]:
+    """Return the best hits of each query with at most `group_size` hits of any group.
 
     Args:
-        find: Returns the best n hits of each query. Called with growing n until enough groups are found.
-        k: Maximum number of hits.
+        find: Returns the best hits of each query. Called with growing `k` until enough groups are found.
+        options: Options of the search; `k` is the maximum number of hits after grouping.
         group_by: Metadata key; hits with equal values form a group. A hit without the key is a group of its own.
         group_size: Maximum number of hits of a group.
+
+    Raises:
+        InputError: `group_size` is not a positive integer.
     """
-    n = _FACTOR * k
+    group_size = check_count(group_size, "group_size", minimum=1)
+    n = _FACTOR * options.k
     while True:
-        found = find(n)
-        grouped = [_grouped(hits, k, group_by, group_size) for hits in found]
-        if all(len(kept) == k or len(hits) < n for kept, hits in zip(grouped, found, strict=True)):
+        found = find(replace(options, k=n))
+        grouped = [_grouped(hits, options.k, group_by, group_size) for hits in found]
+        if all(len(kept) == options.k or len(hits) < n for kept, hits in zip(grouped, found, strict=True)):
             return grouped
         n *= _FACTOR
 

@@ -70,7 +70,7 @@ def run(
     ] = None,
     passage_tokens: Annotated[
         int, typer.Option(metavar="N", help="Split files into passages of at most N tokens; 0 keeps them whole.")
-    ] = 256,
+    ] = 128,
     overlap: Annotated[int, typer.Option(metavar="N", help="Tokens that a passage repeats of the one before.")] = 0,
     root: Annotated[
         str | None,
