@@ -179,6 +179,18 @@ def test_an_ensemble_merges_the_results_of_two_retrievers(store):
     assert ids(ensemble.invoke("late interaction")) == ["colbert", "plaid"]
 
 
+@classic
+def test_a_time_weighted_retriever_prefers_recent_documents(tmp_path):
+    retrievers = pytest.importorskip("langchain_classic.retrievers", reason="needs langchain-classic")
+    store = ManyvecVectorStore.from_texts([], HashEncoder(), uri=tmp_path / "weighted")
+    retriever = retrievers.TimeWeightedVectorStoreRetriever(vectorstore=store, decay_rate=0.5, k=1)
+    now = datetime.datetime.now()
+    old = Document("late interaction", metadata={"last_accessed_at": now - datetime.timedelta(days=9)})
+    retriever.add_documents([old, Document("late interaction again", metadata={"last_accessed_at": now})])
+
+    assert [document.page_content for document in retriever.invoke("late interaction")] == ["late interaction again"]
+
+
 # State and serialization
 
 

@@ -89,8 +89,8 @@ def test_a_node_that_cannot_be_stored_is_named_in_the_error_and_nothing_is_store
     fine = TextNode(id_="fine", text="fine")
     for bad, message in [
         (ImageNode(id_="bad", image_path="a.png"), "'bad' has an image but no text"),
-        (TextNode(id_="bad", text="x", metadata={"at": {1, 2}}), r"'bad': metadata\['at'\] is a set"),
-        (TextNode(id_="bad", text="x", metadata={"year": "2021"}), r"'bad': metadata\['year'\] must be of type int"),
+        (TextNode(id_="bad", text="x", metadata={"at": object()}), r"'bad': metadata\['at'\]"),
+        (TextNode(id_="bad", text="x", metadata={"year": "soon"}), r"'bad': metadata\['year'\]"),
         (TextNode(id_="bad", text="x", metadata={"_ref_doc_id": "y"}), "'_ref_doc_id' is reserved"),
     ]:
         with pytest.raises(manyvec.InputError, match=message):

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, PrivateAttr
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
 from llama_index.core.schema import ImageType
 
@@ -40,6 +41,15 @@ class ManyvecEmbedding(BaseEmbedding):
         model = kwargs.pop("model_name", model)
         super().__init__(model_name=model if isinstance(model, str) else model.name, **kwargs)
         self._encoder = None if isinstance(model, str) else model
+
+    def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex drops an encoder that cannot be pickled, and the copy would look for a model of its name.
+        state = BaseModel.__getstate__(self)
+        # Callback handlers belong to this process.
+        return {**state, "__dict__": {**state["__dict__"], "callback_manager": CallbackManager()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        BaseModel.__setstate__(self, state)
 
     @classmethod
     def class_name(cls) -> str:

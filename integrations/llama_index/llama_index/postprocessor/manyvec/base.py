@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from llama_index.core import instrumentation
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -84,6 +84,15 @@ class ManyvecRerank(BaseNodePostprocessor):
         self._index = index
         if index is not None or not isinstance(name, str):
             self._reranker = Reranker(None if isinstance(name, str) else name, index=index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex drops what cannot be pickled, and with it the index: a copy would order nodes by another model.
+        state = BaseModel.__getstate__(self)
+        # Callback handlers belong to this process.
+        return {**state, "__dict__": {**state["__dict__"], "callback_manager": CallbackManager()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        BaseModel.__setstate__(self, state)
 
     @classmethod
     def class_name(cls) -> str:

@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any, TypeVar
 
 import numpy as np
-from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
@@ -42,6 +42,8 @@ _QUERY_TYPES = {
     "hybrid": VectorStoreQueryMode.HYBRID,
 }
 _OPTIONS = ("depth", "evidence", "mmr_prefetch_factor", "mmr_threshold", "query_type")
+# Ranks nodes by their mean token vectors, which it computes once per version of an index.
+_POOLED = Pooled()
 # MMR chooses from this many times the number of nodes asked for.
 _MMR_FACTOR = 4
 
@@ -79,7 +81,6 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     is_embedding_query: bool = False
     uri: str = ""
     _index: Index = PrivateAttr()
-    _pooled: Pooled = PrivateAttr(default_factory=Pooled)
 
     def __init__(self, index: Index | None = None, *, uri: str | None = None, **_fields: Any) -> None:
         if index is None and not uri:
@@ -88,6 +89,13 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         super().__init__(stores_text=True, is_embedding_query=False)
         self.uri = index.uri
         self._index = index
+
+    def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex drops what cannot be pickled, and with it the index: a copy would search nothing.
+        return BaseModel.__getstate__(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        BaseModel.__setstate__(self, state)
 
     @classmethod
     def class_name(cls) -> str:
@@ -252,7 +260,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
                 f"{self._index.info().dim}: pass query_str, or use ManyvecEmbedding with the model {self._index.model}"
             )
         k = query.similarity_top_k
-        ids = self._index.rank([vector], self._pooled, k, filter=where)[0][:k] if k else []
+        ids = self._index.rank([vector], _POOLED, k, filter=where)[0][:k] if k else []
         means = self._index.token_vectors(ids).pooled() if ids else np.empty((0, vector.shape[1]))
         similarities = dict(zip(ids, (means @ (vector[0] / np.linalg.norm(vector[0]))).tolist(), strict=True))
         nodes = [to_node(document) for document in self._index.get(ids)]

@@ -1,0 +1,75 @@
+"""Pickled and deep-copied components keep their settings, encoder and index, or raise; they never lose one silently."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.vector_stores.types import VectorStoreQuery
+from llama_index.embeddings.manyvec import ManyvecEmbedding
+from llama_index.postprocessor.manyvec import ManyvecRerank
+from llama_index.vector_stores.manyvec import ManyvecVectorStore
+
+from manyvec.testing import HashEncoder
+
+GIVEN = [NodeWithScore(node=TextNode(id_=text, text=text)) for text in ("red apple", "green apple", "green tea")]
+
+
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+copies = pytest.mark.parametrize("copied", [pickled, copy.deepcopy], ids=["pickle", "deepcopy"])
+
+
+@copies
+def test_a_reranker_keeps_its_encoder_and_settings(copied: Callable[[Any], Any]) -> None:
+    rerank = ManyvecRerank(HashEncoder(), top_n=2, keep_retrieval_score=True)
+    again = copied(rerank)
+
+    assert again.to_dict() == rerank.to_dict()
+    found, expected = (r.postprocess_nodes(GIVEN, query_str="green tea") for r in (again, rerank))
+    assert [(n.node_id, n.score) for n in found] == [(n.node_id, n.score) for n in expected]
+
+
+@copies
+def test_an_embedding_keeps_its_encoder(copied: Callable[[Any], Any]) -> None:
+    embedding = ManyvecEmbedding(HashEncoder())
+
+    assert copied(embedding).get_text_embedding("green tea") == embedding.get_text_embedding("green tea")
+
+
+class Unpicklable(HashEncoder):
+    """Holds a lock, which cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "lock", threading.Lock())
+
+
+@pytest.mark.parametrize("component", [ManyvecRerank, ManyvecEmbedding])
+def test_an_encoder_that_cannot_be_pickled_is_an_error_and_not_dropped(component: type) -> None:
+    with pytest.raises((TypeError, ValueError), match="pickle"):
+        pickle.dumps(component(Unpicklable()))
+
+
+@copies
+def test_an_index_is_kept_or_the_copy_is_refused(tmp_path: Path, copied: Callable[[Any], Any]) -> None:
+    store = ManyvecVectorStore.create(tmp_path / "index", HashEncoder())
+    store.add([found.node for found in GIVEN])
+    query = VectorStoreQuery(query_str="green tea", similarity_top_k=3)
+    rerank = ManyvecRerank(index=store.client)
+    try:
+        other_store, other_rerank = copied(store), copied(rerank)
+    except (TypeError, ValueError):
+        return
+    assert other_store.query(query).ids == store.query(query).ids
+    assert [n.score for n in other_rerank.postprocess_nodes(GIVEN, query_str="green tea")] == [
+        n.score for n in rerank.postprocess_nodes(GIVEN, query_str="green tea")
+    ]
