@@ -64,10 +64,13 @@ def stages():
 def running():
     """Context manager that serves an ASGI application on a local port with uvicorn, and yields its URL."""
     uvicorn = pytest.importorskip("uvicorn", reason="needs the serve extra: pip install 'manyvec[serve]'")
+    from manyvec.server.app import server_config
 
     @contextmanager
-    def run(app):
-        config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=3)
+    def run(app, **settings):
+        config = server_config(app, port=0)
+        for name, value in settings.items():
+            setattr(config, name, value)
         server, listening = uvicorn.Server(config), config.bind_socket()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

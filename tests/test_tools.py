@@ -1,7 +1,12 @@
 """`ToolIndex`: reading, scoring, selecting, saving and loading tools."""
 
+import copy
+import multiprocessing
+import pickle
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import mcp_types
 import numpy as np
@@ -51,6 +56,14 @@ ALL = [WEATHER, MAIL, PLAY, convert, READ_FILE]
 
 def names(hits):
     return [hit.name for hit in hits]
+
+
+def _pickled(tools, protocol):
+    return pickle.loads(pickle.dumps(tools, protocol))
+
+
+def selected(tools, query):
+    return tools.select(query, 1)[0].name
 
 
 @pytest.fixture
@@ -179,6 +192,13 @@ def test_an_empty_catalog_a_query_without_words_and_k_0_return_no_hits(tools):
     assert len(tools.select("mail", 99)) == 5
 
 
+def test_k_none_returns_every_tool_with_its_exact_score():
+    many = ToolIndex(HashEncoder(), [{"name": f"tool{i}", "description": f"word{i}"} for i in range(70)], depth=10)
+    hits = many.select("word7", None)
+    assert len(hits) == 70 and hits[0].name == "tool7"
+    assert hits == many.select("word7", 70)
+
+
 @pytest.mark.parametrize(("query", "k"), [(None, 1), ("a", -1), ("a", 1.5), ("\ud800", 1)])
 def test_bad_queries_are_errors(tools, query, k):
     with pytest.raises(InputError):
@@ -256,6 +276,45 @@ def test_a_selection_among_thousands_takes_less_cpu_time_than_scoring_all_of_the
     # CPU seconds do not depend on other load of the machine; the benchmark measures milliseconds.
     few, all_ = map(min, taken.values())
     assert few < all_ / 2
+
+
+# Copies
+
+
+def add_numbers(first: int, second: int) -> int:
+    """Adds two numbers."""
+    return first + second
+
+
+@pytest.mark.parametrize(
+    "travel",
+    [copy.copy, copy.deepcopy, *(partial(_pickled, protocol=protocol) for protocol in (2, 4, pickle.HIGHEST_PROTOCOL))],
+)
+def test_a_copy_selects_the_same_encodes_nothing_and_changes_alone(travel):
+    original = ToolIndex(CountingEncoder(), [MAIL, WEATHER, add_numbers], bm25_weight=0.4, depth=3)
+    CountingEncoder.n_texts = 0
+    twin = travel(original)
+    assert CountingEncoder.n_texts == 0
+    assert (twin.names, twin.bm25_weight, twin.depth) == (original.names, 0.4, 3)
+    assert twin["add_numbers"] is add_numbers
+    for query in ("mail to people", "sum of numbers", "sendMail"):
+        assert twin.select(query) == original.select(query)
+    twin.remove("sendMail")
+    twin.add([{"name": "new"}])
+    assert (original.names, twin.names) == (
+        ["sendMail", "get_current_weather", "add_numbers"],
+        ["get_current_weather", "add_numbers", "new"],
+    )
+
+
+def test_a_copy_travels_to_another_process():
+    tools = ToolIndex(HashEncoder(), [MAIL, WEATHER])
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(selected, tools, "mail to people").result() == "sendMail"
+
+
+def test_an_empty_index_can_be_copied():
+    assert copy.deepcopy(ToolIndex(HashEncoder())).select("mail") == []
 
 
 # Saving and loading

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+import math
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import check_unicode
+from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError, check_unicode
 from manyvec.evidence.pages import PageEvidence, for_browser
 from manyvec.evidence.text import Evidence
 from manyvec.filters import AllOf
 from manyvec.index import Index
+from manyvec.server.batching import Batcher, BusyError
 from manyvec.server.records import (
     MAX_TEXT_CHARS,
     DocumentRecord,
@@ -27,50 +35,137 @@ from manyvec.server.records import (
 from manyvec.timing import timings
 from manyvec.types import Hit
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 # Heat maps are sent for the best hits until they hold this many numbers, about 2.5 MB of JSON.
 MAX_MAP_NUMBERS = 400_000
+# Matched words of all hits of a response, about 800 KB of JSON. The hits get equal parts.
+MAX_WORDS = 4_000
+# Metadata of all hits of a response, in characters of JSON.
+MAX_METADATA_CHARS = 1_000_000
+# Words of the query times hits: evidence takes time in proportion, about 0.3 s of CPU for this many.
+MAX_EXPLAINED_WORDS = 20_000
+# Queries of more characters are not encoded together with shorter ones, which would wait for them.
+_SHORT_QUERY_CHARS = 500
+
+
+class RequestError(Exception):
+    """An error as clients see it. It tells nothing about the machine that the server runs on.
+
+    Attributes:
+        status: HTTP status.
+        detail: One sentence for the client.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+def request_error(error: Exception) -> RequestError:
+    """Return what to tell clients about an error. Unless they caused it, the details are logged under an id."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, InputError):
+        return RequestError(400, str(error))
+    if isinstance(error, BusyError):
+        return RequestError(503, "the server is busy: try again later")
+    error_id = uuid4().hex[:12]
+    logger.error("error %s", error_id, exc_info=error)
+    if isinstance(error, (StoreError, IndexNotFoundError, ManifestError)):
+        return RequestError(503, f"the index cannot be read at the moment: try again later (error {error_id})")
+    return RequestError(500, f"the server failed to answer this request (error {error_id})")
 
 
 class Api:
     """Answers requests from one index. Safe to share between threads.
 
+    If the index cannot be read, because it was deleted or replaced by another one, it is opened again: the server
+    recovers by itself once there is an index at the same URI.
+
     Args:
         index: The index to search.
         max_map_numbers: Maximum number of values in the heat maps of one response.
+        max_words: Maximum number of matched words in one response.
+        max_metadata_chars: Maximum length of all metadata in one response, as JSON.
+
+    Every method raises RequestError.
     """
 
-    def __init__(self, index: Index, *, max_map_numbers: int = MAX_MAP_NUMBERS) -> None:
+    def __init__(
+        self,
+        index: Index,
+        *,
+        max_map_numbers: int = MAX_MAP_NUMBERS,
+        max_words: int = MAX_WORDS,
+        max_metadata_chars: int = MAX_METADATA_CHARS,
+    ) -> None:
         self.index = index
         self.max_map_numbers = max_map_numbers
+        self.max_words = max_words
+        self.max_metadata_chars = max_metadata_chars
+        self._reopening = threading.Lock()
 
     def search(self, request: SearchRequest) -> SearchResponse:
-        """Search the index, with evidence and the time of each stage.
+        """Search the index, with evidence and the time of each stage."""
+        (result,) = self.search_many([request])
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-        Raises:
-            InputError, FilterError: As for `Index.search`.
+    def search_many(self, requests: Sequence[SearchRequest]) -> list[SearchResponse | RequestError]:
+        """Return the response to each request, or its error. All requests must have the same `search_key`.
+
+        The queries are encoded together. If that fails, the requests are answered one by one, so that a bad one fails
+        alone.
         """
-        check_unicode(request.query, "the query")
-        condition = AllOf(tuple(condition.to_filter() for condition in request.filter)) if request.filter else None
+        try:
+            return [*self._responses(requests)]
+        except Exception as error:
+            if len(requests) == 1:
+                return [request_error(error)]
+        return [result for request in requests for result in self.search_many([request])]
+
+    def _responses(self, requests: Sequence[SearchRequest]) -> list[SearchResponse]:
+        queries, k = [request.query for request in requests], requests[0].k
+        for query in queries:
+            check_unicode(query, "the query")
+            if (n_words := len(query.split())) * k > MAX_EXPLAINED_WORDS:
+                raise InputError(
+                    f"a query of {n_words} words can have at most {MAX_EXPLAINED_WORDS // n_words} hits, got k={k}"
+                )
+        conditions = [condition.to_filter() for condition in requests[0].filter]
+        condition = AllOf(tuple(conditions)) if conditions else None
         started = time.perf_counter()
         with timings() as seconds:
-            hits = self.index.search(request.query, request.k, filter=condition, evidence=True)
+            hits_of = self._read(lambda index: index.search_many(queries, k, filter=condition, evidence=True))
         seconds["total"] = time.perf_counter() - started
-        n_free, records = self.max_map_numbers, []
+        milliseconds = {stage: round(1000 * taken / len(requests), 2) for stage, taken in seconds.items()}
+        return [
+            SearchResponse(query=request.query, hits=self._records(hits, request), milliseconds=milliseconds)
+            for request, hits in zip(requests, hits_of, strict=True)
+        ]
+
+    def _records(self, hits: Sequence[Hit], request: SearchRequest) -> list[HitRecord]:
+        """Return the records of the hits of one response, within its limits."""
+        n_numbers, n_chars = self.max_map_numbers, self.max_metadata_chars
+        max_words = max(1, self.max_words // max(1, len(hits)))
+        records = []
         for hit in hits:
             record = _to_record(hit, request.passage_chars)
-            n_free -= _add_maps(record, hit.evidence, n_free)
+            n_numbers -= _add_maps(record, hit.evidence, n_numbers)
+            _limit_words(record, max_words)
+            n_chars -= _limit_metadata(record, n_chars)
             records.append(record)
-        return SearchResponse(
-            query=request.query,
-            hits=records,
-            milliseconds={stage: round(1000 * taken, 2) for stage, taken in seconds.items()},
-        )
+        return records
 
     def document(self, id: str, start: int = 0, n_chars: int = MAX_TEXT_CHARS) -> DocumentRecord | None:
         """Return a document as it is stored now, or None if the id is unknown."""
-        check_unicode(id, "the id")
-        for document in self.index.get(id):
-            return DocumentRecord(
+        for document in self._get(id):
+            record = DocumentRecord(
                 id=document.id,
                 text=document.text[start : start + n_chars],
                 start=start,
@@ -78,6 +173,8 @@ class Api:
                 metadata=dict(document.metadata),
                 is_page=document.image is not None,
             )
+            _limit_metadata(record, self.max_metadata_chars)
+            return record
         return None
 
     def image(self, id: str) -> tuple[bytes, str, str] | None:
@@ -85,15 +182,20 @@ class Api:
 
         Large images are scaled down; see `for_browser`.
         """
-        check_unicode(id, "the id")
-        for document in self.index.get(id):
+        for document in self._get(id):
             if isinstance(document.image, bytes):
-                return *for_browser(document.image), _etag(document.image)
+                try:
+                    return *for_browser(document.image), _etag(document.image)
+                except Exception as error:
+                    raise request_error(error) from error
         return None
 
     def info(self) -> InfoRecord:
         """Return the size of the index, its model and its filter columns."""
-        info = self.index.info()
+        try:
+            info = self._read(lambda index: index.info())
+        except Exception as error:
+            raise request_error(error) from error
         return InfoRecord(
             # Only the last part of the path or URI: clients need not know where the index lies.
             name=PurePath(info.uri).name,
@@ -104,6 +206,63 @@ class Api:
             filter_columns=info.filter_columns,
             version=info.version,
         )
+
+    def _get(self, id: str) -> list[Any]:
+        try:
+            check_unicode(id, "the id")
+            return self._read(lambda index: index.get(id))
+        except Exception as error:
+            raise request_error(error) from error
+
+    def _read(self, read: Callable[[Index], T]) -> T:
+        """Return what `read` returns for the index, opening the index again if it cannot be read."""
+        index = self.index
+        try:
+            return read(index)
+        except (StoreError, IndexNotFoundError, ManifestError):
+            return read(self._reopened(index))
+
+    def _reopened(self, failed: Index) -> Index:
+        with self._reopening:
+            if self.index is failed:
+                options: dict[str, Any] = {"cache_bytes": failed.cache_bytes, "device": failed._device}
+                try:
+                    index = Index.open(failed.uri, failed.encoder, **options)
+                except ManifestError:
+                    # Rebuilt with another model.
+                    index = Index.open(failed.uri, **options)
+                index._reader._scorer = failed._reader._scorer
+                self.index = index
+            return self.index
+
+
+def search_key(request: SearchRequest) -> tuple[int, bool, str]:
+    """Return a value that is equal for requests that one search can answer."""
+    conditions = json.dumps([condition.model_dump() for condition in request.filter])
+    return request.k, len(request.query) > _SHORT_QUERY_CHARS, conditions
+
+
+class Searches:
+    """Searches of many clients at once: those that arrive together are answered together, see `Batcher`.
+
+    Args:
+        api: The index to search.
+        options: Limits of `Batcher`.
+    """
+
+    def __init__(self, api: Api, **options: Any) -> None:
+        self._batcher = Batcher(api.search_many, search_key, **options)
+
+    async def submit(self, request: SearchRequest) -> SearchResponse:
+        """Return the response to one request.
+
+        Raises:
+            RequestError: As for `Api.search`; or the server is busy.
+        """
+        try:
+            return await self._batcher.submit(request)
+        except Exception as error:
+            raise request_error(error) from error
 
 
 def _to_record(hit: Hit, passage_chars: int) -> HitRecord:
@@ -117,8 +276,8 @@ def _to_record(hit: Hit, passage_chars: int) -> HitRecord:
     return HitRecord(
         rank=hit.rank,
         id=hit.id,
-        score=round(hit.score, 4),
-        similarity=round(hit.similarity, 4),
+        score=_finite(hit.score),
+        similarity=_finite(hit.similarity),
         metadata=hit.metadata,
         n_chars=len(hit.text),
         passage=passage,
@@ -127,6 +286,11 @@ def _to_record(hit: Hit, passage_chars: int) -> HitRecord:
         problem=hit.evidence.problem,
         page=_to_page(hit.evidence) if isinstance(hit.evidence, PageEvidence) else None,
     )
+
+
+def _finite(value: float) -> float | None:
+    """Return a rounded score, or None for one that JSON cannot hold: -inf is the score of a document without tokens."""
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def _to_page(evidence: PageEvidence) -> PageRecord:
@@ -144,6 +308,26 @@ def _add_maps(record: HitRecord, evidence: Evidence | PageEvidence | None, n_fre
     for i, word in enumerate(record.words):
         word.map = _to_lists(evidence.heatmap(i))
     return n_numbers
+
+
+def _limit_words(record: HitRecord, max_words: int) -> None:
+    """Keep the words with the largest shares, in the order of the query."""
+    if len(record.words) > max_words:
+        by_share = sorted(range(len(record.words)), key=lambda i: -abs(record.words[i].share))
+        kept, dropped = sorted(by_share[:max_words]), by_share[max_words:]
+        record.unattributed += sum(record.words[i].share for i in dropped)
+        record.words = [record.words[i] for i in kept]
+
+
+def _limit_metadata(record: HitRecord | DocumentRecord, n_free: int) -> int:
+    """Remove the metadata if its JSON is longer than `n_free`, and return the length of the JSON that is left."""
+    if not record.metadata:
+        return 0
+    n_chars = len(json.dumps(record.metadata))
+    if n_chars <= n_free:
+        return n_chars
+    record.metadata, record.is_metadata_omitted = {}, True
+    return 0
 
 
 def _to_lists(heatmap: NDArray[np.float32]) -> list[list[float]]:

@@ -7,12 +7,13 @@ inserts documents as text, never as markup, and its Content-Security-Policy allo
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
@@ -21,15 +22,21 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from mcp.server.transport_security import TransportSecuritySettings
 
-from manyvec.errors import InputError, ManyvecError
+from manyvec.errors import InputError
 from manyvec.index import Index
-from manyvec.server.api import Api
+from manyvec.server.api import Api, RequestError, Searches
+from manyvec.server.connections import TimedProtocol
 from manyvec.server.guard import Guard, is_local
 from manyvec.server.mcp import mcp_server
 from manyvec.server.records import MAX_TEXT_CHARS, DocumentRecord, InfoRecord, SearchRequest, SearchResponse
 
 MAX_BODY_BYTES = 64 * 1024
 MIN_TOKEN_CHARS = 16
+# The largest position that a 64-bit integer holds.
+MAX_START = 2**63 - 1
+MAX_CONNECTIONS = 1_000
+
+T = TypeVar("T")
 
 
 def serve(index: Index, *, host: str = "127.0.0.1", port: int = 8765, token: str | None = None) -> None:
@@ -50,16 +57,7 @@ def serve(index: Index, *, host: str = "127.0.0.1", port: int = 8765, token: str
     app = create_app(index, host=host, token=token)
     # Load the model and the token vectors before listening, so that problems with them show at once.
     index.search("manyvec", k=1)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        # MCP clients keep streams open that never end by themselves.
-        timeout_graceful_shutdown=3,
-    )
+    config = server_config(app, host=host, port=port)
     server = uvicorn.Server(config)
     listening = config.bind_socket()
     # Listen before printing the address: whoever reads it may connect at once.
@@ -70,6 +68,23 @@ def serve(index: Index, *, host: str = "127.0.0.1", port: int = 8765, token: str
     # uvicorn shuts down in order, then raises KeyboardInterrupt again.
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
+
+
+def server_config(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8765) -> uvicorn.Config:
+    """Return the settings of the HTTP server that `serve` runs."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=TimedProtocol,
+        ws="none",
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        # MCP clients keep streams open that never end by themselves.
+        timeout_graceful_shutdown=3,
+    )
 
 
 def create_app(index: Index, *, host: str = "127.0.0.1", token: str | None = None) -> FastAPI:
@@ -94,7 +109,8 @@ def create_app(index: Index, *, host: str = "127.0.0.1", token: str | None = Non
             "Make one: python -c 'import secrets; print(secrets.token_urlsafe())'"
         )
     api = Api(index)
-    agents = mcp_server(api)
+    searches = Searches(api)
+    agents = mcp_server(api, searches)
     agents_app = agents.streamable_http_app(
         stateless_http=True,
         json_response=True,
@@ -120,16 +136,17 @@ def create_app(index: Index, *, host: str = "127.0.0.1", token: str | None = Non
     )
     app.add_middleware(Guard, token=token, is_local=is_local(host))
     _add_error_handlers(app)
-    _add_routes(app, api)
+    _add_routes(app, api, searches)
     app.router.routes.extend(agents_app.routes)
     app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
     return app
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(ManyvecError)
-    def handle_manyvec_error(_: Request, error: ManyvecError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=400 if isinstance(error, InputError) else 500)
+    @app.exception_handler(RequestError)
+    def handle_request_error(_: Request, error: RequestError) -> JSONResponse:
+        headers = {"Retry-After": "1"} if error.status == 503 else None
+        return JSONResponse({"detail": error.detail}, error.status, headers)
 
     @app.exception_handler(RequestValidationError)
     def handle_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -138,21 +155,28 @@ def _add_error_handlers(app: FastAPI) -> None:
         return JSONResponse({"detail": problems}, status_code=422)
 
 
-def _add_routes(app: FastAPI, api: Api) -> None:
-    @app.post("/api/search", summary="Search the documents, with evidence")
-    def search(request: SearchRequest) -> SearchResponse:
-        return api.search(request)
+def _add_routes(app: FastAPI, api: Api, searches: Searches) -> None:
+    # Models are written as JSON by pydantic itself, which is several times faster than FastAPI's encoder.
+    @app.post("/api/search", summary="Search the documents, with evidence", response_model=SearchResponse)
+    async def search(body: SearchRequest, request: Request) -> Response:
+        response = await _unless_disconnected(request, searches.submit(body))
+        return Response(response.model_dump_json(), media_type="application/json")
 
-    @app.get("/api/documents/{id:path}", summary="Read a document", responses={404: {"description": "unknown id"}})
+    @app.get(
+        "/api/documents/{id:path}",
+        summary="Read a document",
+        response_model=DocumentRecord,
+        responses={404: {"description": "unknown id"}},
+    )
     def document(
         id: str,
-        start: Annotated[int, Query(ge=0)] = 0,
+        start: Annotated[int, Query(ge=0, le=MAX_START)] = 0,
         n_chars: Annotated[int, Query(ge=1, le=MAX_TEXT_CHARS)] = MAX_TEXT_CHARS,
-    ) -> DocumentRecord:
-        found = api.document(id, start, n_chars)
-        if found is None:
+    ) -> Response:
+        record = api.document(id, start, n_chars)
+        if record is None:
             raise HTTPException(404, f"there is no document {id!r}")
-        return found
+        return Response(record.model_dump_json(), media_type="application/json")
 
     @app.get(
         "/api/images/{id:path}",
@@ -161,12 +185,34 @@ def _add_routes(app: FastAPI, api: Api) -> None:
         responses={404: {"description": "unknown id, or the document has no image"}},
     )
     def image(id: str) -> Response:
-        found = api.image(id)
-        if found is None:
+        image = api.image(id)
+        if image is None:
             raise HTTPException(404, f"there is no page image {id!r}")
-        content, content_type, etag = found
+        content, content_type, etag = image
         return Response(content, media_type=content_type, headers={"ETag": etag})
 
     @app.get("/api/info", summary="Describe the index")
     def info() -> InfoRecord:
         return api.info()
+
+
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, or cancel it if the client disconnects.
+
+    Raises:
+        RequestError: The client is gone. Nobody receives this response.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise RequestError(499, "the client closed the connection")
+    finally:
+        task.cancel()
+        watch.cancel()

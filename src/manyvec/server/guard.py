@@ -1,4 +1,4 @@
-"""Refuse requests that the server must not answer, and add the headers that restrict what browsers may do."""
+"""Refuse requests that the server must not answer, and add headers that restrict what browsers may do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from manyvec.server.api import request_error
 
 # The page holds nothing of the index; every other path needs the token.
 _PUBLIC_PATHS = frozenset({"/", "/page.css", "/page.js", "/icon.svg"})
@@ -46,15 +48,26 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        is_started = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal is_started
             if message["type"] == "http.response.start":
+                is_started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
             await send(message)
 
         refusal = self._refusal(scope, Headers(scope=scope))
-        await (refusal or self.app)(scope, receive, send_with_headers)
+        try:
+            await (refusal or self.app)(scope, receive, send_with_headers)
+        except Exception as error:
+            # An error that no route expected: clients see an id, and the log has the details.
+            if is_started:
+                raise
+            known = request_error(error)
+            await JSONResponse({"detail": known.detail}, known.status)(scope, receive, send_with_headers)
 
     def _refusal(self, scope: MutableMapping[str, Any], headers: Headers) -> JSONResponse | None:
         host, origin = headers.get("host", ""), headers.get("origin")

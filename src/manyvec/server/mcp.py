@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+import threading
+import time
 from importlib.metadata import version as package_version
 from typing import Annotated, Any
 
@@ -11,8 +15,8 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field
 
-from manyvec.errors import ManyvecError
-from manyvec.server.api import Api
+from manyvec.index import Index
+from manyvec.server.api import Api, RequestError, Searches
 from manyvec.server.records import (
     MAX_HITS,
     MAX_PASSAGE_CHARS,
@@ -23,6 +27,14 @@ from manyvec.server.records import (
     SearchRequest,
 )
 
+logger = logging.getLogger(__name__)
+
+# A search may wait for the model to load.
+_STDIO_TIMEOUT = 300.0
+_INSTRUCTIONS = (
+    "Find documents with `search`, and read more of them with `get_document`. "
+    "The first search after the start of the server waits until the model is loaded, which can take a minute."
+)
 _READ_ONLY = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
@@ -35,8 +47,8 @@ class CitedHit(BaseModel):
 
     id: str
     rank: int
-    score: float
-    similarity: float
+    score: float | None
+    similarity: float | None
     passage: str
     start: int
     end: int
@@ -49,12 +61,14 @@ class SearchResult(BaseModel):
     hits: list[CitedHit]
 
 
-def mcp_server(api: Api) -> MCPServer[Any]:
+def mcp_server(api: Api, searches: Searches) -> MCPServer[Any]:
     """Return an MCP server over one index. Its tools only read."""
-    server = MCPServer[Any]("manyvec", version=package_version("manyvec"), log_level="WARNING")
+    server = MCPServer[Any](
+        "manyvec", version=package_version("manyvec"), instructions=_INSTRUCTIONS, log_level="WARNING"
+    )
     columns = json.dumps(api.index.filter_columns, ensure_ascii=False) if api.index.filter_columns else "none"
 
-    def search(
+    async def search(
         query: Annotated[str, Field(max_length=MAX_QUERY_CHARS, description="a question, or words to search for")],
         k: Annotated[int, Field(ge=1, le=MAX_HITS, description="maximum number of hits")] = 5,
         filter: Annotated[
@@ -66,9 +80,9 @@ def mcp_server(api: Api) -> MCPServer[Any]:
     ) -> SearchResult:
         request = SearchRequest(query=query, k=k, filter=filter or [], passage_chars=passage_chars)
         try:
-            hits = api.search(request).hits
-        except ManyvecError as error:
-            raise ToolError(str(error)) from error
+            hits = (await searches.submit(request)).hits
+        except RequestError as error:
+            raise ToolError(error.detail) from error
         return SearchResult(
             hits=[
                 CitedHit(
@@ -89,13 +103,13 @@ def mcp_server(api: Api) -> MCPServer[Any]:
 
     def get_document(
         id: Annotated[str, Field(description="id of a hit of `search`")],
-        start: Annotated[int, Field(ge=0, description="position of the first character to return")] = 0,
+        start: Annotated[int, Field(ge=0, le=2**63 - 1, description="position of the first character to return")] = 0,
         n_chars: Annotated[int, Field(ge=1, le=100_000, description="maximum number of characters")] = 20_000,
     ) -> DocumentRecord:
         try:
             document = api.document(id, start, n_chars)
-        except ManyvecError as error:
-            raise ToolError(str(error)) from error
+        except RequestError as error:
+            raise ToolError(error.detail) from error
         if document is None:
             raise ToolError(f"there is no document {id!r}. It may have been deleted since the search: search again.")
         return document
@@ -115,6 +129,28 @@ def mcp_server(api: Api) -> MCPServer[Any]:
         annotations=_READ_ONLY,
     )
     return server
+
+
+def serve_stdio(index: Index) -> None:
+    """Serve an index over standard input and output until the client closes them.
+
+    The model is loaded in the background from the start, so that the handshake is answered at once and the first call
+    waits as little as possible: clients often allow it only a few seconds.
+    """
+    threading.Thread(target=_warm_up, args=[index], daemon=True).start()
+    api = Api(index)
+    mcp_server(api, Searches(api, timeout=_STDIO_TIMEOUT)).run("stdio")
+
+
+def _warm_up(index: Index) -> None:
+    started = time.monotonic()
+    try:
+        index.search("manyvec", k=1)
+    except Exception as error:
+        # The first call of the client fails with the same error, and is answered with it.
+        logger.warning("the index cannot be searched: %s", error)
+    else:
+        print(f"manyvec: ready after {time.monotonic() - started:.1f} seconds", file=sys.stderr, flush=True)
 
 
 def _note(hit: HitRecord) -> str:

@@ -87,12 +87,13 @@ class HitRecord(BaseModel):
 
     rank: int
     id: str
-    score: float
-    similarity: float
+    score: float | None = Field(description="null if the document has no tokens")
+    similarity: float | None = Field(description="null if the document has no tokens")
     metadata: dict[str, Any]
+    is_metadata_omitted: bool = Field(default=False, description="whether the metadata was too long for the response")
     n_chars: int = Field(description="length of the document's text")
     passage: PassageRecord = Field(description="the part of the text that matches best")
-    words: list[WordRecord]
+    words: list[WordRecord] = Field(description="matched words; in long responses those with the largest shares")
     unattributed: float = Field(description="contribution of query tokens that belong to none of `words`")
     problem: str | None = Field(None, description="reason why matched words are unknown")
     page: PageRecord | None = Field(
@@ -105,7 +106,9 @@ class SearchResponse(BaseModel):
 
     query: str
     hits: list[HitRecord]
-    milliseconds: dict[str, float] = Field(description="time by stage; `total` is the whole search")
+    milliseconds: dict[str, float] = Field(
+        description="time by stage; `total` is the whole search. Searches that were done together have equal parts"
+    )
 
 
 class DocumentRecord(BaseModel):
@@ -119,6 +122,7 @@ class DocumentRecord(BaseModel):
     start: int
     n_chars: int
     metadata: dict[str, Any]
+    is_metadata_omitted: bool = Field(default=False, description="whether the metadata was too long for the response")
     is_page: bool = False
 
 

@@ -22,7 +22,14 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import EncoderError, IndexNotFoundError, InputError, ManifestError, check_unicode
+from manyvec.errors import (
+    EncoderError,
+    IndexNotFoundError,
+    InputError,
+    ManifestError,
+    check_count,
+    check_query,
+)
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder
 from manyvec.tools.bm25 import BM25, words_of
@@ -89,6 +96,14 @@ class ToolIndex:
         self._catalog = _Catalog({}, [], None)
         self._write_lock = threading.Lock()
         self.add(tools)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the catalog and the settings; a copy or a process that gets them does not encode the tools again."""
+        return {name: value for name, value in vars(self).items() if name != "_write_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._write_lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"ToolIndex({len(self)} tools, model={self.encoder.name!r})"
@@ -239,12 +254,12 @@ class ToolIndex:
         index._add(header["tools"] if tools is None else tools, dict(zip(header["texts"], saved, strict=True)))
         return index
 
-    def select(self, query: str, k: int = 10) -> list[ToolHit]:
+    def select(self, query: str, k: int | None = 10) -> list[ToolHit]:
         """Return the tools that fit a request best.
 
         Args:
             query: Description of the task, or the exact name of a tool, which then comes first.
-            k: Maximum number of hits.
+            k: Maximum number of hits; None returns every tool, each with an exact score.
 
         Returns:
             Hits, best first; equal scores are ordered by name. Empty if the catalog is empty or the query has no token.
@@ -252,25 +267,24 @@ class ToolIndex:
         Raises:
             InputError: `query` is not a string, or `k` is not a non-negative integer.
         """
-        if not isinstance(query, str):
-            raise InputError(f"query must be a string, got {type(query).__name__}")
-        check_unicode(query, "the query")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 0:
-            raise InputError(f"k must be a non-negative integer, got {k!r}")
+        check_query(query)
+        if k is not None:
+            k = check_count(k, "k")
         catalog = self._catalog
         if catalog.tokens is None or not catalog.tools or k == 0:
             return []
         return self.select_encoded(query, self.encoder.encode_queries([query]), k)
 
-    def select_encoded(self, query: str, tokens: TokenBatch, k: int = 10) -> list[ToolHit]:
+    def select_encoded(self, query: str, tokens: TokenBatch, k: int | None = 10) -> list[ToolHit]:
         """Select tools for a query that is already encoded.
 
         Args:
             query: The query, for BM25 and exact names.
             tokens: Token vectors of the query, as a batch of one.
-            k: Maximum number of hits.
+            k: Maximum number of hits; None returns every tool.
         """
         catalog = self._catalog
+        k = len(catalog.tools) if k is None else k
         named = catalog.positions_named(query)
         if catalog.tokens is None or not tokens.n_tokens:
             return []
@@ -283,7 +297,8 @@ class ToolIndex:
         for position in named:
             # Named tools come first; among names that differ only in case, the one written as in the query.
             is_exact = catalog.names[position] == query.strip()
-            order_by[np.searchsorted(positions, position)] = np.inf if is_exact else np.finfo(np.float32).max
+            largest = np.finfo(np.float32).max  # `top_k` takes infinity for damage
+            order_by[np.searchsorted(positions, position)] = largest if is_exact else largest / 2
         return [
             ToolHit(names[i], float(scores[i]), float(similarities[i]), rank, catalog.tools[names[i]])
             for rank, i in enumerate(top_k(order_by, names, k), start=1)

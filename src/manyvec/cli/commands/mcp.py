@@ -26,7 +26,6 @@ def run(
     """
     check_exists(index)
     require("mcp", extra="serve")
-    from manyvec.server.api import Api
-    from manyvec.server.mcp import mcp_server
+    from manyvec.server.mcp import serve_stdio
 
-    mcp_server(Api(open_index(index, device, score_device))).run("stdio")
+    serve_stdio(open_index(index, device, score_device))

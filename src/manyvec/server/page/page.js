@@ -152,6 +152,11 @@ function milliseconds(value) {
   return value >= 100 ? `${Math.round(value)} ms` : `${value.toFixed(1)} ms`;
 }
 
+// A document without tokens has no score.
+function decimals(value, n) {
+  return value === null ? "–" : value.toFixed(n);
+}
+
 function showTiming({ total, ...taken }) {
   const rest = total - Object.values(taken).reduce((a, b) => a + b, 0);
   const rows = [...STAGES.filter((s) => s in taken).map((s) => [s, taken[s]]), ["other", Math.max(rest, 0)]];
@@ -175,8 +180,8 @@ function hitOf(hit) {
   const part = (name) => item.querySelector(`.${name}`);
   part("rank").textContent = hit.rank;
   part("id").textContent = part("id").title = hit.id;
-  part("similarity").append(element("b", { textContent: hit.similarity.toFixed(3) }), " similarity");
-  part("score").textContent = `score ${hit.score.toFixed(2)}`;
+  part("similarity").append(element("b", { textContent: decimals(hit.similarity, 3) }), " similarity");
+  part("score").textContent = `score ${decimals(hit.score, 2)}`;
   part("text").append(...passageOf(hit));
   part("text").hidden = !hit.n_chars;
   if (hit.page) showPageWhenSeen(hit, item);
@@ -186,6 +191,7 @@ function hitOf(hit) {
   if (Math.abs(hit.unattributed) >= 0.005)
     part("words").append(element("li", { className: "unmatched", textContent: `other tokens ${hit.unattributed.toFixed(2)}` }));
   part("metadata").append(...Object.entries(hit.metadata).map(metadataOf));
+  if (hit.is_metadata_omitted) part("metadata").append("metadata too long to show");
   const isWhole = hit.passage.start === 0 && hit.passage.end >= hit.n_chars;
   part("whole").hidden = isWhole;
   part("whole").textContent = `Whole text (${hit.n_chars.toLocaleString()} characters)`;
