@@ -75,7 +75,7 @@ def sync(
     if dry_run:
         added, updated, unchanged = _compare(index, documents)
     else:
-        report = index.add(documents, show_progress=show_progress)
+        report = index.add(documents, on_blank="skip", show_progress=show_progress)
         added, updated, unchanged = report.added, report.updated, report.unchanged
     kept = {source_of(Path(problem.path), base) for problem in files.problems}
     roots = [source_of(Path(os.path.expanduser(path)), base) for path in given]

@@ -172,7 +172,7 @@ def run(
         changes = {"added": done.added, "updated": done.updated, "unchanged": done.unchanged}
         deleted = done.deleted
     else:
-        changes = asdict(opened.add(prepare(read(paths, **options)), show_progress=True))
+        changes = asdict(opened.add(prepare(read(paths, **options)), on_blank="skip", show_progress=True))
     if not dry_run:
         opened.optimize(show_progress=True)
     seconds = round(time.monotonic() - started, 1)
