@@ -14,6 +14,7 @@ from .errors import ManyvecError as ManyvecError
 from .errors import MissingPackageError as MissingPackageError
 from .errors import ShapeError as ShapeError
 from .errors import StoreError as StoreError
+from .errors import WriteConflictError as WriteConflictError
 from .evidence.pages import PageEvidence as PageEvidence
 from .evidence.passages import Passage as Passage
 from .evidence.text import Evidence as Evidence

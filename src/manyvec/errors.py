@@ -8,6 +8,7 @@
     ├── IndexNotFoundError (FileNotFoundError)
     ├── ManifestError (ValueError)       an index does not fit its encoder or its own manifest
     ├── StoreError (OSError)             the database could not be read or written
+    │   └── WriteConflictError           other writers committed first; the same call may succeed later
     ├── DeviceMemoryError (MemoryError)  a GPU has too little memory
     └── MissingPackageError (ImportError)
 
@@ -54,6 +55,10 @@ class ManifestError(ManyvecError, ValueError):
 
 class StoreError(ManyvecError, OSError):
     """The database could not be read or written."""
+
+
+class WriteConflictError(StoreError):
+    """Other writers committed first, again and again. The same call may succeed later."""
 
 
 class DeviceMemoryError(ManyvecError, MemoryError):

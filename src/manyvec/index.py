@@ -23,7 +23,7 @@ from manyvec.retrieval.reader import IndexReader, scorer_for
 from manyvec.retrieval.search import SearchOptions
 from manyvec.storage.ingest import AddReport, add_documents
 from manyvec.storage.lance import disk_bytes, where_ids
-from manyvec.storage.maintenance import encode_residuals, extend_lists
+from manyvec.storage.maintenance import optimize
 from manyvec.storage.schema import FILTER_PREFIX, Manifest, content_hash
 from manyvec.storage.table import Store
 from manyvec.timing import stage
@@ -382,18 +382,20 @@ class Index:
         instead of scoring every document. Only stored vectors are read; nothing is encoded again. With `residual`
         storage it first encodes new vectors as residuals, after training the centroids if there are enough vectors. If
         the corpus has outgrown its codebook, a new one is trained; the old one is used until the new one is complete.
+        If another program has appended rows whose ids existed, the newest row of each id stays.
 
         Args:
             keep: How long replaced and deleted data stays on disk. `timedelta(0)` frees all of it, and makes searches
                 fail that other processes are running at that moment.
             show_progress: Show a progress bar.
+
+        Raises:
+            WriteConflictError: Writers of other programs left no gap in which files could be merged; the centroid lists
+                are up to date all the same.
         """
         with self._writing:
-            encode_residuals(self._store, show_progress=show_progress)
-            self._store.optimize(keep)
-            if isinstance(self.candidates, Auto):
-                more_than = self.candidates.exhaustive_tokens
-                extend_lists(self._store, more_than=more_than, show_progress=show_progress)
+            lists_above = self.candidates.exhaustive_tokens if isinstance(self.candidates, Auto) else None
+            optimize(self._store, keep, lists_above=lists_above, show_progress=show_progress)
 
     def info(self) -> IndexInfo:
         """Return what the index holds and how much space it takes."""
@@ -402,6 +404,7 @@ class Index:
         return IndexInfo(
             uri=self.uri,
             documents=len(states.row_ids),
+            duplicates=len(states.row_ids) - len({*states.ids.tolist()}),
             tokens=int(states.n_tokens.sum()),
             model=manifest.model,
             dim=manifest.dim,

@@ -133,7 +133,8 @@ class IndexInfo:
     """What an index holds, and how much space it takes.
 
     Attributes:
-        documents: Number of documents.
+        documents: Number of stored rows.
+        duplicates: Rows that other programs have appended with an id that exists; `Index.optimize` removes them.
         tokens: Number of stored token vectors.
         model: Name of the encoder.
         dim: Dimensions of a token vector.
@@ -148,6 +149,7 @@ class IndexInfo:
 
     uri: str
     documents: int
+    duplicates: int
     tokens: int
     model: str
     dim: int

@@ -43,12 +43,14 @@ class AddReport:
         updated: Documents that replaced one with the same id.
         unchanged: Documents that were already stored with the same text, image and metadata.
         blank: Documents without any text or token that were left out (`on_blank="skip"`).
+        repeated: Ids that occurred more than once in the call, each once; only the last document of each is stored.
     """
 
     added: int = 0
     updated: int = 0
     unchanged: int = 0
     blank: int = 0
+    repeated: tuple[str, ...] = ()
 
     def __add__(self, other: AddReport) -> AddReport:
         return AddReport(
@@ -56,6 +58,7 @@ class AddReport:
             self.updated + other.updated,
             self.unchanged + other.unchanged,
             self.blank + other.blank,
+            tuple(dict.fromkeys((*self.repeated, *other.repeated))),
         )
 
     @property
@@ -108,12 +111,12 @@ def add_documents(
     from tqdm.auto import tqdm
 
     total = len(documents) if isinstance(documents, Sized) else None
-    report, checked = AddReport(), Checked(documents, on_blank)
+    report, checked, seen = AddReport(), Checked(documents, on_blank), set[int]()
     n_stored = store.snapshot().count()
     with tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
         try:
             for batch in batches(checked, n_stored):
-                report += add_batch(store, batch, get_encoder, skips_blank=on_blank == "skip")
+                report += add_batch(store, batch, get_encoder, skips_blank=on_blank == "skip", seen=seen)
                 bar.update(len(batch))
         except (InputError, EncoderError, StoreError) as error:
             if not report.total:
@@ -186,7 +189,12 @@ def batches(documents: Iterable[Document], n_stored: int = 0) -> Iterator[list[D
 
 
 def add_batch(
-    store: Store, documents: Sequence[Document], get_encoder: Callable[[], Encoder], *, skips_blank: bool = False
+    store: Store,
+    documents: Sequence[Document],
+    get_encoder: Callable[[], Encoder],
+    *,
+    skips_blank: bool = False,
+    seen: set[int] | None = None,
 ) -> AddReport:
     """Store a batch of documents, encoding only those whose text or image has changed.
 
@@ -195,12 +203,14 @@ def add_batch(
         documents: Documents with images as bytes. If an id occurs more than once, the last document wins.
         get_encoder: Returns the index's encoder; called only if a document must be encoded or has an image.
         skips_blank: Leave out documents in which the encoder finds no token, instead of raising an error.
+        seen: Hashes of the ids of earlier batches of the same call; those of this batch are added to it.
 
     Raises:
         InputError: A document cannot be encoded or stored. Nothing with another text or image was written.
         StoreError: The database cannot be written, or another index has taken the place of this one meanwhile.
     """
     generation = store.key.generation
+    repeated = _repeated_ids(documents, set() if seen is None else seen)
     latest = {document.id: document for document in documents}
     rows = [to_row(document, store.manifest.columns) for document in latest.values()]
     if page := next((row for row in rows if row.image is not None), None):
@@ -213,7 +223,7 @@ def add_batch(
         again = Changes.between(changes.metadata, store)
         content = [*content, *again.metadata, *again.content]
     if not content:
-        return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes))
+        return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes), repeated=repeated)
     tokens = encode(content, get_encoder(), store.manifest, allow_empty=skips_blank)
     filled = np.flatnonzero(tokens.lengths)
     n_new, n_blank = changes.n_new, len(content) - len(filled)
@@ -224,7 +234,18 @@ def add_batch(
         content, tokens = [content[i] for i in filled], tokens.select(filled)
     if content:
         store.upsert(content, tokens, generation=generation)
-    return AddReport(n_new, len(changes) - n_blank - n_new, len(documents) - len(changes), n_blank)
+    return AddReport(n_new, len(changes) - n_blank - n_new, len(documents) - len(changes), n_blank, repeated)
+
+
+def _repeated_ids(documents: Sequence[Document], seen: set[int]) -> tuple[str, ...]:
+    """Return the ids that occurred before, and add the hashes of all to `seen`."""
+    repeated = []
+    for document in documents:
+        # The hashes of a million ids take 64 MB, the ids would take more. Equal hashes of 64 bits are unlikely.
+        if (key := hash(document.id)) in seen:
+            repeated.append(document.id)
+        seen.add(key)
+    return tuple(dict.fromkeys(repeated))
 
 
 def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:

@@ -8,13 +8,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError
+from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError, WriteConflictError
 from manyvec.filters import quote
 
 if TYPE_CHECKING:
     import lancedb
 
 TABLE = "documents"
+# What LanceDB says when another writer committed first and when it has tried for too long.
+_CONFLICTS = ("commit conflict", "concurrent writers", "concurrent transaction")
 # LanceDB takes 6 ms for 1,000 values in an IN (...) and 40 ms for 10,000.
 _IDS_PER_CONDITION = 1000
 # Modules of the exceptions that a panic in LanceDB's Rust raises. Those of the second are not even an `Exception`.
@@ -40,14 +42,18 @@ def connect(uri: str, *, is_consistent: bool = True) -> lancedb.DBConnection:
 
 @contextmanager
 def translated(action: str) -> Iterator[None]:
-    """Raise errors of LanceDB as `StoreError("cannot <action>: …")`; manyvec's own errors pass unchanged."""
+    """Raise errors of LanceDB as `StoreError("cannot <action>: …")`; manyvec's own errors pass unchanged.
+
+    One that says that another writer committed first becomes a `WriteConflictError`.
+    """
     try:
         yield
     except (InputError, StoreError, IndexNotFoundError, ManifestError):
         raise
     # LanceDB raises RuntimeError for most disk errors and ValueError for the others.
     except (RuntimeError, OSError, ValueError) as error:
-        raise StoreError(f"cannot {action}: {error}") from error
+        is_conflict = any(words in str(error).lower() for words in _CONFLICTS)
+        raise (WriteConflictError if is_conflict else StoreError)(f"cannot {action}: {error}") from error
     except BaseException as error:
         if type(error).__module__ not in _RUST_PANICS:
             raise

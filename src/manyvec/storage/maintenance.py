@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import numpy as np
 
+from manyvec.errors import WriteConflictError
 from manyvec.storage.snapshot import BUILD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.storage.table import Store
 from manyvec.vectors.codebook import Assignments, Codebook, n_centroids_for
 
 # `residual` storage gets its centroids once the index holds this many token vectors; until then it stores float16.
 MIN_RESIDUAL_TOKENS = 65_536
+_ROWS_PER_STATEMENT = 10_000
+
+
+def optimize(store: Store, keep: timedelta, *, lists_above: int | None, show_progress: bool = False) -> None:
+    """Do what `Index.optimize` says.
+
+    Args:
+        store: The index.
+        keep: How long replaced and deleted data stays on disk.
+        lists_above: Token vectors above which the index gets centroid lists; None for no lists.
+        show_progress: Whether to draw bars.
+
+    Raises:
+        WriteConflictError: Other writers left no gap in which files could be merged; all the rest was done.
+    """
+    encode_residuals(store, show_progress=show_progress)
+    remove_duplicates(store)
+    conflict: WriteConflictError | None = None
+    try:
+        store.optimize(keep)
+    except WriteConflictError as error:
+        conflict = error
+    # The lists do not depend on merged files, and searches need them more.
+    if lists_above is not None:
+        extend_lists(store, more_than=lists_above, show_progress=show_progress)
+    if conflict is not None:
+        raise conflict
+
+
+def remove_duplicates(store: Store) -> list[str]:
+    """Delete all but the newest row of each id, and return the ids that had more than one.
+
+    Rows that another program appends, for example with lance-ray, are not compared with those that exist.
+    """
+    states = store.snapshot().states()
+    # Ids together, the newest row of each last.
+    order = np.lexsort((states.row_ids, states.updated, states.ids.astype(str)))
+    ids = states.ids[order]
+    is_older = ids[:-1] == ids[1:]
+    if not is_older.any():
+        return []
+    older = states.row_ids[order[:-1][is_older]].tolist()
+    for start in range(0, len(older), _ROWS_PER_STATEMENT):
+        store.delete(f"_rowid IN ({', '.join(map(str, older[start : start + _ROWS_PER_STATEMENT]))})")
+    return sorted({*ids[:-1][is_older].tolist()})
 
 
 def train_codebook(snapshot: Snapshot, states: RowStates, n_centroids: int) -> Codebook:
@@ -56,7 +104,9 @@ def encode_residuals(
     pending = np.flatnonzero(~states.is_coded)
     n_tokens = int(states.n_tokens.sum())
     if store.centroids.codec() is None and n_tokens >= min_tokens:
-        store.centroids.set_codec(train_codebook(snapshot, states, n_centroids_for(n_tokens)))
+        codebook = train_codebook(snapshot, states, n_centroids_for(n_tokens))
+        with store.turn():
+            store.centroids.set_codec(codebook)
     if store.centroids.codec() is None or not len(pending):
         return
     with tqdm(total=len(pending), unit=" documents", desc="codes", disable=not show_progress) as bar:
@@ -109,4 +159,5 @@ def extend_lists(
             )
             bar.update(len(rows))
     if len(missing):
-        store.centroids.set_assignments(codebook)
+        with store.turn():
+            store.centroids.set_assignments(codebook)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from manyvec.errors import IndexNotFoundError
 from manyvec.storage.centroids import CentroidTables
 from manyvec.storage.lance import TABLE, connect, translated
+from manyvec.storage.lock import WriterLock
 from manyvec.storage.schema import MANIFEST_KEY, Manifest
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class OpenedIndex:
         database: LanceDB's connection.
         table: Handle of the documents' table, always at its newest version.
         centroids: The tables of centroids beside the documents.
+        lock: Lets the writers of the index take turns.
     """
 
     def __init__(self, uri: str, database: lancedb.DBConnection, table: Table, manifest: Manifest) -> None:
@@ -59,7 +61,9 @@ class OpenedIndex:
         self.table = table
         self.centroids = CentroidTables(uri, manifest, database, table)
         self._looking = threading.Lock()
-        self._folder = None if "://" in uri else Path(uri).absolute() / f"{TABLE}.lance"
+        folder = None if "://" in uri else Path(uri).absolute()
+        self.lock = WriterLock(folder)
+        self._folder = None if folder is None else folder / f"{TABLE}.lance"
         # Reads the version and the identity in a bucket with a single request: unlike `table`, it looks for a newer
         # version only when told to. Nobody else can reach a database in memory.
         is_remote = self._folder is None and not uri.startswith("memory:")

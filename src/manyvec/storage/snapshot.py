@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -34,6 +35,7 @@ RowIds = Sequence[int] | NDArray[np.int64]
 SCORE_WINDOW_BYTES = 4 * 2**20
 LOAD_WINDOW_BYTES = 2**20
 BUILD_WINDOW_BYTES = 64 * 2**20
+_MAX_WARNINGS = 10
 
 
 class VersionKey(NamedTuple):
@@ -153,13 +155,27 @@ class Snapshot:
         )
 
     def find(self, ids: Sequence[str]) -> dict[str, Stored]:
-        """Return what is stored under these ids; unknown ids are left out."""
+        """Return what is stored under these ids; unknown ids are left out.
+
+        If another program has stored an id more than once, the newest row counts, and a warning is logged.
+        """
+        columns = ["id", "metadata", "content_hash", "_row_last_updated_at_version"]
         found: dict[str, Stored] = {}
         for where in where_ids(ids):
             with translated(f"read the index {self.uri}"):
-                query = self._table.search().select(["id", "metadata", "content_hash"]).with_row_id(True).limit(None)
+                query = self._table.search().select(columns).with_row_id(True).limit(None)
                 rows = query.where(where).to_arrow().to_pylist()
+            rows.sort(key=lambda row: (row["_row_last_updated_at_version"], row["_rowid"]))
             found |= {r["id"]: Stored(r["_rowid"], r["metadata"], r["content_hash"]) for r in rows}
+            if len({row["id"] for row in rows}) < len(rows):
+                counts = Counter(row["id"] for row in rows)
+                for id, count in [(id, count) for id, count in counts.items() if count > 1][:_MAX_WARNINGS]:
+                    logger.warning(
+                        "document %r is stored %d times in the index %s: Index.optimize keeps the newest",
+                        id,
+                        count,
+                        self.uri,
+                    )
         return found
 
     def texts(self, row_ids: RowIds, *, spans: bool = False) -> list[dict[str, Any]]:

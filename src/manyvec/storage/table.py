@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import random
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from manyvec.errors import InputError, StoreError
+from manyvec.errors import InputError, StoreError, WriteConflictError
 from manyvec.storage.centroids import CentroidTables
 from manyvec.storage.lance import TABLE, connect, translated
 from manyvec.storage.opened import OpenedIndex
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Attempts to read an index that is being replaced again and again.
+T = TypeVar("T")
+
+# Attempts to read an index that is being replaced again and again, and to commit beside writers that do not wait.
 _ATTEMPTS = 5
 
 
@@ -117,6 +123,24 @@ class Store:
                     logger.warning("the index %s was replaced by another one, which is used from now on", self.uri)
         raise StoreError(f"the index {self.uri} was replaced while it was being read: try again")
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let other writers wait during the block."""
+        with translated(f"write to the index {self.uri}"), self._opened.lock.turn():
+            yield
+
+    def _commit(self, work: Callable[[], T]) -> T:
+        """Commit something when it is this writer's turn, and again if another program's writer came first."""
+        for attempt in itertools.count(1):
+            try:
+                with self.turn(), translated(f"write to the index {self.uri}"):
+                    return work()
+            except WriteConflictError:
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(random.uniform(0, 0.1 * 2**attempt))
+        raise AssertionError("unreachable")
+
     def _written_to(self, generation: int | None = None) -> OpenedIndex:
         """Return the index for a write; refuse to write what was made for another index."""
         opened, _ = self._newest()
@@ -143,12 +167,12 @@ class Store:
         """
         opened = self._written_to(generation)
         with translated(f"write to the index {self.uri}"):
+            values = _to_arrow({**row_columns(rows, opened.manifest), **_token_columns(tokens, opened)}, opened.table)
             # Concurrent upserts of a new id insert it twice if they use a BTree index on it; the primary key prevents
             # that only without the index.
             merge = opened.table.merge_insert("id").use_index(False)
-            merge.when_matched_update_all().when_not_matched_insert_all().execute(
-                _to_arrow({**row_columns(rows, opened.manifest), **_token_columns(tokens, opened)}, opened.table)
-            )
+            merge.when_matched_update_all().when_not_matched_insert_all()
+            self._commit(lambda: merge.execute(values))
 
     def update_metadata(self, rows: Sequence[Row], *, generation: int | None = None) -> int:
         """Write metadata and filter columns of stored rows, without their token vectors.
@@ -182,17 +206,33 @@ class Store:
         """Delete the rows that satisfy a condition, and return how many there were."""
         opened = self._written_to()
         with translated(f"delete from the index {self.uri}"):
-            result = opened.table.delete(where)
+            result = self._commit(lambda: opened.table.delete(where))
             return int(result.num_deleted_rows)  # type: ignore[attr-defined]  # not in lancedb's stubs
 
     def optimize(self, keep: timedelta) -> None:
-        """Merge small files, index new rows, and drop versions older than `keep`."""
-        table = self._written_to().table
-        with translated(f"optimize the index {self.uri}"):
-            # A handle that has not seen another writer's delete would fail here on every call.
-            table.checkout_latest()
-            # At 0 LanceDB warns of what our docstring says.
-            table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
+        """Merge small files, index new rows, and drop versions older than `keep`.
+
+        Raises:
+            WriteConflictError: Other writers left no gap between their commits; nothing is lost.
+        """
+        opened = self._written_to()
+        for attempt in range(1, _ATTEMPTS + 1):
+            # Merging files loses against every commit to them, however small. It can take long, so that other writers
+            # are only made to wait when it has lost before.
+            turn = opened.lock.turn() if attempt > 2 else nullcontext()
+            try:
+                with translated(f"optimize the index {self.uri}"), turn:
+                    # A handle that has not seen another writer's delete would fail here on every call.
+                    opened.table.checkout_latest()
+                    # At 0 LanceDB warns of what our docstring says.
+                    opened.table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
+                    return
+            except WriteConflictError as error:
+                if attempt == _ATTEMPTS:
+                    raise WriteConflictError(
+                        f"cannot optimize the index {self.uri}: other writers committed all the time. Try again"
+                    ) from error
+                time.sleep(random.uniform(0, 0.1 * 2**attempt))
 
     def _update(self, opened: OpenedIndex, columns: Mapping[str, Any]) -> int:
         """Write some columns of rows whose text is unchanged, and return how many those were."""
@@ -211,8 +251,9 @@ class Store:
         unchanged = "target.content_hash = source.content_hash"
         unchanged += " AND target.metadata = source.metadata" if "metadata" in kept else ""
         with translated(f"write to the index {self.uri}"):
+            values = _to_arrow(rows, opened.table)
             merge = opened.table.merge_insert("id").use_index(False).when_matched_update_all(where=unchanged)
-            return int(merge.execute(_to_arrow(rows, opened.table)).num_updated_rows)
+            return int(self._commit(lambda: merge.execute(values)).num_updated_rows)
 
 
 def _to_arrow(columns: Mapping[str, Any], table: Table) -> pa.Table:

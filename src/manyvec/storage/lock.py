@@ -1,0 +1,106 @@
+"""`WriterLock`: writers of one index in a folder take turns, whatever process they are in.
+
+Commits are correct without it: LanceDB detects conflicting commits and does one of them again. But it gives up after a
+while, a compaction loses against every small commit, and of many writers some never get their turn. In a bucket there
+is no lock, and only LanceDB's retries.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+# Beside the tables; LanceDB ignores them.
+_NEXT, _WRITER = ".manyvec-next", ".manyvec-writer"
+# Seconds that a writer waits for its turn before it writes without: the one before it may have been suspended.
+_PATIENCE = 120.0
+
+
+class WriterLock:
+    """A lock on the folder of an index. A process that dies releases it.
+
+    Args:
+        folder: Folder of the database; None for a bucket, where the lock does nothing.
+        patience: Seconds to wait for a turn.
+    """
+
+    def __init__(self, folder: Path | None, *, patience: float = _PATIENCE) -> None:
+        self._folder = folder
+        self._patience = patience
+        # Threads of this process queue here, so that only one of them polls the files.
+        self._threads = threading.Lock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the lock during the block, which runs without it if it cannot be had in time.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        if self._folder is None:
+            yield
+            return
+        until = time.monotonic() + self._patience
+        with (
+            self._threads,
+            (self._folder / _NEXT).open("ab") as following,
+            (self._folder / _WRITER).open("ab") as writing,
+        ):
+            # Whoever is next holds a lock of its own while it waits, so that a writer that has just had its turn and
+            # comes again at once cannot take the next turn too.
+            is_next = _wait_for(following, until)
+            is_held = _wait_for(writing, until)
+            if is_next:
+                _unlock(following)
+            try:
+                yield
+            finally:
+                if is_held:
+                    _unlock(writing)
+
+
+def _wait_for(file: BinaryIO, until: float) -> bool:
+    """Lock a file, and return whether it could be locked in time."""
+    while True:
+        try:
+            _lock(file)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            # Random, so that writers that came together do not keep colliding.
+            time.sleep(random.uniform(0.001, 0.01))
+        except OSError:
+            # A file system without locks.
+            return False
+        else:
+            return True
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: BinaryIO) -> None:
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+
+    def _unlock(file: BinaryIO) -> None:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _unlock(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)
