@@ -16,6 +16,10 @@ CHECKS = [
     "-m ruff check .",
     "-m ruff format --check .",
     "-m mypy",
+    # A run for each folder, since all three are named `tests`.
+    "-m mypy --config-file tests/mypy.ini tests",
+    "-m mypy --config-file tests/mypy.ini integrations/langchain/tests",
+    "-m mypy --config-file tests/mypy.ini integrations/llama_index/tests",
     "scripts/structure.py",
     "scripts/version.py",
     "scripts/docstrings.py --check",

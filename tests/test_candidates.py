@@ -155,10 +155,10 @@ def test_new_changed_and_deleted_documents_are_right_before_and_after_the_next_o
 
 
 def test_a_codebook_is_drawn_anew_when_the_corpus_has_outgrown_it(index):
-    before = index._store.centroids.assignments().codebook
+    before = index._store.snapshot().assignments().codebook
     index.add({"id": f"more {i}", "text": text} for i, text in enumerate(texts(2_000, seed=2)))
     index.optimize()
-    after = index._store.centroids.assignments()
+    after = index._store.snapshot().assignments()
     assert len(after.codebook) == 2 * len(before)
     assert len(after) == index.count()
     tables = lancedb.connect(index.uri).list_tables().tables
@@ -183,15 +183,15 @@ def test_an_optimize_that_is_stopped_half_way_leaves_the_old_lists_and_the_next_
         add(assignments)
 
     monkeypatch.setattr(index._store.centroids, "add_assignments", stop_at_the_third)
-    old = index._store.centroids.assignments().codebook.fingerprint
+    old = index._store.snapshot().assignments().codebook.fingerprint
     with pytest.raises(StopError):
         extend_lists(index._store, more_than=0, window_bytes=2**20)
     again = opened(index.uri)
-    assert again._store.centroids.assignments().codebook.fingerprint == old
+    assert again._store.snapshot().assignments().codebook.fingerprint == old
     assert again.search(QUERIES[0], k=1)[0].id == expected[0].id
     again.optimize()
-    assert again._store.centroids.assignments().codebook.fingerprint != old
-    assert len(again._store.centroids.assignments()) == again.count()
+    assert again._store.snapshot().assignments().codebook.fingerprint != old
+    assert len(again._store.snapshot().assignments()) == again.count()
     tables = lancedb.connect(index.uri).list_tables().tables
     assert sum(table.startswith(("codebook_", "assigned_")) for table in tables) == 2
     assert overlap([again.search(QUERIES[0], k=10)], [exhaustive(again).search(QUERIES[0], k=10)]) >= 0.9
@@ -212,7 +212,7 @@ def test_a_damaged_codebook_is_a_warning_and_exact_search(index, damage, caplog)
     assert again.search(QUERIES[0], k=10) == exhaustive(index).search(QUERIES[0], k=10)
     assert "cannot be read" in caplog.text
     again.optimize()
-    assert len(Index.open(index.uri, ENCODER)._store.centroids.assignments()) == N
+    assert len(Index.open(index.uri, ENCODER)._store.snapshot().assignments()) == N
 
 
 def test_documents_all_alike_come_in_the_order_of_their_ids(tmp_path):

@@ -293,7 +293,7 @@ def test_the_pages_of_a_pdf_are_rendered_when_their_turn_comes(tmp_path, make_pd
     write(tmp_path / "a.pdf", make_pdf("one", "two", "three"))
     documents = read(tmp_path, pages="image")
     assert (next(documents).text, len(rendered)) == ("one", 1)
-    documents.close()
+    documents.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def folder(tmp_path_factory):
     contents[".gitignore"] = "secret/\n"
     for name, content in contents.items():
         (top / name).parent.mkdir(parents=True, exist_ok=True)
-        (top / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (top / name).write_bytes(content if isinstance(content, bytes) else content.encode())  # type: ignore[attr-defined]
     return top
 
 

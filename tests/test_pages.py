@@ -178,7 +178,7 @@ def test_only_an_index_whose_model_reads_images_has_a_column_for_them(tmp_path):
     for encoder, expected in ((HashEncoder(), False), (ENCODER, True)):
         index = Index.create(tmp_path / encoder.name, encoder)
         assert index.reads_images is expected
-        assert ("image" in index._store._table.schema.names) is expected
+        assert ("image" in index._store.snapshot()._table.schema.names) is expected
 
 
 def test_an_unchanged_page_is_not_encoded_again_and_a_changed_one_is(tmp_path):

@@ -198,7 +198,7 @@ def test_a_document_keeps_the_metadata_it_had_when_it_was_yielded(tmp_path):
         shared = {"page": 0, "tags": []}
         for page in range(4):
             shared["page"] = page
-            shared["tags"].append(page)
+            shared["tags"].append(page)  # type: ignore[attr-defined]
             yield {"id": str(page), "text": "word", "metadata": shared}
 
     index = Index.create(tmp_path / "index", ENCODER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,7 +13,7 @@ from checkpoints import TINY, Golden, write_json
 from checkpoints.bert import DOCUMENTS, QUERIES, WORDS, colbert, embed, linear
 
 
-def write_xlm_r_tokenizer(folder: Path) -> Golden:
+def write_xlm_r_tokenizer(folder: Path) -> Any:
     """tokenizer.json and tokenizer_config.json of an XLM-RoBERTa; answers with the tokenizer."""
     from transformers import XLMRobertaTokenizer
 

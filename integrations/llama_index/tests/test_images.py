@@ -95,7 +95,7 @@ def test_an_image_is_stored_as_a_page_and_restored_in_its_class(tmp_path: Path, 
     assert type(found) is type(node)
     assert found.metadata == node.metadata
     assert found.get_content() == node.get_content()
-    image = found.image if isinstance(found, ImageNode) else found.image_resource.data.decode()
+    image = found.image if isinstance(found, ImageNode) else found.image_resource.data.decode()  # type: ignore[attr-defined]
     assert image == as_base64(picture("red"))
 
 
@@ -121,7 +121,7 @@ def test_image_bytes_survive_in_an_index_that_reads_no_images(tmp_path: Path) ->
     store.add([node])
 
     (found,) = store.get_nodes(["x"])
-    assert found.image_resource.data == node.image_resource.data
+    assert found.image_resource.data == node.image_resource.data  # type: ignore[attr-defined]
     assert found == node
 
 

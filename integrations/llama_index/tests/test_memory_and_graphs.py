@@ -45,7 +45,7 @@ async def test_a_memory_recalls_what_no_longer_fits_into_the_chat_history(block:
     for i in range(12):
         await memory.aput(message("user", f"message number {i} about the weather"))
     # LlamaIndex leaves the connection to its chat store open.
-    await memory.sql_store._async_engine.dispose()
+    await memory.sql_store._async_engine.dispose()  # type: ignore[attr-defined]
 
     assert block.vector_store.client.count() > 0
     assert "Tom" in await block.aget([message("user", "my cat is called")])
@@ -79,7 +79,7 @@ def test_a_property_graph_finds_its_entities_by_embedding(tmp_path: Path) -> Non
         use_async=False,
     )
     retriever = index.as_retriever(include_text=False, similarity_top_k=1, sub_retrievers=None)
-    (found,) = [node for node in retriever.sub_retrievers if type(node).__name__ == "VectorContextRetriever"]
+    (found,) = [node for node in retriever.sub_retrievers if type(node).__name__ == "VectorContextRetriever"]  # type: ignore[attr-defined]
     texts = [node.text for node in found.retrieve("where does Alice Smith work")]
 
     assert texts == ["Alice Smith -> WORKS_AT -> Acme Tools"]

@@ -302,10 +302,10 @@ def test_a_query_engine_answers_from_the_nodes_without_an_api_key(retriever: Man
 
 def test_the_text_of_a_query_transform_is_searched_for(retriever: ManyvecRetriever) -> None:
     class Hypothetical(BaseQueryTransform):
-        def _get_prompts(self) -> dict[str, object]:  # type: ignore[override]
+        def _get_prompts(self) -> dict[str, object]:
             return {}
 
-        def _update_prompts(self, prompts: dict[str, object]) -> None:  # type: ignore[override]
+        def _update_prompts(self, prompts: dict[str, object]) -> None:
             pass
 
         def _run(self, query_bundle: QueryBundle, metadata: dict[str, object]) -> QueryBundle:
