@@ -302,7 +302,7 @@ class Index:
             Hits, best first; equal scores are ordered by id.
 
         Raises:
-            InputError: An argument is invalid, or a query without text is to be mixed with BM25 or explained.
+            InputError: An argument is invalid, or BM25 or evidence is requested for a query without text.
             FilterError: The filter names an undeclared column, or compares it with a value of another type.
         """
         options: dict[str, Any] = {"depth": depth, "lexical_weight": lexical_weight, "evidence": evidence}

@@ -115,7 +115,7 @@ def to_document(node: BaseNode, index: Index) -> Document:
     text = node.get_content(MetadataMode.NONE)
     if image is None and not text.strip() and _has_image(node):
         raise InputError(
-            f"node {node.node_id!r} has an image but no text, and {index.model} reads no images: add a text, or build "
+            f"node {node.node_id!r} has an image but no text, and {index.model} reads no images: add text, or build "
             "the index with a model that reads images, such as ColPali"
         )
     if image is not None:
