@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -272,10 +271,10 @@ def test_adding_an_id_again_replaces_the_document(index):
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (Document("text", metadata={"path": Path("a")}), r"\(no id\).*'path'"),
-        (Document("text", metadata={1: "one", "two": 2}), r"\(no id\).*keys must be text"),
+        (Document("text", metadata={"object": object()}), r"\(no id\).*'object'"),
+        (Document("text", metadata={1: "one", "two": 2}), r"\(no id\).*keys must be strings"),
         (Document("text", id="early", metadata={"year": "soon"}), "'early'.*'year'"),
-        (Document("text", id=""), "at least one character"),
+        (Document("text", id=""), "non-empty string"),
     ],
 )
 def test_a_document_that_cannot_be_stored_is_an_error_that_names_it(index, document, message):

@@ -226,7 +226,7 @@ def test_an_empty_query_returns_no_nodes(retriever: ManyvecRetriever) -> None:
 
 
 def test_an_image_query_is_an_error_if_the_model_reads_no_images(retriever: ManyvecRetriever) -> None:
-    with pytest.raises(manyvec.InputError, match=r"a\.png, but hash-64 reads no images: search with text"):
+    with pytest.raises(manyvec.InputError, match="hash-64 reads no images: search with text"):
         retriever.retrieve(QueryBundle("", image_path="a.png"))
 
 
@@ -266,8 +266,8 @@ def test_from_nodes_called_twice_stores_and_encodes_each_node_once(tmp_path: Pat
 
 def test_a_node_that_cannot_be_stored_is_named_in_the_error_and_nothing_is_stored(retriever: ManyvecRetriever) -> None:
     new = TextNode(id_="new", text="fine")
-    with pytest.raises(manyvec.InputError, match="'path'"):
-        retriever.add_nodes([new, TextNode(id_="bad", text="fine", metadata={"path": Path("a")})])
+    with pytest.raises(manyvec.InputError, match="'object'"):
+        retriever.add_nodes([new, TextNode(id_="bad", text="fine", metadata={"object": object()})])
     with pytest.raises(manyvec.InputError, match="'_llama_index' is reserved"):
         retriever.add_nodes([new, TextNode(id_="bad", text="fine", metadata={"_llama_index": 1})])
     assert retriever.index.count() == 3

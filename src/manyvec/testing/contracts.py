@@ -267,13 +267,17 @@ class StoreContract(_Contract, ABC):
 
         store = self.make(tmp_path / "store", HashEncoder())
         for bad in (
-            ScoredDocument("bad", " "),
             ScoredDocument("bad", "text", {"an object": object()}),
             ScoredDocument("bad", "text", {"year": "x"}),
         ):
             with pytest.raises(InputError, match="'bad'"):
                 self.add(store, [ScoredDocument("good", "text"), bad])
         assert self.search(store, "text", 9) == []
+
+    def test_a_document_without_text_is_left_out(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path / "store", HashEncoder())
+        self.add(store, [ScoredDocument("good", "text"), ScoredDocument("blank", " \n")])
+        assert [found.id for found in self.search(store, "text", 9)] == ["good"]
 
     def test_async_does_the_same_and_does_not_block_the_event_loop(self, tmp_path: Path) -> None:
         stores = [self.make(tmp_path / str(i), SlowEncoder()) for i in range(3)]
