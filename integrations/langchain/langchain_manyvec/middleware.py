@@ -88,6 +88,14 @@ class ManyvecToolSelector(AgentMiddleware):
         self._indexes: OrderedDict[tuple[tuple[str, str], ...], ToolIndex] = OrderedDict()
         self._selections: OrderedDict[tuple[object, str], dict[str, Any]] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The caches are filled again where the copy is used.
+        return {**self.__dict__, "_lock": None, "_indexes": OrderedDict(), "_selections": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage:

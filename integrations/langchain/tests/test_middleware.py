@@ -1,5 +1,7 @@
 """`ManyvecToolSelector` in real agents with LangChain's fake chat model."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -259,6 +261,33 @@ def test_a_conversation_without_words_keeps_all_tools():
     request = ModelRequest(model=Model(messages=iter([])), messages=[HumanMessage("  ")], tools=list(TOOLS))
     selector.wrap_model_call(request, lambda request: kept.extend(request.tools))
     assert kept == TOOLS
+
+
+def tell_time(city: str) -> str:
+    """Tells the time in a city."""
+    return f"noon in {city}"
+
+
+def test_a_deep_copy_selects_and_runs_the_same_tools():
+    selector = ManyvecToolSelector(max_tools=1, catalog=[tell_time], always_include=["get_mail"], encoder=HashEncoder())
+    runner, _ = agent(selector)
+    runner.invoke(ask("weather"))
+    again = copy.deepcopy(selector)
+
+    assert (again.max_tools, again.always_include, list(again.catalog)) == (1, ["get_mail"], ["tell_time"])
+    runner, model = agent(again, call("tell_time"))
+    state = runner.invoke(ask("the time"))
+    assert model.given == [["get_mail", "tell_time"]] * 2
+    assert [m.text for m in state["messages"] if isinstance(m, ToolMessage)] == ["noon in Rome"]
+
+
+def test_a_pickled_selector_selects_the_same_tools():
+    # LangChain's tools cannot be pickled themselves, so there is no catalog.
+    selector = ManyvecToolSelector(max_tools=2, encoder=HashEncoder())
+    agent(selector)[0].invoke(ask("currency and weather please"))
+    runner, model = agent(pickle.loads(pickle.dumps(selector)))
+    runner.invoke(ask("currency and weather please"))
+    assert model.given == [["get_weather", "get_currency"]]
 
 
 def test_bad_arguments_are_errors():

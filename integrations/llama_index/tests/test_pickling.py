@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.tools import FunctionTool
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.embeddings.manyvec import ManyvecEmbedding
 from llama_index.postprocessor.manyvec import ManyvecRerank
+from llama_index.retrievers.manyvec import ManyvecToolRetriever
 from llama_index.vector_stores.manyvec import ManyvecVectorStore
 
 from manyvec.testing import HashEncoder
@@ -73,3 +75,23 @@ def test_an_index_is_kept_or_the_copy_is_refused(tmp_path: Path, copied: Callabl
     assert [n.score for n in other_rerank.postprocess_nodes(GIVEN, query_str="green tea")] == [
         n.score for n in rerank.postprocess_nodes(GIVEN, query_str="green tea")
     ]
+
+
+def get_weather(city: str) -> str:
+    """Tell the weather of a city."""
+    return f"sunny in {city}"
+
+
+def get_time(city: str) -> str:
+    """Tell the time in a city."""
+    return f"noon in {city}"
+
+
+def test_a_deep_copy_of_a_tool_retriever_keeps_its_tools() -> None:
+    # LlamaIndex's tools cannot be pickled themselves.
+    again = copy.deepcopy(ManyvecToolRetriever([get_weather, get_time], 1, encoder=HashEncoder()))
+
+    (tool,) = again.retrieve("the weather in Lima")
+    assert tool.call("Lima").content == "sunny in Lima"
+    again.add([FunctionTool.from_defaults(get_weather, name="forecast")])
+    assert again.retrieve("forecast")[0].metadata.name == "forecast"
