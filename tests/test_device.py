@@ -374,7 +374,7 @@ def test_one_device_is_where_the_model_runs_and_where_documents_are_scored(tmp_p
         loaded.append((name, options["device"]))
         return ENCODER
 
-    monkeypatch.setattr("manyvec.index.load_encoder", load)
+    monkeypatch.setattr("manyvec.retrieval.handle.load_encoder", load)
     uri = filled(tmp_path / "index").uri
     assert Index.open(uri, "by name", device="cpu").search(TEXTS[3], k=1)
     # Opened without a name, the model is loaded by the manifest's at its first use.
@@ -389,6 +389,6 @@ def test_one_device_is_where_the_model_runs_and_where_documents_are_scored(tmp_p
 
 def test_auto_scores_on_cuda_where_there_is_one_and_asks_when_documents_are_first_scored(tmp_path):
     index = filled(tmp_path / "index")
-    assert index._reader._scorer is None
+    assert index._open_reader is None
     index.search(TEXTS[3])
     assert type(index._reader.scorer) is (DeviceScorer if torch.cuda.is_available() else MaxSimScorer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -11,15 +10,15 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
 
-from manyvec.errors import EncoderError, InputError, ManifestError, check_count, check_fraction, check_ids
+from manyvec.errors import InputError, ManifestError, check_count, check_fraction, check_ids
 from manyvec.filters import ColumnType, FilterLike, parse_filter, to_sql
 from manyvec.filters.values import read_metadata
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.grouping import search_grouped
+from manyvec.retrieval.handle import IndexHandle
 from manyvec.retrieval.queries import AnyQuery, check_strings, encode
-from manyvec.retrieval.reader import IndexReader, scorer_for
 from manyvec.retrieval.search import SearchOptions
 from manyvec.storage.ingest import AddReport, add_documents
 from manyvec.storage.lance import disk_bytes, where_ids
@@ -29,33 +28,22 @@ from manyvec.storage.table import Store
 from manyvec.timing import stage
 from manyvec.types import Document, Hit, IndexInfo
 from manyvec.vectors.batch import TokenBatch
-from manyvec.vectors.maxsim import Scorer, Scores
+from manyvec.vectors.maxsim import Scores
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
 
 
-class Index:
+class Index(IndexHandle):
     """A late-interaction index. Create or open one with `Index.create` or `Index.open`.
 
-    May be shared by threads. Commits of other processes are visible to the next call.
+    May be shared by threads. Commits of other processes are visible to the next call. An index can be pickled and
+    copied: the copy opens it again at its first use. `close`, or a `with` block, frees its memory.
 
     Attributes:
+        uri: Folder or URI of the index.
         candidates: First stage of searches; see `manyvec.candidates`.
         cache_bytes: Memory budget for searches; see `create`.
     """
-
-    def __init__(
-        self, store: Store, encoder: Encoder | None, *, cache_bytes: int, device: str, scorer: Scorer | None
-    ) -> None:
-        self.candidates: Candidates = Auto()
-        self.cache_bytes = cache_bytes
-        self._store = store
-        self._encoder = encoder
-        # Whether the encoder was loaded by the name in the manifest, rather than passed.
-        self._loads_encoder = False
-        self._device = device
-        self._reader = IndexReader(store, scorer, cache_bytes)
-        self._writing = threading.RLock()
 
     @classmethod
     def create(
@@ -105,26 +93,25 @@ class Index:
         """
         if filters is not None:
             raise InputError("Index.create has no argument 'filters': it is called filter_columns")
-        scorer = scorer_for(device, score_device)
-        encoder = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
+        index = cls(_uri(uri), encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
+        loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
         manifest = Manifest(
-            model=encoder.name,
-            fingerprint=encoder.fingerprint,
-            dim=encoder.dim,
+            model=loaded.name,
+            fingerprint=loaded.fingerprint,
+            dim=loaded.dim,
             filter_columns={name: str(ColumnType.of(name, kind)) for name, kind in (filter_columns or {}).items()},
             storage=storage,
             pool_factor=pool_factor,
-            images=isinstance(encoder, ImageReader),
+            images=isinstance(loaded, ImageReader),
             library=package_version("manyvec"),
         )
         try:
-            store = Store.create(_uri(uri), manifest)
+            index._start(Store.create(index.uri, manifest))
         except InputError:
             if not exist_ok:
                 raise
-        else:
-            return cls(store, encoder, cache_bytes=cache_bytes, device=device, scorer=scorer)
-        index = cls.open(uri, encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
+        index._loaded_encoder = loaded
+        index._encoder_for(index._store.manifest)
         if filter_columns is not None and index.filter_columns != manifest.filter_columns:
             raise ManifestError(
                 f"the index {index.uri} has the filter columns {index.filter_columns}, not {manifest.filter_columns}: "
@@ -158,21 +145,11 @@ class Index:
             ManifestError: The manifest is missing or damaged, or the encoder is not the one the index was built with.
             InputError: There is no such device.
         """
-        scorer = scorer_for(device, score_device)
-        index = cls(Store.open(_uri(uri)), None, cache_bytes=cache_bytes, device=device, scorer=scorer)
+        index = cls(_uri(uri), encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
+        manifest = index._store.manifest
         if encoder is not None:
-            loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
-            index._store.manifest.check_encoder(loaded, index.uri)
-            index._encoder = loaded
+            index._encoder_for(manifest)
         return index
-
-    def __repr__(self) -> str:
-        return f"Index({self.uri!r}, model={self.model!r})"
-
-    @property
-    def uri(self) -> str:
-        """Folder or URI of the index."""
-        return self._store.uri
 
     @property
     def model(self) -> str:
@@ -416,20 +393,6 @@ class Index:
             bytes_in_memory=self._reader.bytes_held,
             cache_bytes=self.cache_bytes,
         )
-
-    def _encoder_for(self, manifest: Manifest) -> Encoder:
-        """Return the encoder of an index with this manifest: this one, or another one that has taken its place."""
-        if self._encoder is None or (self._loads_encoder and self._encoder.fingerprint != manifest.fingerprint):
-            try:
-                self._encoder = load_encoder(manifest.model, device=self._device, local_files_only=True)
-            except EncoderError as error:
-                raise EncoderError(
-                    f"the index {self.uri} was built with {manifest.model!r}, which cannot be loaded here. "
-                    f"Pass it: Index.open({self.uri!r}, encoder=...). {error}"
-                ) from error
-            self._loads_encoder = True
-        manifest.check_encoder(self._encoder, self.uri)
-        return self._encoder
 
     def _where(self, condition: FilterLike | None, manifest: Manifest) -> str | None:
         if condition is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from manyvec.errors import EncoderError, InputError, check_count, check_query, c
 from manyvec.index import Index
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder
+from manyvec.retrieval.handle import check_pickles
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, Scores
@@ -39,8 +41,19 @@ class Reranker:
             raise InputError("an index has its own encoder: pass one of the two, or use Index.open(uri, encoder)")
         self.index = index
         self._device = device
-        self._encoder = encoder if encoder is not None else "minilm"
+        self._given_encoder = encoder if encoder is not None else "minilm"
+        self._loaded_encoder: Encoder | None = None
         self._scorer = MaxSimScorer()
+
+    def __getstate__(self) -> dict[str, Any]:
+        check_pickles(self._given_encoder)
+        return {**self.__dict__, "_loaded_encoder": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reranker:
+        # With the same encoder, whether or not that can be copied.
+        copied = Reranker.__new__(type(self))
+        copied.__dict__.update({**self.__dict__, "index": copy.deepcopy(self.index, memo)})
+        return copied
 
     def __repr__(self) -> str:
         return f"Reranker({self.model!r}, index={self.index!r})"
@@ -50,16 +63,17 @@ class Reranker:
         """Name of the encoder; reading it does not load the encoder."""
         if self.index is not None:
             return self.index.model
-        return self._encoder if isinstance(self._encoder, str) else self._encoder.name
+        return self._given_encoder if isinstance(self._given_encoder, str) else self._given_encoder.name
 
     @property
     def encoder(self) -> Encoder:
         """The encoder, loaded at the first use."""
         if self.index is not None:
             return self.index.encoder
-        if isinstance(self._encoder, str):
-            self._encoder = load_encoder(self._encoder, device=self._device)
-        return self._encoder
+        if self._loaded_encoder is None:
+            given = self._given_encoder
+            self._loaded_encoder = load_encoder(given, device=self._device) if isinstance(given, str) else given
+        return self._loaded_encoder
 
     def rerank(self, query: str, documents: Iterable[str | Document], top_n: int | None = None) -> list[Hit]:
         """Return documents in the order of their scores.

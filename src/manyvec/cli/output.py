@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from manyvec.evidence.render import printable
+from manyvec.filters.values import json_default
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +28,7 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """Print `value` as one line of JSON."""
-    print(json.dumps(value, ensure_ascii=False))
+    print(json.dumps(value, ensure_ascii=False, default=json_default))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[int] = ()) -> None:

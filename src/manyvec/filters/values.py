@@ -169,7 +169,7 @@ def write_metadata(metadata: Mapping[str, Any], typed: Mapping[str, Any] | None 
             strings.
     """
     seen = {key: _as_filtered(metadata[key], value) for key, value in (typed or {}).items() if key in metadata}
-    return json.dumps({**metadata, **seen}, ensure_ascii=False, allow_nan=False, default=_as_string)
+    return json.dumps({**metadata, **seen}, ensure_ascii=False, allow_nan=False, default=json_default)
 
 
 def _as_filtered(value: Any, typed: Any) -> Any:
@@ -183,7 +183,8 @@ def _as_filtered(value: Any, typed: Any) -> Any:
     return value
 
 
-def _as_string(value: Any) -> str:
+def json_default(value: Any) -> str:
+    """Return a date or decimal of metadata as the string that stands for it, as the `default` of `json.dumps`."""
     return value.isoformat() if isinstance(value, (date, time)) else str(value)
 
 

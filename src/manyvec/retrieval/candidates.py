@@ -118,6 +118,10 @@ class Pooled:
         self._means: WeakKeyDictionary[CachedVersion, NDArray[np.float32]] = WeakKeyDictionary()
         self._computing = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[Pooled], tuple[()]]:
+        # Copies compute the means of what they see.
+        return Pooled, ()
+
     def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         """See `Candidates.find`."""
         with self._computing:

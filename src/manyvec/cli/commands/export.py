@@ -14,6 +14,7 @@ import typer
 
 from manyvec.cli.options import DEFAULT_INDEX, IndexOption, WhereOption, open_index
 from manyvec.errors import InputError
+from manyvec.filters.values import json_default
 
 if TYPE_CHECKING:
     from manyvec.filters import FilterLike
@@ -74,7 +75,7 @@ def _write_jsonl(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
     n_documents = 0
     with _output(file) as output:
         for batch in batches:
-            output.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in batch)
+            output.writelines(json.dumps(record, ensure_ascii=False, default=json_default) + "\n" for record in batch)
             n_documents += len(batch)
     return n_documents
 
@@ -87,7 +88,10 @@ def _write_parquet(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
     n_documents = 0
     with _complete(file) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for batch in batches:
-            rows = [{**record, "metadata": json.dumps(record["metadata"], ensure_ascii=False)} for record in batch]
+            rows = [
+                {**record, "metadata": json.dumps(record["metadata"], ensure_ascii=False, default=json_default)}
+                for record in batch
+            ]
             writer.write_table(pa.Table.from_pylist(rows, schema))
             n_documents += len(rows)
     return n_documents

@@ -1,0 +1,152 @@
+"""What a user holds of an index: where it lies, how it was opened, and what has been loaded of it so far."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+import threading
+from typing import Any, TypeVar
+
+from manyvec.errors import EncoderError, InputError, StoreError
+from manyvec.models.loading import load_encoder
+from manyvec.models.protocol import Encoder
+from manyvec.retrieval.candidates import Auto, Candidates
+from manyvec.retrieval.reader import IndexReader, scorer_for
+from manyvec.storage.schema import Manifest
+from manyvec.storage.table import Store
+
+_Handle = TypeVar("_Handle", bound="IndexHandle")
+
+
+class IndexHandle:
+    """Opens an index when it is first needed, closes it, and travels to other processes.
+
+    Pickling and copying keep the URI, the encoder and the options, never what was loaded; the copy opens the index at
+    its first use. Use it as a context manager to close it at the end of a block.
+
+    Args:
+        uri: Absolute path or URI of the index.
+        encoder: Name of a model or an encoder; None for the model in the manifest.
+        cache_bytes: Memory budget for searches.
+        device: Where a model named by a string runs and where documents are scored.
+        score_device: Where documents are scored, if not on `device`.
+
+    Raises:
+        InputError: There is no such device.
+    """
+
+    def __init__(
+        self, uri: str, encoder: str | Encoder | None, *, cache_bytes: int, device: str, score_device: str | None
+    ) -> None:
+        scorer_for(device, score_device)
+        self.uri = uri
+        self.candidates: Candidates = Auto()
+        self.cache_bytes = cache_bytes
+        self._device = device
+        self._score_device = score_device
+        self._given_encoder = encoder
+        self._start(None)
+
+    def _start(self, store: Store | None) -> None:
+        self._open_store = store
+        self._open_reader: IndexReader | None = None
+        self._loaded_encoder: Encoder | None = None
+        self._is_closed = False
+        self._opening = threading.RLock()
+        self._writing = threading.RLock()
+
+    def __repr__(self) -> str:
+        if self._is_closed or self._open_store is None:
+            return f"{type(self).__name__}({self.uri!r}{', closed' if self._is_closed else ''})"
+        return f"{type(self).__name__}({self.uri!r}, model={self._open_store.manifest.model!r})"
+
+    def __enter__(self: _Handle) -> _Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the memory that the index holds. Any further use of it is an error."""
+        with self._opening:
+            self._start(None)
+            self._is_closed = True
+
+    @property
+    def _store(self) -> Store:
+        store = self._open_store
+        if store is None:
+            with self._opening:
+                if self._is_closed:
+                    raise StoreError(f"the index {self.uri} is closed: open it again with Index.open")
+                store = self._open_store = self._open_store or Store.open(self.uri)
+        return store
+
+    @property
+    def _reader(self) -> IndexReader:
+        reader = self._open_reader
+        if reader is None:
+            store = self._store
+            with self._opening:
+                scorer = scorer_for(self._device, self._score_device)
+                reader = self._open_reader = self._open_reader or IndexReader(store, scorer, self.cache_bytes)
+        return reader
+
+    def _encoder_for(self, manifest: Manifest) -> Encoder:
+        """Return the encoder of an index with this manifest: this one, or another one that has taken its place."""
+        encoder = self._loaded_encoder
+        is_by_manifest = self._given_encoder is None
+        if encoder is None or (is_by_manifest and encoder.fingerprint != manifest.fingerprint):
+            if isinstance(self._given_encoder, str):
+                encoder = load_encoder(self._given_encoder, device=self._device)
+            elif self._given_encoder is not None:
+                encoder = self._given_encoder
+            else:
+                encoder = self._encoder_by_name(manifest)
+            self._loaded_encoder = encoder
+        manifest.check_encoder(encoder, self.uri)
+        return encoder
+
+    def _encoder_by_name(self, manifest: Manifest) -> Encoder:
+        try:
+            return load_encoder(manifest.model, device=self._device, local_files_only=True)
+        except EncoderError as error:
+            raise EncoderError(
+                f"the index {self.uri} was built with {manifest.model!r}, which cannot be loaded here. "
+                f"Pass it: Index.open({self.uri!r}, encoder=...). {error}"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.uri.startswith("memory://"):
+            raise InputError("an index in memory:// exists in this process only: it cannot be pickled")
+        check_pickles(self._given_encoder)
+        names = ("uri", "candidates", "cache_bytes", "_device", "_score_device", "_given_encoder")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start(None)
+
+    def __deepcopy__(self: _Handle, memo: dict[int, Any]) -> _Handle:
+        """Return a handle with the same encoder and table, and with memory of its own."""
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        copied.candidates = copy.deepcopy(self.candidates, memo)
+        copied._start(self._open_store)
+        copied._loaded_encoder, copied._is_closed = self._loaded_encoder, self._is_closed
+        return copied
+
+
+def check_pickles(encoder: str | Encoder | None) -> None:
+    """Raise an `EncoderError` if an encoder that a user passed as an object cannot be pickled."""
+    if encoder is None or isinstance(encoder, str):
+        return
+    # cloudpickle, which Ray and Dask use, can pickle more than pickle; where it is loaded it decides.
+    cloudpickle = sys.modules.get("cloudpickle") or sys.modules.get("ray.cloudpickle")
+    try:
+        (cloudpickle or pickle).dumps(encoder)
+    except Exception as error:
+        raise EncoderError(
+            f"the encoder {encoder.name} cannot be pickled ({error}): pass the name of a model instead of an object"
+        ) from error
