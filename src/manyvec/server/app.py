@@ -55,8 +55,8 @@ def serve(index: Index, *, host: str = "127.0.0.1", port: int = 8765, token: str
         EncoderError: The model of the index cannot be loaded.
     """
     app = create_app(index, host=host, token=token)
-    # Load the model and the token vectors before listening, so that problems with them show at once.
-    index.search("manyvec", k=1)
+    # Load everything that a search needs before listening, so that problems with it show at once.
+    index.search("manyvec", k=1, evidence=True)
     config = server_config(app, host=host, port=port)
     server = uvicorn.Server(config)
     listening = config.bind_socket()

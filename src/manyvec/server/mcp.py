@@ -145,7 +145,7 @@ def serve_stdio(index: Index) -> None:
 def _warm_up(index: Index) -> None:
     started = time.monotonic()
     try:
-        index.search("manyvec", k=1)
+        index.search("manyvec", k=1, evidence=True)
     except Exception as error:
         # The first call of the client fails with the same error, and is answered with it.
         logger.warning("the index cannot be searched: %s", error)
