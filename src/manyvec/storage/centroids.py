@@ -137,6 +137,15 @@ class CentroidTables:
                 if table.startswith(("codebook_", "assigned_")) and not table.endswith(name):
                     self._database.drop_table(table)
 
+    def remove_assignments(self) -> None:
+        """Let searches do without centroid lists, and drop their tables."""
+        with translated(f"write to the index {self._uri}"):
+            self._documents.checkout_latest()
+            self._point(ASSIGNMENTS_KEY, "")
+            for table in self._database.list_tables().tables:
+                if table.startswith(("codebook_", "assigned_")):
+                    self._database.drop_table(table)
+
     def _metadata(self, key: str) -> str:
         return str((self._documents.schema.field("tokens").metadata or {}).get(key.encode(), b"").decode())
 

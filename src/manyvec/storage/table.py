@@ -209,8 +209,29 @@ class Store:
             result = self._commit(lambda: opened.table.delete(where))
             return int(result.num_deleted_rows)  # type: ignore[attr-defined]  # not in lancedb's stubs
 
-    def optimize(self, keep: timedelta) -> None:
+    def missing_indexes(self) -> list[str]:
+        """Return the columns that should have a search index and have none."""
+        opened, _ = self._newest()
+        with translated(f"read the index {self.uri}"):
+            indexed = {column for index in opened.table.list_indices() for column in index.columns}
+        return [column for column in _column_indexes(opened.manifest) if column not in indexed]
+
+    def create_missing_indexes(self) -> list[str]:
+        """Create the search indexes of `missing_indexes`, and return their columns."""
+        opened, missing = self._written_to(), self.missing_indexes()
+        for column, config in _column_indexes(opened.manifest).items():
+            if column in missing:
+                with self.turn():
+                    opened.table.create_index(column, config=config)
+        return missing
+
+    def optimize(self, keep: timedelta, *, removes_leftovers: bool = False) -> None:
         """Merge small files, index new rows, and drop versions older than `keep`.
+
+        Args:
+            keep: How long replaced and deleted data stays on disk.
+            removes_leftovers: Whether to delete files that no version refers to. Those of a writer that has not
+                committed yet are among them, so there must be none; LanceDB itself deletes them after seven days.
 
         Raises:
             WriteConflictError: Other writers left no gap between their commits; nothing is lost.
@@ -225,7 +246,8 @@ class Store:
                     # A handle that has not seen another writer's delete would fail here on every call.
                     opened.table.checkout_latest()
                     # At 0 LanceDB warns of what our docstring says.
-                    opened.table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
+                    cleanup_older_than = max(keep, timedelta(milliseconds=1))
+                    opened.table.optimize(cleanup_older_than=cleanup_older_than, delete_unverified=removes_leftovers)
                     return
             except WriteConflictError as error:
                 if attempt == _ATTEMPTS:
