@@ -162,7 +162,7 @@ def test_half_precision_is_passed_through_and_comes_out_as_float32(written, dtyp
     ("options", "message"),
     [
         ({"dtype": "int8"}, "dtype must be one of float32, float16, bfloat16, got 'int8'"),
-        ({"backend": "tensorrt"}, "backend must be one of torch, onnx, openvino, got 'tensorrt'"),
+        ({"backend": "tensorrt"}, "backend must be one of auto, torch, onnx, openvino, got 'tensorrt'"),
     ],
 )
 def test_an_unknown_dtype_or_backend_is_an_error_that_lists_them(written, options, message):
@@ -170,12 +170,12 @@ def test_an_unknown_dtype_or_backend_is_an_error_that_lists_them(written, option
         load_encoder(written["plain"][0], **options)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_a_backend_gives_the_vectors_of_torch(written, backend):
-    package = {"onnx": "optimum.onnxruntime", "openvino": "optimum.intel"}[backend]
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_a_backend_gives_the_vectors_of_torch(written, runtime):
+    package = {"onnx": "optimum.onnxruntime", "openvino": "optimum.intel"}[runtime]
     pytest.importorskip(package, reason=f"needs {package}, whose releases do not take transformers 5.23 yet")
     folder, golden = written["stanford"]
-    assert_golden(fresh(folder, backend=backend), golden)
+    assert_golden(fresh(folder, backend=runtime), golden)
 
 
 def test_a_backend_that_is_not_installed_says_what_to_install(written):

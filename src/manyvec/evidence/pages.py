@@ -109,7 +109,7 @@ class PageEvidence(Explanation):
         raise InputError("this document is a page image and has no passage to quote: use heatmap or to_png")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dict like that of `Evidence`, with the `grid` (rows, columns) of the page and the `patch` of words."""
+        """Return a dict like that of `Evidence`, with the page's `grid` (rows, columns) and the `patch` of words."""
         record = super().to_dict()
         for word, match in zip(record["words"], self.words, strict=True):
             word["patch"] = list(match.patch) if match.patch else None
