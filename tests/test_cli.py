@@ -79,7 +79,9 @@ def test_search_prints_one_json_object(db, capsys):
     _, out, _ = run(capsys, "search", "flour", "--index", db, "--json")
     found = json.loads(out)
     assert found["hits"][0]["id"] == "bread"
-    assert found["hits"][0]["metadata"] == {"year": 2021, "lang": "en"}
+    metadata = found["hits"][0]["metadata"]
+    assert {"year": metadata["year"], "lang": metadata["lang"]} == {"year": 2021, "lang": "en"}
+    assert metadata["media_type"] == "text/csv"
     assert set(found["hits"][0]) == {"id", "text", "metadata", "score", "similarity", "rank", "final_score", "is_page"}
 
 
