@@ -286,6 +286,16 @@ def test_a_sentence_that_is_too_long_is_cut_between_words():
     assert text[passage.start : passage.end] == passage.text
 
 
+@pytest.mark.parametrize("at", [3, 60, 199])
+def test_without_sentence_marks_the_matched_words_stand_in_the_middle_of_the_passage(at):
+    text = " ".join(f"w{i:03}" for i in range(200))
+    passage = explained(f"w{at:03}", text).best_passage(49)
+    # Ten words of four letters, as near to the middle as the ends of the text allow.
+    first = min(max(at - 5, 0), 190)
+    assert passage.text.split()[0] in {f"w{i:03}" for i in (first - 1, first, first + 1)}
+    assert len(passage.text.split()) == 10 and f"w{at:03}" in passage.text
+
+
 def test_a_passage_is_the_best_of_all_runs_of_sentences():
     """Against every run, scored one by one."""
     rng = np.random.default_rng(0)

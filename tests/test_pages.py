@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -397,6 +398,33 @@ def test_the_evidence_is_of_the_page_that_was_searched(index):
     assert (found["red"].image, found["flag"].image) == (RED, FLAG)
     assert (found["red"].words[0].patch, found["flag"].words[0].patch) == ((1, 3), (2, 4))
     assert {hit.id for hit in index.search("green", evidence=True)} == {"red", "text"}
+
+
+def faint_page(similarity):
+    """Evidence of two pages of one row: the first patch has this similarity to the query, the others none."""
+    vectors = np.array([[similarity, 0], [0, 1], [0.9, 0], [0, 1]], np.float32)
+    spans = np.array([(0, 0), (0, 1)] * 2, np.int32)
+    query = TokenBatch(np.array([[1, 0]], np.float32), offsets_of([1]), np.array([(0, 3)], np.int32))
+    return explain_pages("red", query, [("", page({}, 1, 2))] * 2, TokenBatch(vectors, offsets_of([2, 2]), spans))
+
+
+def test_all_pages_of_a_search_are_coloured_on_one_scale():
+    faint, strong = faint_page(0.06)
+    assert_allclose([faint.color_range(), strong.color_range(0)], [(0, 0.9)] * 2, atol=1e-6)
+    paleness = [opened(evidence.to_png())[:, 0, 2].min() for evidence in (faint, strong)]
+    # White paper is 255, the strongest colour 48.
+    assert paleness[0] > 240 and paleness[1] == 48
+    blue = [base64.b64decode(re.search('base64,([^"]+)', e.to_html())[1]) for e in (faint, strong)]
+    assert opened(blue[0])[:, 0, 2].min() > 220 > 100 > opened(blue[1])[:, 0, 2].min()
+
+
+def test_pages_that_barely_match_stay_pale_when_no_page_matches_well():
+    faint = replace(faint_page(0.06)[0], ranges=())
+    assert_allclose(faint.color_range(), (0, 0.2), atol=1e-6)
+    assert opened(faint.to_png())[:, 0, 2].min() > 180
+    for word in (1, "red"):
+        with pytest.raises(InputError, match="a position in the 1 words"):
+            faint.color_range(word)
 
 
 def test_a_page_without_usable_patches_says_so_and_scores_as_ever(tmp_path):

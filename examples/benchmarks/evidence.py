@@ -6,16 +6,19 @@
 VECTORS are those of `encoded.py`. `passages` takes each test query's judged document, whose answers
 `metadata.answers` in queries.jsonl names, and compares its best passage with what BM25's weights of the query's words
 choose: the best window of that length that begins and ends with a word, and the best passage with the same borders.
-Every fifth query is the part that the method was chosen on.
+Every fifth query is the part that the method was chosen on. "without sentence marks" means: the marks that end
+sentences are replaced by spaces, and the vectors of their tokens are left out.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +32,8 @@ from manyvec.evidence.passages import maxsim_of_ranges
 from manyvec.evidence.text import Evidence, explain
 from manyvec.evidence.words import sentences, words
 from manyvec.tools.bm25 import words_of
+
+_MARKS = re.compile(r"[.!?…]+(?=[\"'”’)\]]*(?:\s|$))")
 
 
 def cost(encoded: Encoded) -> None:
@@ -75,13 +80,16 @@ def passages(encoded: Encoded, folder: Path) -> None:
     texts = {d.id: d.text for d in dataset.documents if d.id in set(judged.values())}
     encoder = Known(with_spans(encoded))
     results = {}
-    for n_chars in (200, 300):
+    for n_chars, has_marks in itertools.product((200, 300, 600), (True, False)):
         counts: dict[str, Counter[str]] = {"part": Counter(), "all": Counter()}
         for i, (query, text) in enumerate(dataset.queries.items()):
             document = texts[judged[query]]
             by_maxsim = explain(text, encoder.encode_queries([text]), [document], encoder.encode_documents([document]))[
                 0
             ]
+            answer = max(answers[query], key=len)
+            if not has_marks:
+                by_maxsim, document, answer = _unmarked(by_maxsim), _without_marks(document), _without_marks(answer)
             by_words = _by_words(text, document, rarity)
             passage = by_maxsim.best_passage(n_chars)
             words_passage = by_words.best_passage(n_chars)
@@ -93,14 +101,24 @@ def passages(encoded: Encoded, folder: Path) -> None:
             for part in ("part", "all") if i % 5 == 0 else ("all",):
                 counts[part] += Counter({"queries": 1})
                 for name, span in found.items():
-                    counts[part] += _judged(name, span, document, max(answers[query], key=len))
-        results[f"{n_chars} characters"] = {
+                    counts[part] += _judged(name, span, document, answer)
+        results[f"{n_chars} characters" + ("" if has_marks else ", without sentence marks")] = {
             part: {
                 name: round(n / count["queries"], 4) if name != "queries" else n for name, n in sorted(count.items())
             }
             for part, count in counts.items()
         }
     report.write(f"passages-{dataset.name}", results)
+
+
+def _without_marks(text: str) -> str:
+    return _MARKS.sub(lambda marks: " " * len(marks.group()), text)
+
+
+def _unmarked(evidence: Evidence) -> Evidence:
+    text = _without_marks(evidence.text)
+    kept = np.array([not text[start].isspace() for start in evidence.starts.tolist()])
+    return replace(evidence, text=text, similarities=evidence.similarities[:, kept], starts=evidence.starts[kept])
 
 
 def _judged(name: str, span: tuple[int, int], document: str, answer: str) -> Counter[str]:

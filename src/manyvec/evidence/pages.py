@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,6 +31,8 @@ _MAX_SIDE = 1600
 _HTML_SIDE = 800
 # Colour that white paper is multiplied by, from the lowest to the highest similarity; letters stay black.
 _STRENGTHS = (0.0, 0.35, 0.7, 1.0)
+# A heat map that spans less than this, per word, is drawn as if it did: its differences are noise.
+_MIN_SPREAD = 0.2
 _TINTS = ((255, 255, 255), (255, 244, 190), (255, 196, 64), (255, 96, 48))
 _SAFE_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 
@@ -47,6 +49,8 @@ class PageEvidence(Explanation):
         tokens_of_words: Rows of `similarities` that belong to each of `words`.
         is_cropped: Whether the model read only the central square of the image, as CLIP does. The patches divide that
             square.
+        ranges: Lowest and highest value of the heat map of each word, and of that of all words, over all pages of the
+            search; see `color_range`.
     """
 
     image: bytes = field(repr=False)
@@ -54,6 +58,7 @@ class PageEvidence(Explanation):
     patches: NDArray[np.int32] = field(repr=False, compare=False)
     tokens_of_words: tuple[list[int], ...] = field(repr=False, compare=False)
     is_cropped: bool = False
+    ranges: tuple[tuple[float, float], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -75,22 +80,32 @@ class PageEvidence(Explanation):
         Raises:
             InputError: There is no such word, or this document has a `problem`.
         """
-        if self.problem:
-            raise InputError(self.problem)
-        if word is not None and not (isinstance(word, int) and 0 <= word < len(self.words)):
-            raise InputError(f"word must be a position in the {len(self.words)} words of the query, got {word!r}")
-        chosen = self.tokens_of_words if word is None else self.tokens_of_words[word : word + 1]
-        values = sum((self.similarities[rows].mean(axis=0) for rows in chosen), np.zeros(len(self.patches), np.float32))
-        if not self.words:
-            values = self.similarities.sum(axis=0)
+        self._check_word(word)
         heat = np.full(self.grid, -np.inf, np.float32)
-        np.maximum.at(heat, tuple(self.patches.T), values)
+        np.maximum.at(heat, tuple(self.patches.T), self._patch_values(word))
         known = np.argwhere(np.isfinite(heat))
         missing = np.argwhere(~np.isfinite(heat))
         rows, columns = (np.subtract.outer(missing[:, axis], known[:, axis]) for axis in (0, 1))
         distances = rows**2 + columns**2
         heat[tuple(missing.T)] = heat[tuple(known[distances.argmin(axis=1)].T)]
         return heat
+
+    def color_range(self, word: int | None = None) -> tuple[float, float]:
+        """Return the heat-map values that are drawn as white and as the strongest colour.
+
+        All pages of a search have the same range, so that a page which barely matches looks paler than one that matches
+        well. It spans at least 0.2 per word.
+
+        Args:
+            word: See `heatmap`.
+
+        Raises:
+            InputError: As in `heatmap`.
+        """
+        self._check_word(word)
+        lowest, highest = (self.ranges or self._page_ranges())[len(self.words) if word is None else word]
+        n_summed = 1 if word is not None else len(self.words) or len(self.similarities)
+        return lowest, max(highest, lowest + _MIN_SPREAD * n_summed)
 
     def to_png(self, word: int | None = None, *, max_side: int = _MAX_SIDE) -> bytes:
         """Return the page with the heat map of a word, or of all words, drawn over it, as a PNG file.
@@ -102,7 +117,8 @@ class PageEvidence(Explanation):
         Raises:
             InputError: As in `heatmap`, or the image is damaged.
         """
-        return _file(self._painted(self.heatmap(word), check_count(max_side, "max_side", minimum=1)), "PNG")
+        n_pixels = check_count(max_side, "max_side", minimum=1)
+        return _file(self._painted(self.heatmap(word), self.color_range(word), n_pixels), "PNG")
 
     def best_passage(self, n_chars: int = 300) -> NoReturn:
         """Raise `InputError`: what matched is the image, which has no passage."""
@@ -120,7 +136,10 @@ class PageEvidence(Explanation):
 
         The page is embedded as a JPEG of at most 800 pixels a side.
         """
-        painted = self._painted(None if self.problem else self.heatmap(), _HTML_SIDE)
+        if self.problem:
+            painted = self._page(_HTML_SIDE)
+        else:
+            painted = self._painted(self.heatmap(), self.color_range(), _HTML_SIDE)
         source = base64.b64encode(_file(painted, "JPEG")).decode()
         cells = [(match.word, f"{match.similarity:.2f}") for match in self.words]
         rows = "".join(f"<tr><td>{html.escape(word)}</td><td>{similarity}</td></tr>" for word, similarity in cells)
@@ -137,20 +156,42 @@ class PageEvidence(Explanation):
         summary = self._summary([f"patch {match.patch}" if match.patch else "(no patch)" for match in self.words])
         return f"page image of {rows} × {columns} patches\n{summary}"
 
-    def _painted(self, heat: NDArray[np.float32] | None, max_side: int) -> Image:
+    def _check_word(self, word: int | None) -> None:
+        if self.problem:
+            raise InputError(self.problem)
+        if word is not None and not (isinstance(word, int) and 0 <= word < len(self.words)):
+            raise InputError(f"word must be a position in the {len(self.words)} words of the query, got {word!r}")
+
+    def _patch_values(self, word: int | None) -> NDArray[np.float32]:
+        """Return the heat-map value of each patch that has a vector, (n_patches,)."""
+        if not self.words:
+            return self.similarities.sum(axis=0)
+        chosen = self.tokens_of_words if word is None else self.tokens_of_words[word : word + 1]
+        return sum((self.similarities[rows].mean(axis=0) for rows in chosen), np.zeros(len(self.patches), np.float32))
+
+    def _page_ranges(self) -> tuple[tuple[float, float], ...]:
+        """Return the lowest and highest value of each heat map of this page alone, in the order of `ranges`."""
+        maps = [self._patch_values(word) for word in (*range(len(self.words)), None)]
+        return tuple((float(values.min()), float(values.max())) for values in maps)
+
+    def _page(self, max_side: int) -> Image:
         page = read_image(self.image, "the page image")
         page.thumbnail((max_side, max_side))
-        if heat is None:
-            return page
+        return page
+
+    def _painted(self, heat: NDArray[np.float32], color_range: tuple[float, float], max_side: int) -> Image:
+        page = self._page(max_side)
         pillow, chops = require("PIL.Image", extra="images"), require("PIL.ImageChops", extra="images")
         box = (0, 0, *page.size)
         if self.is_cropped:
             side = min(page.size)
             left, top = (page.width - side) // 2, (page.height - side) // 2
             box = (left, top, left + side, top + side)
-        spread = float(heat.max() - heat.min()) or 1.0
+        lowest, highest = color_range
         size = (box[2] - box[0], box[3] - box[1])
-        strengths = pillow.fromarray((heat - heat.min()) / spread).resize(size, pillow.Resampling.BILINEAR)
+        strengths = pillow.fromarray(((heat - lowest) / (highest - lowest)).astype(np.float32)).resize(
+            size, pillow.Resampling.BILINEAR
+        )
         tints = np.stack([np.interp(strengths, _STRENGTHS, channel) for channel in zip(*_TINTS, strict=True)], axis=2)
         page.paste(chops.multiply(page.crop(box), pillow.fromarray(tints.round().astype(np.uint8))), box)
         return page
@@ -175,9 +216,15 @@ def explain_pages(
         are_cropped: See `PageEvidence.is_cropped`.
     """
     compared = compare_tokens(query, tokens, documents)
-    return [
+    evidence = [
         _explain(text, image, *one, is_cropped=are_cropped) for (text, image), one in zip(pages, compared, strict=True)
     ]
+    of_pages = [page._page_ranges() for page in evidence if not page.problem]
+    ranges = tuple(
+        (min(lowest for lowest, _ in pairs), max(highest for _, highest in pairs))
+        for pairs in zip(*of_pages, strict=True)
+    )
+    return [replace(page, ranges=ranges) for page in evidence]
 
 
 def _explain(

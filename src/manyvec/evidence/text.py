@@ -132,7 +132,7 @@ class Evidence(Explanation):
         """Return the stretch of the text that matches the query best: the passage to quote and cite.
 
         Stretches are compared by the MaxSim score that each has by itself. The passage consists of whole sentences,
-        unless a stretch that starts or ends within one scores 2 % higher.
+        unless a stretch that starts or ends within one scores 7 % higher; then the matched words are in its middle.
 
         Args:
             n_chars: Maximum number of characters. A word is cut only if it is longer than that.

@@ -294,7 +294,9 @@ def _finite(value: float) -> float | None:
 
 
 def _to_page(evidence: PageEvidence) -> PageRecord:
-    return PageRecord(grid=evidence.grid, is_cropped=evidence.is_cropped, etag=_etag(evidence.image), map=None)
+    return PageRecord(
+        grid=evidence.grid, is_cropped=evidence.is_cropped, etag=_etag(evidence.image), map=None, color_range=None
+    )
 
 
 def _add_maps(record: HitRecord, evidence: Evidence | PageEvidence | None, n_free: int) -> int:
@@ -304,9 +306,9 @@ def _add_maps(record: HitRecord, evidence: Evidence | PageEvidence | None, n_fre
     n_numbers = (len(evidence.words) + 1) * evidence.grid[0] * evidence.grid[1]
     if n_numbers > n_free:
         return 0
-    record.page.map = _to_lists(evidence.heatmap())
+    record.page.map, record.page.color_range = _to_lists(evidence.heatmap()), evidence.color_range()
     for i, word in enumerate(record.words):
-        word.map = _to_lists(evidence.heatmap(i))
+        word.map, word.color_range = _to_lists(evidence.heatmap(i)), evidence.color_range(i)
     return n_numbers
 
 

@@ -71,6 +71,9 @@ class WordRecord(BaseModel):
     share: float = Field(description="contribution of the word to the score")
     patch: tuple[int, int] | None = Field(None, description="row and column of the matched patch of a page image")
     map: list[list[float]] | None = Field(None, description="similarity of each patch of a page image, row by row")
+    color_range: tuple[float, float] | None = Field(
+        None, description="values of `map` to draw as white and as the strongest color; the same for all hits"
+    )
 
 
 class PageRecord(BaseModel):
@@ -80,6 +83,7 @@ class PageRecord(BaseModel):
     is_cropped: bool = Field(description="whether the patches cover only the middle square of the image")
     etag: str
     map: list[list[float]] | None = Field(None, description="sum of the maps of all words")
+    color_range: tuple[float, float] | None = Field(None, description="as in `words`")
 
 
 class HitRecord(BaseModel):

@@ -5,7 +5,7 @@
 
 const $ = (id) => document.getElementById(id);
 const STAGES = ["encode", "candidates", "fetch", "score", "evidence"];
-// Colors of a heat map from the lowest similarity on a page to the highest. They multiply the page, so that black letters
+// Colors of a heat map from the lowest similarity on all pages to the highest. They multiply the page, so black letters
 // stay black. The same values as in evidence/pages.py.
 const TINTS = [[0, 255, 255, 255], [0.35, 255, 244, 190], [0.7, 255, 196, 64], [1, 255, 96, 48]];
 // Unrelated words have about this similarity; highlighting them would be noise.
@@ -341,23 +341,22 @@ async function showPage(hit, item, canvas) {
     const context = canvas.getContext("2d");
     context.globalCompositeOperation = "copy";
     context.drawImage(bitmap, 0, 0);
-    const { map: heatmap } = position === null ? hit.page : hit.words[position];
+    const { map: heatmap, color_range: range } = position === null ? hit.page : hit.words[position];
     if (!isSame || !heatmap) return;
     context.globalCompositeOperation = "multiply";
     const side = Math.min(canvas.width, canvas.height);
     const [width, height] = hit.page.is_cropped ? [side, side] : [canvas.width, canvas.height];
-    context.drawImage(tinted(heatmap), (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+    context.drawImage(tinted(heatmap, range), (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
   };
   item.paint(null);
 }
 
-function tinted(heatmap) {
+function tinted(heatmap, [lowest, highest]) {
   const values = heatmap.flat();
-  const lowest = values.reduce((a, b) => Math.min(a, b));
-  const spread = values.reduce((a, b) => Math.max(a, b)) - lowest || 1;
+  const fractions = values.map((value) => Math.min(1, Math.max(0, (value - lowest) / (highest - lowest))));
   const made = element("canvas", { width: heatmap[0].length, height: heatmap.length });
   made.getContext("2d").putImageData(
-    new ImageData(new Uint8ClampedArray(values.flatMap((value) => tint((value - lowest) / spread))), made.width),
+    new ImageData(new Uint8ClampedArray(fractions.flatMap(tint)), made.width),
     0,
     0,
   );
