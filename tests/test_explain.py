@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from manyvec import Document, Index, InputError, TokenBatch
+from manyvec import Document, Hit, Index, InputError, TokenBatch
 from manyvec.cli import main
 from manyvec.evidence.text import explain
 from manyvec.evidence.words import sentences, words
@@ -100,6 +100,36 @@ def test_many_queries_get_the_evidence_that_each_gets_alone(index):
             assert_allclose(hit.score, same.score, atol=1e-4)
             assert [(m.word, m.span) for m in hit.evidence.words] == [(m.word, m.span) for m in same.evidence.words]
     assert [hit.evidence.words[0].word for hit in together[2]] == ["capital", "capital"]
+
+
+def test_a_search_returns_the_best_passage_of_every_hit_without_its_evidence(index):
+    hits = index.search("baked flour", passage_chars=40)
+    assert [(hit.id, hit.passage.text) for hit in hits] == [
+        ("paris", "Bread is baked from flour."),
+        ("bread", "Flour and water"),
+    ]
+    assert all(
+        hit.evidence is None and hit.text[hit.passage.start : hit.passage.end] == hit.passage.text for hit in hits
+    )
+    (hit,) = index.search("berlin", 1, evidence=True, passage_chars=30)
+    assert hit.passage == hit.best_passage(30)
+    assert index.search("berlin", 1)[0].passage is None
+    with pytest.raises(InputError, match="passage_chars must be a positive integer, got 0"):
+        index.search("berlin", passage_chars=0)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"source": "report.pdf", "page": 12}, "report.pdf, p. 12"),
+        ({"source": "sums.xlsx", "sheet": "2024"}, "sums.xlsx, sheet 2024"),
+        ({"source": "notes.md"}, "notes.md"),
+        ({"page": 0}, "a, p. 0"),
+        ({}, "a"),
+    ],
+)
+def test_a_hit_is_cited_by_its_source_and_page(metadata, expected):
+    assert Hit(id="a", text="", metadata=metadata, score=1, similarity=1, rank=1).citation() == expected
 
 
 def test_only_a_search_that_asks_gets_evidence(index):

@@ -427,6 +427,11 @@ def test_pages_that_barely_match_stay_pale_when_no_page_matches_well():
             faint.color_range(word)
 
 
+def test_page_images_have_no_passage_and_texts_beside_them_do(index):
+    passages = {hit.id: hit.passage and hit.passage.text for hit in index.search("red blue", passage_chars=300)}
+    assert passages == {"red": None, "flag": None, "text": "a red text about blue things"}
+
+
 def test_a_page_without_usable_patches_says_so_and_scores_as_ever(tmp_path):
     class Spanless(ColorEncoder):
         def encode_images(self, images):

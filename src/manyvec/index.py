@@ -254,6 +254,7 @@ class Index(IndexHandle):
         depth: int | None = None,
         lexical_weight: float = 0,
         evidence: bool = False,
+        passage_chars: int | None = None,
         group_by: str | None = None,
         group_size: int = 1,
     ) -> list[Hit]:
@@ -272,6 +273,7 @@ class Index(IndexHandle):
                 documents become candidates too. With `minilm` and 0.3, nine of twelve judged sets gain and one loses
                 0.014 (`examples/benchmarks/mix.py`). The default is 0, because other models have not been measured.
             evidence: Whether to explain each hit: which words matched, or where on the page (`Hit.evidence`).
+            passage_chars: Maximum length of the passage to return with each hit (`Hit.passage`); None for no passage.
             group_by: Metadata key, such as `source`, whose equal values form a group of hits; no groups by default.
             group_size: Maximum number of hits of a group.
 
@@ -283,7 +285,8 @@ class Index(IndexHandle):
             FilterError: The filter names an undeclared column, or compares it with a value of another type.
         """
         options: dict[str, Any] = {"depth": depth, "lexical_weight": lexical_weight, "evidence": evidence}
-        return self.search_many([query], k, filter=filter, group_by=group_by, group_size=group_size, **options)[0]
+        options |= {"passage_chars": passage_chars, "group_by": group_by, "group_size": group_size}
+        return self.search_many([query], k, filter=filter, **options)[0]
 
     def search_many(
         self,
@@ -294,6 +297,7 @@ class Index(IndexHandle):
         depth: int | None = None,
         lexical_weight: float = 0,
         evidence: bool = False,
+        passage_chars: int | None = None,
         group_by: str | None = None,
         group_size: int = 1,
     ) -> list[list[Hit]]:
@@ -303,16 +307,16 @@ class Index(IndexHandle):
         k = check_count(k, "k")
         depth = None if depth is None else check_count(depth, "depth", minimum=1)
         lexical_weight = check_fraction(lexical_weight, "lexical_weight")
-        version = self._reader.current()
-        manifest = version.snapshot.manifest
+        passage_chars = None if passage_chars is None else check_count(passage_chars, "passage_chars", minimum=1)
+        manifest = (version := self._reader.current()).snapshot.manifest
         where = self._where(filter, manifest)
         if not queries or k == 0:
             return [[] for _ in queries]
-        check_strings(queries, lexical_weight=lexical_weight, evidence=evidence)
+        check_strings(queries, lexical_weight=lexical_weight, evidence=evidence or passage_chars is not None)
         texts, tokens = self._encode_queries(queries, manifest)
         encoder = self._encoder_for(manifest) if evidence else None
         crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
-        options = SearchOptions(k, depth, lexical_weight, evidence, crops_images)
+        options = SearchOptions(k, depth, lexical_weight, evidence, crops_images, passage_chars)
         find = partial(self._reader.search, version, texts, tokens, self.candidates, where=where)
         return find(options) if group_by is None else search_grouped(find, options, group_by, group_size)
 

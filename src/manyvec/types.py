@@ -101,6 +101,8 @@ class Hit:
         final_score: What hits are ordered by: `score`, or the mix of `similarity` and BM25 if the search had a
             `lexical_weight`.
         is_page: Whether the document is a page image; `Index.get` returns the image.
+        passage: Passage that matches best, if the search was called with `passage_chars`. None for a page image, and
+            for a document stored without the characters of its tokens.
     """
 
     id: str
@@ -112,6 +114,7 @@ class Hit:
     evidence: Evidence | PageEvidence | None = None
     final_score: float = math.nan
     is_page: bool = False
+    passage: Passage | None = None
 
     def __post_init__(self) -> None:
         if math.isnan(self.final_score):
@@ -126,6 +129,17 @@ class Hit:
         if self.evidence is None:
             raise InputError(f"the hit {self.id!r} has no evidence: search with evidence=True")
         return self.evidence.best_passage(n_chars)
+
+    def citation(self) -> str:
+        """Return where the hit is from, such as "report.pdf, p. 12": `source` and `page` or `sheet` of its metadata.
+
+        A document without a `source` is cited by its id.
+        """
+        source = str(self.metadata.get("source") or self.id)
+        if (page := self.metadata.get("page")) is not None:
+            return f"{source}, p. {page}"
+        sheet = self.metadata.get("sheet")
+        return source if sheet is None else f"{source}, sheet {sheet}"
 
 
 @dataclass(frozen=True)

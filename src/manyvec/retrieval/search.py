@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from manyvec.evidence.pages import PageEvidence, explain_pages
+from manyvec.evidence.passages import Passage
 from manyvec.evidence.text import Evidence, explain
 from manyvec.filters.values import read_metadata
 from manyvec.retrieval.candidates import LEXICAL_DEPTH, Candidates, Positions, Query, Scope
@@ -26,6 +27,7 @@ class SearchOptions:
     """Options of `Index.search`, checked.
 
     Attributes:
+        passage_chars: Maximum length of each hit's passage; None for no passages.
         crops_images: Whether the encoder looks at the middle square of an image only; see `PageEvidence`.
     """
 
@@ -34,6 +36,7 @@ class SearchOptions:
     lexical_weight: float = 0
     evidence: bool = False
     crops_images: bool = False
+    passage_chars: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,10 @@ def _ranked(
 
 def _hits(scope: Scope, ranking: _Ranking, query: str, tokens: TokenBatch, options: SearchOptions) -> list[Hit]:
     row_ids = scope.documents.states.row_ids[ranking.positions]
-    rows = scope.documents.snapshot.texts(row_ids, spans=options.evidence)
+    needs_evidence = options.evidence or options.passage_chars is not None
+    rows = scope.documents.snapshot.texts(row_ids, spans=needs_evidence)
     evidence: Sequence[AnyEvidence | None] = [None] * len(rows)
-    if options.evidence and rows:
+    if needs_evidence and rows:
         evidence = _evidence(scope, ranking.positions, rows, query, tokens, options)
     columns = zip(rows, ranking.scores.tolist(), ranking.final_scores.tolist(), evidence, strict=True)
     return [
@@ -146,12 +150,19 @@ def _hits(scope: Scope, ranking: _Ranking, query: str, tokens: TokenBatch, optio
             score=score,
             similarity=score / tokens.n_tokens,
             rank=rank,
-            evidence=why,
+            evidence=why if options.evidence else None,
             final_score=final_score,
             is_page=row["is_page"],
+            passage=_passage(why, options.passage_chars),
         )
         for rank, (row, score, final_score, why) in enumerate(columns, start=1)
     ]
+
+
+def _passage(evidence: AnyEvidence | None, n_chars: int | None) -> Passage | None:
+    if n_chars is None or not isinstance(evidence, Evidence) or evidence.problem:
+        return None
+    return evidence.best_passage(n_chars)
 
 
 def _evidence(
@@ -161,19 +172,22 @@ def _evidence(
     query: str,
     tokens: TokenBatch,
     options: SearchOptions,
-) -> list[AnyEvidence]:
+) -> list[AnyEvidence | None]:
     """Explain each row from the version that was searched: a text by its characters, a page by its patches."""
     vectors = scope.documents.tokens(positions)
     documents = TokenBatch.unchecked(vectors.vectors, vectors.offsets, np.concatenate([row["spans"] for row in rows]))
     texts = [i for i, row in enumerate(rows) if not row["is_page"]]
-    pages = [i for i, row in enumerate(rows) if row["is_page"]]
-    if not pages:
+    # Passages alone need no page images.
+    pages = [i for i, row in enumerate(rows) if row["is_page"] and options.evidence]
+    if len(texts) == len(rows):
         return [*explain(query, tokens, [row["text"] for row in rows], documents)]
     explained: dict[int, AnyEvidence] = {}
     if texts:
         explained |= zip(
             texts, explain(query, tokens, [rows[i]["text"] for i in texts], documents.select(texts)), strict=True
         )
+    if not pages:
+        return [explained.get(i) for i in range(len(rows))]
     images = scope.documents.snapshot.images(scope.documents.states.row_ids[positions[pages]])
     captioned = [(rows[i]["text"], image or b"") for i, image in zip(pages, images, strict=True)]
     explained |= zip(
