@@ -396,8 +396,7 @@ async def test_a_search_whose_client_disconnects_is_cancelled_and_others_are_ans
     from manyvec.testing import SlowEncoder
 
     index = make(tmp_path / "index", FRUIT)
-    slow = Index.open(tmp_path / "index", HashEncoder())
-    slow._encoder = SlowEncoder()
+    slow = Index.open(tmp_path / "index", SlowEncoder())
     assert index.count() == 2
     with running(create_app(slow)) as url:
         async with httpx2.AsyncClient(timeout=120, base_url=url) as client:

@@ -93,6 +93,7 @@ def test_a_deep_copy_of_a_tool_retriever_keeps_its_tools() -> None:
     again = copy.deepcopy(ManyvecToolRetriever([get_weather, get_time], 1, encoder=HashEncoder()))
 
     (tool,) = again.retrieve("the weather in Lima")
+    assert isinstance(tool, FunctionTool)
     assert tool.call("Lima").content == "sunny in Lima"
     again.add([FunctionTool.from_defaults(get_weather, name="forecast")])
     assert again.retrieve("forecast")[0].metadata.name == "forecast"
