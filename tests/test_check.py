@@ -1,5 +1,6 @@
 """`check` finds what is wrong with an index, and repairs what can be repaired."""
 
+import json
 from pathlib import Path
 
 import lancedb
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from manyvec import Index, IndexNotFoundError, StoreError
+from manyvec.cli import main
 from manyvec.storage.check import check
 from manyvec.storage.maintenance import encode_residuals, extend_lists
 from manyvec.testing import HashEncoder
@@ -116,3 +118,17 @@ def test_a_truncated_file_is_an_error_that_names_the_index(tmp_path):
 def test_there_is_nothing_to_check_where_no_index_is(tmp_path):
     with pytest.raises(IndexNotFoundError):
         check(str(tmp_path / "nowhere"))
+
+
+def test_the_command_prints_problems_repairs_them_and_exits_with_1_if_one_remains(tmp_path, capsys):
+    index = built(tmp_path / "index", n=5)
+    assert main(["check", "--index", index.uri]) == 0
+    assert "5 documents and 100 token vectors read, 0 problems" in capsys.readouterr().out
+    table = table_of(index)
+    table.add(table.to_arrow().slice(0, 1))
+    assert main(["check", "--index", index.uri]) == 1
+    assert "is stored 2 times (--repair can mend this)" in capsys.readouterr().out
+    assert main(["check", "--index", index.uri, "--repair"]) == 0
+    assert "repaired: " in capsys.readouterr().out
+    assert main(["check", "--index", index.uri, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []

@@ -14,7 +14,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from manyvec import __version__
-from manyvec.cli.commands import delete, evaluate, export, index, info, mcp, models, search, serve
+from manyvec.cli.commands import check, delete, evaluate, export, index, info, mcp, models, search, serve
 from manyvec.errors import ManyvecError
 
 P = ParamSpec("P")
@@ -105,6 +105,7 @@ for _module, _name in (
     (info, "info"),
     (delete, "delete"),
     (export, "export"),
+    (check, "check"),
     (serve, "serve"),
     (mcp, "mcp"),
     (evaluate, "eval"),
