@@ -14,7 +14,6 @@ import typer
 
 from manyvec.cli.options import DEFAULT_INDEX, IndexOption, WhereOption, open_index
 from manyvec.errors import InputError
-from manyvec.filters.values import json_default
 
 if TYPE_CHECKING:
     from manyvec.filters import FilterLike
@@ -72,6 +71,8 @@ def _records(index: Index, condition: FilterLike | None) -> Iterator[list[dict[s
 
 
 def _write_jsonl(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
+    from manyvec.filters.values import json_default
+
     n_documents = 0
     with _output(file) as output:
         for batch in batches:
@@ -83,6 +84,8 @@ def _write_jsonl(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
 def _write_parquet(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from manyvec.filters.values import json_default
 
     schema = pa.schema([(name, pa.string()) for name in ("id", "text", "metadata")])
     n_documents = 0

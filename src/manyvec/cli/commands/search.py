@@ -105,5 +105,5 @@ def _print_hits(hits: Sequence[Hit]) -> None:
 
 
 def _record(hit: Hit) -> dict[str, Any]:
-    record = {name: value for name, value in vars(hit).items() if name != "evidence"}
+    record = {name: value for name, value in vars(hit).items() if name not in ("evidence", "passage")}
     return record | {"evidence": hit.evidence.to_dict()} if hit.evidence else record
