@@ -193,22 +193,21 @@ def test_a_line_that_is_not_json_is_an_error_with_file_and_line_number(tmp_path:
     write(tmp_path)
     with (tmp_path / "corpus.jsonl").open("a") as corpus:
         corpus.write('{"_id": "e", "text": \n')
-    with pytest.raises(InputError, match=r"corpus\.jsonl, line 5: Expecting value"):
+    with pytest.raises(InputError, match=r"corpus\.jsonl, line 5: not JSON: Expecting value"):
         load_beir(tmp_path)
 
 
-def test_a_line_that_is_not_utf8_is_an_error_with_file_and_line_number(tmp_path: Path) -> None:
+def test_a_file_in_latin_1_is_read_as_such(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "queries.jsonl").write_bytes(b'{"_id": "q1", "text": "caf\xe9"}\n')
-    with pytest.raises(InputError, match=r"queries\.jsonl, line 1: .*utf-8"):
-        load_beir(tmp_path)
+    assert load_beir(tmp_path).queries["q1"] == "café"
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ({"_id": [7], "text": "a list as id"}, "id must be a non-empty string"),
-        ({"_id": "e", "text": ["a", "list"]}, "title and text must be texts"),
+        ({"_id": [7], "text": "a list as id"}, "id must be a string or a number"),
+        ({"_id": "e", "text": ["a", "list"]}, "title and text must be strings"),
         ({"_id": "e", "text": "x", "metadata": ["a", "list"]}, "metadata"),
         (["no", "object"], "expected an object"),
     ],
@@ -226,7 +225,7 @@ def test_a_damaged_gzip_file_is_an_error_that_names_it(tmp_path: Path, damage: A
     path = tmp_path / "corpus.jsonl"
     (tmp_path / "corpus.jsonl.gz").write_bytes(damage(gzip.compress(path.read_bytes())))
     path.unlink()
-    with pytest.raises(InputError, match=r"corpus\.jsonl\.gz is damaged"):
+    with pytest.raises(InputError, match=r"corpus\.jsonl\.gz: the gzip file is damaged"):
         load_beir(tmp_path)
 
 

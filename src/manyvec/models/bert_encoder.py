@@ -80,6 +80,13 @@ class BertEncoder(WindowedEncoder):
         return cls(tokenizer, executor, name=name, max_tokens=_max_tokens(checkpoint), weight_samples=samples)
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """A copy of the model's tokenizer that neither truncates nor pads, for counting tokens."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self._tokenizer.to_str())
+
+    @property
     def backend(self) -> str:
         """What runs the model: `onnx` or `torch`."""
         return self._executor.name
