@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from manyvec import InputError, MaxSimScorer, TokenBatch
 from manyvec.vectors.batch import CodedBatch, offsets_of
-from manyvec.vectors.codec import STORAGES, Codec, bytes_per_token, rotation
+from manyvec.vectors.codec import STORAGES, Codec, bytes_per_token, check_range, rotation
 from manyvec.vectors.llvm_backend import LlvmBackend
 from manyvec.vectors.maxsim import maxsim_reference
 from manyvec.vectors.torch_backend import TorchBackend
@@ -136,3 +136,12 @@ def test_equal_documents_tie_wherever_they_are(backend, storage):
     again = codes.select([0, 1, 0, 2, 3, 0, 1])
     scores = MaxSimScorer(backend=backend).score(documents[2][:7], again)
     assert scores[0] == scores[2] == scores[5] and scores[1] == scores[6]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_range_is_checked_without_a_warning_in_any_precision(dtype):
+    check_range(np.array([[65_504, -65_504]], dtype), "float16")
+    with pytest.raises(InputError, match="65,504"):
+        check_range(np.array([[0, np.inf]], dtype), "float16")
+    with pytest.raises(InputError, match="65,504"):
+        check_range(np.array([[np.nan, 0]], dtype), "int8")

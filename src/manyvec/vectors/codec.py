@@ -162,8 +162,8 @@ def bytes_per_token(storage: str, dim: int) -> int:
 
 def check_range(values: NDArray[np.floating], storage: str) -> None:
     """Raise InputError unless all values are in the range of float16. All storages have this limit in common."""
-    # Both comparisons are false for NaN.
-    if not (values.max(initial=0) < _FLOAT16_OVERFLOW and values.min(initial=0) > -_FLOAT16_OVERFLOW):
+    # Python's floats, because the limit itself overflows in float16. Both comparisons are false for NaN.
+    if not (float(values.max(initial=0)) < _FLOAT16_OVERFLOW and float(values.min(initial=0)) > -_FLOAT16_OVERFLOW):
         raise InputError(
             f"token vectors hold values beyond 65,504, which {storage} storage cannot hold: normalise them"
         )
