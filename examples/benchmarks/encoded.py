@@ -55,7 +55,7 @@ class Encoded:
         return Encoded(dataset, self.documents.select(np.arange(len(dataset.documents))), self.queries)
 
     def every(self, n_queries: int) -> Encoded:
-        """The same documents with about so many queries, evenly spread."""
+        """Return the same documents with about `n_queries` queries, evenly spread."""
         step = max(1, len(self.queries) // n_queries)
         queries = dict(list(self.dataset.queries.items())[::step])
         qrels = {query: self.dataset.qrels[query] for query in queries}
