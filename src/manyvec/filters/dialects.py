@@ -70,7 +70,7 @@ def parse_filter(spec: FilterLike) -> Filter:
             - the same with operators in place of values: `$eq`, `$ne`, `$gt`, `$gte`, `$lt`, `$lte`, `$in`, `$nin`,
               `$contains`, `$not_contains`, `$like`, `$ilike`, `$between`, `$exists`, `$not`, and `$and`, `$or`, `$not`,
               `$nor` in place of columns;
-            - `{"column": …, "op": …, "value": …}` with the operators of `manyvec.F`;
+            - `{"column": …, "op": …, "value": …}` with the operators of `manyvec.F`; without `op`, the value must be equal;
             - a list of these, all of which must hold.
 
     Raises:
@@ -98,7 +98,7 @@ class _Reader:
                 f"a filter is made with manyvec.F, or is a dict such as {{'year': {{'$gte': 2020}}}}, "
                 f"got {type(spec).__name__}"
             )
-        if spec.keys() in ({"column", "op"}, {"column", "op", "value"}):
+        if spec.keys() in ({"column", "op"}, {"column", "value"}, {"column", "op", "value"}):
             return _condition(spec)
         parts = tuple(self._entry(key, value, depth) for key, value in spec.items())
         return parts[0] if len(parts) == 1 else AllOf(parts)
@@ -161,7 +161,7 @@ class _Reader:
 
 def _condition(spec: Mapping[str, Any]) -> Filter:
     """Return a condition of our own that was written as JSON."""
-    column, op, value = spec["column"], spec["op"], spec.get("value")
+    column, op, value = spec["column"], spec.get("op", "=="), spec.get("value")
     if not isinstance(column, str):
         raise FilterError(f"a filter column must be a string, got {shown(column)}")
     if not isinstance(op, str):

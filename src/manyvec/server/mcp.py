@@ -21,8 +21,8 @@ from manyvec.server.records import (
     MAX_HITS,
     MAX_PASSAGE_CHARS,
     MAX_QUERY_CHARS,
-    Condition,
     DocumentRecord,
+    FilterRecord,
     HitRecord,
     SearchRequest,
 )
@@ -71,14 +71,12 @@ def mcp_server(api: Api, searches: Searches) -> MCPServer[Any]:
     async def search(
         query: Annotated[str, Field(max_length=MAX_QUERY_CHARS, description="a question, or words to search for")],
         k: Annotated[int, Field(ge=1, le=MAX_HITS, description="maximum number of hits")] = 5,
-        filter: Annotated[
-            list[Condition] | None, Field(max_length=20, description="conditions that every hit must meet")
-        ] = None,
+        filter: FilterRecord | None = None,
         passage_chars: Annotated[
             int, Field(ge=1, le=MAX_PASSAGE_CHARS, description="maximum length of a passage, in characters")
         ] = 600,
     ) -> SearchResult:
-        request = SearchRequest(query=query, k=k, filter=filter or [], passage_chars=passage_chars)
+        request = SearchRequest(query=query, k=k, filter=filter, passage_chars=passage_chars)
         try:
             hits = (await searches.submit(request)).hits
         except RequestError as error:

@@ -5,40 +5,44 @@ Character positions count Unicode code points, as Python does.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from manyvec.filters import Comparison, F, Filter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_QUERY_CHARS = 4_000
 MAX_HITS = 100
 MAX_PASSAGE_CHARS = 4_000
 MAX_TEXT_CHARS = 200_000
 
-Scalar = str | int | float | bool
+
+# Levels of lists and objects of a filter. A filter of 20 levels, the most that manyvec takes, has about twice as many.
+MAX_FILTER_NESTING = 50
+_FILTER_DESCRIPTION = (
+    'condition on the filter columns: {"year": {"$gte": 2020}, "lang": ["en", "de"]} with $eq, $ne, $gt, $gte, $lt, '
+    "$lte, $in, $nin, $contains, $not_contains, $like, $ilike, $between, $exists, $not, $and, $or and $nor; or "
+    '[{"column": "year", "op": ">=", "value": 2020}], all of which must hold, with ==, !=, <, <=, >, >=, in, not in, '
+    "contains, like, is null and is empty. Dates are strings in ISO 8601"
+)
 
 
-class Condition(BaseModel):
-    """A condition on a declared filter column."""
+def _check_nesting(filter: Any) -> Any:
+    level = [filter]
+    for _ in range(MAX_FILTER_NESTING):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return filter
+    raise ValueError(f"the filter has more than {MAX_FILTER_NESTING} levels of lists and objects: flatten it")
 
-    model_config = ConfigDict(extra="forbid")
 
-    column: str = Field(max_length=200, description="name of a declared filter column")
-    op: Literal["==", "!=", "<", "<=", ">", ">=", "in", "contains", "is null"] = "=="
-    value: Scalar | list[Scalar] | None = Field(
-        None, description="value of the column's type, dates in ISO 8601; a list for 'in', null for 'is null'"
-    )
-
-    def to_filter(self) -> Filter:
-        column = F(self.column)
-        if self.op == "!=":
-            return column != self.value
-        if self.op == "==":
-            return column == self.value
-        if self.op == "in":
-            return column.in_(self.value)  # type: ignore[arg-type]  # in_ refuses a value that is not a list
-        return Comparison(self.column, self.op, self.value)
+# What `manyvec.filters.parse_filter` reads, which also names what is wrong with it.
+FilterRecord = Annotated[
+    dict[str, Any] | list[dict[str, Any]], AfterValidator(_check_nesting), Field(description=_FILTER_DESCRIPTION)
+]
 
 
 class SearchRequest(BaseModel):
@@ -48,7 +52,7 @@ class SearchRequest(BaseModel):
 
     query: str = Field(max_length=MAX_QUERY_CHARS)
     k: int = Field(10, ge=1, le=MAX_HITS, description="maximum number of hits")
-    filter: list[Condition] = Field([], max_length=20, description="conditions that every hit must meet")
+    filter: FilterRecord | None = None
     passage_chars: int = Field(500, ge=1, le=MAX_PASSAGE_CHARS, description="maximum length of a passage")
 
 
