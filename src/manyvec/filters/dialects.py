@@ -70,7 +70,7 @@ def parse_filter(spec: FilterLike) -> Filter:
             - the same with operators in place of values: `$eq`, `$ne`, `$gt`, `$gte`, `$lt`, `$lte`, `$in`, `$nin`,
               `$contains`, `$not_contains`, `$like`, `$ilike`, `$between`, `$exists`, `$not`, and `$and`, `$or`, `$not`,
               `$nor` in place of columns;
-            - `{"column": …, "op": …, "value": …}` with the operators of `manyvec.F`; without `op`, the value must be equal;
+            - `{"column": …, "op": …, "value": …}` with the operators of `manyvec.F`; without `op`, both must be equal;
             - a list of these, all of which must hold.
 
     Raises:
