@@ -1,11 +1,13 @@
 """Several writers of one index: their turns, conflicts, and ids that were stored twice."""
 
+import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import lancedb
 import numpy as np
@@ -267,3 +269,49 @@ def test_a_batch_of_which_only_metadata_changed_takes_no_longer_than_adding_it(i
     assert seconds[1] < 5 * seconds[0]
     assert index.get("d7")[0].metadata == {"n": -1}
     assert np.isfinite(index.score("word7 other", ["d7"])).all()
+
+
+# Long lives
+
+
+def open_files():
+    """Return the names of this process's open files, except pipes and the like."""
+    names = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            names.append(os.readlink(descriptor))
+        except OSError:
+            continue
+    return [name for name in names if name.startswith("/")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
+@pytest.mark.parametrize("reads", ["by the writer", "by another handle"])
+def test_a_long_lived_writer_keeps_no_more_files_open_than_at_the_start(index, monkeypatch, reads):
+    # A handle that only reads connects again after so many versions of others.
+    monkeypatch.setattr("manyvec.storage.opened._VERSIONS_PER_CONNECTION", 15)
+    reader = index if reads == "by the writer" else Index.open(index.uri, ENCODER)
+    n_files = []
+    for round in range(6):
+        for i in range(7):
+            index.add([{"id": str(i), "text": f"text n{i} of round r{round}"}])
+            if i % 3 == 0:
+                (hit,) = reader.search(f"text n{i} of round r{round}", k=1, lexical_weight=0.5)
+                assert hit.id == str(i) and hit.text.endswith(f"round r{round}")
+        index.optimize(keep=timedelta(0))
+        n_files.append(len(open_files()))
+    assert index.count() == 40
+    # Each round would leave one or two deleted files open.
+    assert max(n_files[3:]) <= max(n_files[:3])
+
+
+def test_what_the_database_keeps_in_memory_is_bounded_and_part_of_the_budget(index, monkeypatch):
+    monkeypatch.setattr("manyvec.storage.lance._METADATA_BYTES", 40_000)
+    opened = Index.open(index.uri, ENCODER)
+    for i in range(12):
+        opened.add([{"id": str(i), "text": f"text {i} again"}])
+        assert opened.search(f"text {i} again", k=1)[0].id == str(i)
+    assert 0 < opened._store.bytes_held < 100_000
+    n_bytes = opened.info().bytes_in_memory
+    none_left = Index.open(index.uri, ENCODER, cache_bytes=n_bytes + 40 * 520 + 1_000)
+    assert none_left.search("text 3 again", k=1)[0].id == "3" and none_left.info().bytes_in_memory < n_bytes

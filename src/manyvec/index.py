@@ -106,7 +106,7 @@ class Index(IndexHandle):
             library=package_version("manyvec"),
         )
         try:
-            index._start(Store.create(index.uri, manifest))
+            index._start(Store.create(index.uri, manifest, cache_bytes))
         except InputError:
             if not exist_ok:
                 raise

@@ -80,7 +80,7 @@ class IndexHandle:
             with self._opening:
                 if self._is_closed:
                     raise StoreError(f"the index {self.uri} is closed: open it again with Index.open")
-                store = self._open_store = self._open_store or Store.open(self.uri)
+                store = self._open_store = self._open_store or Store.open(self.uri, self.cache_bytes)
         return store
 
     @property

@@ -71,7 +71,6 @@ class IndexReader:
     def current(self) -> CachedVersion:
         """Return the newest version of the table, with as many token vectors in memory as the budget allows."""
         cached = self._cached
-        cached = self._cached
         if cached is not None and cached.snapshot.key == self._store.key:
             return cached
         with self._loading:
@@ -81,7 +80,7 @@ class IndexReader:
                 if cached is not None and cached.snapshot.key.generation != snapshot.key.generation:
                     # Of another index that was at this URI.
                     cached = self._cached = None
-                budget = self._cache_bytes - self.lists.bytes_held(snapshot)
+                budget = self._cache_bytes - self.lists.bytes_held(snapshot) - self._store.bytes_held
                 cached = CachedVersion.load(snapshot, budget) if cached is None else cached.refreshed(snapshot, budget)
                 self._cached = cached
             return cached

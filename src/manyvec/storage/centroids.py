@@ -41,6 +41,10 @@ class CentroidTables:
         self._codec: Codec | None = None
         self._codec_codebook: Codebook | None = None
 
+    def reconnect(self, database: lancedb.DBConnection, documents: Table) -> None:
+        """Use another connection to the same index."""
+        self._database, self._documents = database, documents
+
     def codec(self) -> Codec | None:
         """Return how new token vectors are encoded.
 

@@ -12,32 +12,61 @@ from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreE
 from manyvec.filters import quote
 
 if TYPE_CHECKING:
-    import lancedb
+    from lancedb.table import Table
 
 TABLE = "documents"
 # What LanceDB says when another writer committed first and when it has tried for too long.
 _CONFLICTS = ("commit conflict", "concurrent writers", "concurrent transaction")
 # LanceDB takes 6 ms for 1,000 values in an IN (...) and 40 ms for 10,000.
 _IDS_PER_CONDITION = 1000
+# Bounds on what LanceDB keeps in memory for a connection; its own are 1 GB and 6 GB. Metadata of every version and file
+# that was read: 150 KB for each commit. And search indexes: a quarter of the cache's budget, but at least this much.
+_METADATA_BYTES = 32 * 2**20
+_MIN_INDEX_BYTES = 64 * 2**20
 # Modules of the exceptions that a panic in LanceDB's Rust raises. Those of the second are not even an `Exception`.
 _RUST_PANICS = ("pyo3_async_runtimes", "pyo3_runtime")
 
 
-def connect(uri: str, *, is_consistent: bool = True) -> lancedb.DBConnection:
-    """Connect to a LanceDB database.
+class Connection:
+    """A connection to a LanceDB database.
 
     Args:
         uri: A folder, a bucket, or `memory://`.
+        cache_bytes: Memory budget of the index, which bounds what LanceDB keeps in memory of search indexes.
         is_consistent: Whether every use of a table looks for commits of other processes: 0.2 ms on a local disk, a
             request in a bucket. Otherwise only `checkout_latest` does.
-    """
-    import lancedb
 
-    return lancedb.connect(
-        uri,
-        storage_options={"new_table_enable_stable_row_ids": "true"},
-        read_consistency_interval=timedelta(0) if is_consistent else None,
-    )
+    Attributes:
+        database: LanceDB's connection.
+    """
+
+    def __init__(self, uri: str, cache_bytes: int = 0, *, is_consistent: bool = True) -> None:
+        import lancedb
+
+        self.uri = uri
+        self.cache_bytes = cache_bytes
+        self._session = lancedb.Session(
+            index_cache_size_bytes=max(_MIN_INDEX_BYTES, cache_bytes // 4), metadata_cache_size_bytes=_METADATA_BYTES
+        )
+        self.database = lancedb.connect(
+            uri,
+            storage_options={"new_table_enable_stable_row_ids": "true"},
+            read_consistency_interval=timedelta(0) if is_consistent else None,
+            session=self._session,
+        )
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that LanceDB keeps in memory for this connection."""
+        return int(self._session.size_bytes)
+
+    def documents(self) -> Table:
+        """Return a new handle of the documents' table."""
+        return self.database.open_table(TABLE)
+
+    def renewed(self) -> Connection:
+        """Return a new connection, for which LanceDB keeps nothing in memory and no file open yet."""
+        return Connection(self.uri, self.cache_bytes)
 
 
 @contextmanager

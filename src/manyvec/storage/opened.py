@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from manyvec.errors import IndexNotFoundError
 from manyvec.storage.centroids import CentroidTables
-from manyvec.storage.lance import TABLE, connect, translated
+from manyvec.storage.lance import TABLE, Connection, translated
 from manyvec.storage.lock import WriterLock
 from manyvec.storage.schema import MANIFEST_KEY, Manifest
 
 if TYPE_CHECKING:
-    import lancedb
     from lancedb.table import Table
 
 _generations = itertools.count(1)
+# Versions after which a connection is replaced. LanceDB keeps files of search indexes open that `optimize`, in this
+# process or another, has replaced and deleted: one or two each time. A new connection takes 5 ms.
+_VERSIONS_PER_CONNECTION = 100
 
 
 class _Version(NamedTuple):
@@ -47,34 +49,36 @@ class OpenedIndex:
         uri: The database.
         generation: Number that no other connection of this process has.
         manifest: The index's manifest.
-        database: LanceDB's connection.
+        connection: Connection to the database.
         table: Handle of the documents' table, always at its newest version.
         centroids: The tables of centroids beside the documents.
         lock: Lets the writers of the index take turns.
     """
 
-    def __init__(self, uri: str, database: lancedb.DBConnection, table: Table, manifest: Manifest) -> None:
-        self.uri = uri
+    def __init__(self, connection: Connection, table: Table, manifest: Manifest) -> None:
+        self.uri = uri = connection.uri
         self.generation = next(_generations)
         self.manifest = manifest
-        self.database = database
+        self.connection = connection
         self.table = table
-        self.centroids = CentroidTables(uri, manifest, database, table)
+        self.centroids = CentroidTables(uri, manifest, connection.database, table)
         self._looking = threading.Lock()
         folder = None if "://" in uri else Path(uri).absolute()
         self.lock = WriterLock(folder)
         self._folder = None if folder is None else folder / f"{TABLE}.lance"
-        # Reads the version and the identity in a bucket with a single request: unlike `table`, it looks for a newer
-        # version only when told to. Nobody else can reach a database in memory.
-        is_remote = self._folder is None and not uri.startswith("memory:")
-        self._probe = connect(uri, is_consistent=False).open_table(TABLE) if is_remote else None
+        self._probe = self._open_probe()
         self._folder_inode = self._inode()
         self._times = self._version_times()
         self._seen = self._look()
+        self._connected_at = self._seen.number
 
     @classmethod
-    def open(cls, uri: str) -> OpenedIndex:
+    def open(cls, uri: str, cache_bytes: int) -> OpenedIndex:
         """Open an index.
+
+        Args:
+            uri: Its folder or URI.
+            cache_bytes: Its memory budget; see `Connection`.
 
         Raises:
             IndexNotFoundError: There is no index.
@@ -84,11 +88,11 @@ class OpenedIndex:
         if "://" not in uri and not Path(uri).is_dir():
             raise IndexNotFoundError(f"there is no index at {uri}: no such folder. Index.create makes one")
         with translated(f"open the index {uri}"):
-            database = connect(uri)
-            if TABLE not in database.list_tables().tables:
+            connection = Connection(uri, cache_bytes)
+            if TABLE not in connection.database.list_tables().tables:
                 raise IndexNotFoundError(f"there is no index at {uri}: no table {TABLE!r}. Index.create makes one")
-            table = database.open_table(TABLE)
-            return cls(uri, database, table, Manifest.parse(manifest_json(table), uri))
+            table = connection.documents()
+            return cls(connection, table, Manifest.parse(manifest_json(table), uri))
 
     def newest(self) -> int | None:
         """Return the newest version of the index, or None if another index has taken its place."""
@@ -103,7 +107,21 @@ class OpenedIndex:
                 if not self._is_successor(now, manifest):
                     return None
                 self.manifest, self._seen = manifest, now
+                if now.number - self._connected_at >= _VERSIONS_PER_CONNECTION:
+                    self.reconnect()
             return now.number
+
+    def reconnect(self) -> None:
+        """Replace the connection by a new one. Snapshots keep the old one until they are dropped."""
+        # A database in memory exists in its connection only.
+        if self.uri.startswith("memory:"):
+            return
+        connection = self.connection.renewed()
+        self.table = connection.documents()
+        self.connection = connection
+        self.centroids.reconnect(connection.database, self.table)
+        self._probe = self._open_probe()
+        self._connected_at = self._seen.number
 
     def is_of(self, table: Table, version: int) -> bool:
         """Return whether a handle at this version, the newest, belongs to this index."""
@@ -125,6 +143,15 @@ class OpenedIndex:
                 if not manifest.identity:
                     raise
             self.manifest = manifest
+
+    def _open_probe(self) -> Table | None:
+        """Return a handle that reads the version and the identity in a bucket with a single request.
+
+        Unlike `table`, it looks for a newer version only when told to. Nobody else can reach a database in memory.
+        """
+        if self._folder is not None or self.uri.startswith("memory:"):
+            return None
+        return Connection(self.uri, is_consistent=False).documents()
 
     def _look(self) -> _Version:
         if self._probe is not None:

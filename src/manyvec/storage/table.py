@@ -16,7 +16,7 @@ import numpy as np
 
 from manyvec.errors import InputError, StoreError, WriteConflictError
 from manyvec.storage.centroids import CentroidTables
-from manyvec.storage.lance import TABLE, connect, translated
+from manyvec.storage.lance import TABLE, Connection, translated
 from manyvec.storage.opened import OpenedIndex
 from manyvec.storage.schema import FILTER_PREFIX, Manifest, Row, ragged, row_columns, schema_of, span_steps
 from manyvec.storage.snapshot import Snapshot, Stored, VersionKey
@@ -48,8 +48,13 @@ class Store:
         self._reopening = threading.Lock()
 
     @classmethod
-    def create(cls, uri: str, manifest: Manifest) -> Store:
+    def create(cls, uri: str, manifest: Manifest, cache_bytes: int = 0) -> Store:
         """Create an empty table, with a new identity.
+
+        Args:
+            uri: Folder or URI of the index.
+            manifest: Its description.
+            cache_bytes: Its memory budget; see `Connection`.
 
         Raises:
             InputError: There is already an index.
@@ -57,19 +62,20 @@ class Store:
         """
         manifest = manifest.identified()
         with translated(f"create an index in {uri}"):
-            database = connect(uri)
+            connection = Connection(uri, cache_bytes)
+            database = connection.database
             if TABLE in database.list_tables().tables:
                 raise InputError(f"there is an index in {uri} already: use Index.open, or create(..., exist_ok=True)")
             table = database.create_table(TABLE, schema=schema_of(manifest))
             # Created now, so that text is split into words the same way before and after `optimize`.
             for column, config in _column_indexes(manifest).items():
                 table.create_index(column, config=config)
-            return cls(OpenedIndex(uri, database, table, manifest))
+            return cls(OpenedIndex(connection, table, manifest))
 
     @classmethod
-    def open(cls, uri: str) -> Store:
-        """Open the table of an index; see `OpenedIndex.open` for errors."""
-        return cls(OpenedIndex.open(uri))
+    def open(cls, uri: str, cache_bytes: int = 0) -> Store:
+        """Open the table of an index; see `OpenedIndex.open`."""
+        return cls(OpenedIndex.open(uri, cache_bytes))
 
     @property
     def manifest(self) -> Manifest:
@@ -80,6 +86,11 @@ class Store:
     def generation(self) -> int:
         """The generation of the index that was last seen at the URI; see `VersionKey`."""
         return self._opened.generation
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that LanceDB keeps in memory of search indexes and of metadata."""
+        return self._opened.connection.bytes_held
 
     @property
     def centroids(self) -> CentroidTables:
@@ -102,7 +113,7 @@ class Store:
         for _ in range(_ATTEMPTS):
             opened, version = self._newest()
             with translated(f"read the index {self.uri}"):
-                table = opened.database.open_table(TABLE)
+                table = opened.connection.documents()
                 table.checkout(version)
                 # Another index may have taken the place of this one between the two calls.
                 if opened.is_of(table, version):
@@ -119,7 +130,7 @@ class Store:
                 return opened, version
             with self._reopening:
                 if self._opened is opened:
-                    self._opened = OpenedIndex.open(self.uri)
+                    self._opened = OpenedIndex.open(self.uri, opened.connection.cache_bytes)
                     logger.warning("the index %s was replaced by another one, which is used from now on", self.uri)
         raise StoreError(f"the index {self.uri} was replaced while it was being read: try again")
 
@@ -248,6 +259,7 @@ class Store:
                     # At 0 LanceDB warns of what our docstring says.
                     cleanup_older_than = max(keep, timedelta(milliseconds=1))
                     opened.table.optimize(cleanup_older_than=cleanup_older_than, delete_unverified=removes_leftovers)
+                    opened.reconnect()
                     return
             except WriteConflictError as error:
                 if attempt == _ATTEMPTS:
