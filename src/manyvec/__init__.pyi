@@ -29,6 +29,7 @@ from .filters import parse_filter as parse_filter
 from .index import Index as Index
 from .mmr import diversify as diversify
 from .models.loading import load_encoder as load_encoder
+from .models.precomputed import Vectors as Vectors
 from .models.protocol import Encoder as Encoder
 from .models.protocol import ImageReader as ImageReader
 from .models.text import SentenceTransformerEncoder as SentenceTransformerEncoder

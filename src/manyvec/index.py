@@ -18,7 +18,7 @@ from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.grouping import search_grouped
 from manyvec.retrieval.handle import IndexHandle
-from manyvec.retrieval.queries import AnyQuery, check_strings, encode
+from manyvec.retrieval.queries import AnyQuery, check_passages, check_strings, encode
 from manyvec.retrieval.search import SearchOptions
 from manyvec.storage.ingest import AddReport, add_documents
 from manyvec.storage.lance import disk_bytes, where_ids
@@ -64,7 +64,7 @@ class Index(IndexHandle):
 
         Args:
             uri: Folder, or a bucket's URI (`s3://`, `gs://`, `az://`).
-            encoder: Name of a model for `load_encoder`, or an encoder.
+            encoder: Name of a model for `load_encoder`, an encoder, or `Vectors` if documents come with token vectors.
             filter_columns: Metadata keys that searches can filter on, with their types: `str`, `int`, `float`, `bool`,
                 `datetime`, or `list[...]` of one. Other metadata is stored and returned all the same.
             storage: How token vectors are stored. For 128 dims a vector takes 256 bytes as `float16`, 130 as `int8`,
@@ -176,6 +176,7 @@ class Index(IndexHandle):
         documents: Iterable[Document | Mapping[str, Any]],
         *,
         on_blank: Literal["raise", "skip"] = "raise",
+        adopt_vectors: bool = False,
         show_progress: bool = False,
     ) -> AddReport:
         """Add documents, replacing those whose ids exist.
@@ -185,9 +186,11 @@ class Index(IndexHandle):
         batches of 256, or of 1/64 of the index if that is more.
 
         Args:
-            documents: Any number of `Document`s, or of dicts with `id`, `text` and optionally `metadata` and `image`. A
-                document with an image is encoded as that page, not as its text.
+            documents: Any number of `Document`s, or of dicts of their arguments. A document with an image is encoded as
+                that page, not as its text; one with vectors is not encoded.
             on_blank: `raise` an error for a document without text or tokens, or `skip` and count it.
+            adopt_vectors: Whether to store vectors that come with documents as if this index's model had computed them.
+                An index created with `Vectors` takes them in any case; others refuse them by default.
             show_progress: Show a progress bar.
 
         Returns:
@@ -199,7 +202,12 @@ class Index(IndexHandle):
         """
         with self._writing:
             return add_documents(
-                self._store, documents, lambda: self.encoder, on_blank=on_blank, show_progress=show_progress
+                self._store,
+                documents,
+                lambda: self.encoder,
+                on_blank=on_blank,
+                adopt_vectors=adopt_vectors,
+                show_progress=show_progress,
             )
 
     def get(self, ids: str | Sequence[str]) -> list[Document]:
@@ -274,6 +282,7 @@ class Index(IndexHandle):
                 0.014 (`examples/benchmarks/mix.py`). The default is 0, because other models have not been measured.
             evidence: Whether to explain each hit: which words matched, or where on the page (`Hit.evidence`).
             passage_chars: Maximum length of the passage to return with each hit (`Hit.passage`); None for no passage.
+                Needs a string or token vectors as the query.
             group_by: Metadata key, such as `source`, whose equal values form a group of hits; no groups by default.
             group_size: Maximum number of hits of a group.
 
@@ -312,7 +321,9 @@ class Index(IndexHandle):
         where = self._where(filter, manifest)
         if not queries or k == 0:
             return [[] for _ in queries]
-        check_strings(queries, lexical_weight=lexical_weight, evidence=evidence or passage_chars is not None)
+        check_strings(queries, lexical_weight=lexical_weight, evidence=evidence)
+        if passage_chars is not None:
+            check_passages(queries)
         texts, tokens = self._encode_queries(queries, manifest)
         encoder = self._encoder_for(manifest) if evidence else None
         crops_images = isinstance(encoder, ImageReader) and encoder.crops_images

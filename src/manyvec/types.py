@@ -8,11 +8,15 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from manyvec.errors import InputError, check_unicode
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from manyvec.errors import InputError, ShapeError, check_unicode
 from manyvec.evidence.pages import PageEvidence
 from manyvec.evidence.passages import Passage
 from manyvec.evidence.text import Evidence
 from manyvec.filters.values import kept_metadata, shown, write_metadata
+from manyvec.vectors.batch import all_finite
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,14 @@ class Document:
             the table. NaN and NaT are missing values, None. The document keeps a copy.
         image: Image of a page, for an index whose encoder reads images: the bytes of a PNG, JPEG, WebP or other file,
             or a `Path` to read them from when the document is added.
+        vectors: (n_tokens, dim) float token vectors that were computed elsewhere, for an index made with `Vectors`; the
+            document is not encoded. Leave padding and masked tokens out.
+        spans: (n_tokens, 2) integers, the characters of `text` that each of these tokens covers, or row and column of a
+            patch of the image; (-1, -1) for a token that covers none. Without them no passage can be shown.
 
     Raises:
         InputError: One of them cannot be stored; the message names the id and, for metadata, the key.
+        ShapeError: The same for vectors and spans; the message names the token.
     """
 
     id: str
@@ -39,6 +48,8 @@ class Document:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     _: KW_ONLY
     image: bytes | Path | None = field(default=None, repr=False)
+    vectors: NDArray[np.floating] | None = field(default=None, repr=False, compare=False)
+    spans: NDArray[np.int32] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -62,24 +73,48 @@ class Document:
             object.__setattr__(self, "metadata", kept_metadata(self.metadata))
         except InputError as error:
             raise InputError(f"document {self.id!r}: {error}") from None
+        if self.vectors is not None:
+            object.__setattr__(self, "vectors", _checked_vectors(self.vectors, f"document {self.id!r}"))
+        if self.spans is not None:
+            object.__setattr__(self, "spans", self._checked_spans(self.spans))
+
+    def _checked_spans(self, spans: ArrayLike) -> NDArray[np.int32]:
+        if self.vectors is None:
+            raise ShapeError(f"document {self.id!r} has spans without vectors: they belong to its vectors")
+        checked = np.asarray(spans)
+        if checked.dtype.kind not in "iu" or checked.shape != (len(self.vectors), 2):
+            raise ShapeError(
+                f"document {self.id!r}: spans must be (n_tokens, 2) = ({len(self.vectors)}, 2) integers, "
+                f"got {checked.shape} {checked.dtype}"
+            )
+        start, end = checked[:, 0], checked[:, 1]
+        fits = (start >= 0) & (start <= end) & (end <= len(self.text)) if self.image is None else (start | end) >= 0
+        if len(wrong := np.flatnonzero(~fits & ~((start == -1) & (end == -1)))):
+            raise ShapeError(
+                f"document {self.id!r}: the span {checked[wrong[0]].tolist()} at position {wrong[0]} does not lie in "
+                f"its {'image' if self.image is not None else f'text of {len(self.text):,} characters'}: "
+                "start and end are positions of characters, not bytes, and [-1, -1] stands for none"
+            )
+        return checked.astype(np.int32)
 
     @classmethod
     def of(cls, value: Document | Mapping[str, Any]) -> Document:
-        """Return a document unchanged; make one from a dict with `id`, `text` and optionally `metadata` and `image`."""
+        """Return a document unchanged; make one from a dict of its arguments, `id` and `text` at least."""
         if isinstance(value, Document):
             return value
         if not isinstance(value, Mapping):
             raise InputError(f"a document must be a dict or a Document, got {type(value).__name__}")
-        if unknown := set(value) - {"id", "text", "metadata", "image"}:
+        if unknown := set(value) - {"id", "text", "metadata", "image", "vectors", "spans"}:
             raise InputError(
                 f"document {value.get('id')!r}: unknown key {sorted(map(str, unknown))[0]!r}. "
-                "A document has id, text, metadata and image; everything else belongs in metadata."
+                "A document has id, text, metadata, image, vectors and spans; everything else belongs in metadata."
             )
         image = value.get("image")
         if missing := {"id", *(["text"] if image is None else [])} - set(value):
             raise InputError(f"document {value.get('id')!r}: {sorted(missing)[0]!r} is missing")
         metadata = value.get("metadata")
-        return cls(value["id"], value.get("text", ""), {} if metadata is None else metadata, image=image)
+        given = {"image": image, "vectors": value.get("vectors"), "spans": value.get("spans")}
+        return cls(value["id"], value.get("text", ""), {} if metadata is None else metadata, **given)
 
     def metadata_json(self) -> str:
         """Return the metadata as a JSON string, keys in their order, dates as ISO 8601 strings."""
@@ -174,3 +209,26 @@ class IndexInfo:
     bytes_on_disk: int | None
     bytes_in_memory: int
     cache_bytes: int
+
+
+def _checked_vectors(vectors: ArrayLike, name: str) -> NDArray[np.floating]:
+    """Return token vectors of a user as float16 or float32.
+
+    Raises:
+        ShapeError: They have another shape or type, or one of them is not finite or zero.
+    """
+    try:
+        checked = np.asarray(vectors)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"{name}: vectors must be an array of rows of equal length ({error})") from error
+    if checked.ndim != 2 or 0 in checked.shape or checked.dtype.kind != "f":
+        raise ShapeError(
+            f"{name}: vectors must be (n_tokens, dim) floats with at least one row, got {checked.shape} {checked.dtype}"
+        )
+    checked = checked if checked.dtype == np.float16 else checked.astype(np.float32, copy=False)
+    is_wrong = np.zeros(len(checked), np.bool_) if all_finite(checked) else ~np.isfinite(checked).all(axis=1)
+    if len(wrong := np.flatnonzero(is_wrong)):
+        raise ShapeError(f"{name}: the vector at position {wrong[0]} holds NaN or infinity")
+    if len(wrong := np.flatnonzero(~checked.any(axis=1))):
+        raise ShapeError(f"{name}: the vector at position {wrong[0]} is zero: leave padding out")
+    return checked

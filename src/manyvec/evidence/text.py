@@ -180,8 +180,8 @@ def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: Tok
     """Explain why each text matches a query.
 
     Args:
-        query: Text of the query.
-        tokens: Token vectors of the query with spans, as a batch of one.
+        query: Text of the query; empty if it is token vectors alone, which have no words.
+        tokens: Token vectors of the query as a batch of one, with spans unless the query has no text.
         texts: Texts of the documents, at least one.
         documents: Token vectors of the documents with spans, in the same order.
 
@@ -190,7 +190,7 @@ def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: Tok
         evidence has a `problem` and points at no words.
 
     Raises:
-        InputError: The query has no spans.
+        InputError: The query has a text but no spans.
     """
     compared = compare_tokens(query, tokens, documents)
     return [_explain(text, *one) for text, one in zip(texts, compared, strict=True)]
@@ -247,11 +247,11 @@ def compare_tokens(
         all -1 if it has none.
 
     Raises:
-        InputError: The query has no spans.
+        InputError: The query has a text but no spans.
     """
     import torch
 
-    if tokens.spans is None:
+    if tokens.spans is None and query:
         raise InputError(
             "evidence needs the spans of the query's tokens, which this encoder does not return: see TokenBatch.spans"
         )
@@ -260,7 +260,8 @@ def compare_tokens(
         spans = np.full((documents.n_tokens, 2), -1, np.int32)
     vectors = torch.from_dlpack(documents.vectors).float()
     similarities = (torch.from_dlpack(tokens[0].astype(np.float32)) @ vectors.T).numpy()
-    query_words = QueryWords(query, *widened(tokens.spans, words(query)))
+    query_spans = np.full((tokens.n_tokens, 2), -1, np.int32) if tokens.spans is None else tokens.spans
+    query_words = QueryWords(query, *widened(query_spans, words(query)))
     for start, end in itertools.pairwise(documents.offsets.tolist()):
         yield query_words, similarities[:, start:end], spans[start:end]
 

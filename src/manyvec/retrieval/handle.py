@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from manyvec.errors import EncoderError, InputError, StoreError
 from manyvec.models.loading import load_encoder
+from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.reader import IndexReader, scorer_for
@@ -109,6 +110,8 @@ class IndexHandle:
         return encoder
 
     def _encoder_by_name(self, manifest: Manifest) -> Encoder:
+        if (outside := Vectors.of(manifest.model, manifest.dim, manifest.fingerprint)) is not None:
+            return outside
         try:
             return load_encoder(manifest.model, device=self._device, local_files_only=True)
         except EncoderError as error:

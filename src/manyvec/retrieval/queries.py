@@ -66,6 +66,12 @@ def check_strings(queries: Sequence[AnyQuery], **options: object) -> None:
         raise InputError(f"{' and '.join(names)} can be used only if every query is a string")
 
 
+def check_passages(queries: Sequence[AnyQuery]) -> None:
+    """Raise an `InputError` if passages cannot be scored: queries must all be strings, or all be token vectors."""
+    if any(isinstance(query, (str, tuple)) or _is_image(query) for query in queries):
+        check_strings(queries, passage_chars=True)
+
+
 def _is_image(part: object) -> bool:
     return isinstance(part, (Path, bytes)) or type(part).__module__.partition(".")[0] == "PIL"
 

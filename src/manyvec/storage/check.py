@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from manyvec.errors import ManifestError, ManyvecError, ShapeError, StoreError
 from manyvec.storage.lance import disk_bytes
 from manyvec.storage.maintenance import extend_lists, remove_duplicates
-from manyvec.storage.schema import content_hash, rows_of
+from manyvec.storage.schema import content_hash, image_hash, rows_of
 from manyvec.storage.snapshot import BUILD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.storage.table import Store
 from manyvec.vectors.batch import CodedBatch, TokenBatch, check_offsets
@@ -172,10 +172,10 @@ def _tokens(snapshot: Snapshot, table: pa.Table, column: str) -> TokenBatch | Co
 
 
 def _row_problems(row: dict[str, Any]) -> Iterator[str]:
-    text_hash, _, image_hash = row["content_hash"].partition(":")
-    if content_hash(row["text"]) != text_hash:
+    if content_hash(row["text"]) != row["content_hash"].partition(":")[0]:
         yield "has another text than was stored"
-    if image_hash and content_hash("", row.get("image") or b"").partition(":")[2] != image_hash:
+    stored = image_hash(row["content_hash"])
+    if stored and image_hash(content_hash("", row.get("image") or b"")) != stored:
         yield "has another image than was stored"
     try:
         is_dict = isinstance(json.loads(row["metadata"]), dict)

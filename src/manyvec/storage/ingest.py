@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from manyvec.errors import EncoderError, InputError, StoreError
+from manyvec.errors import EncoderError, InputError, ShapeError, StoreError
 from manyvec.filters import ColumnType
 from manyvec.filters.values import shown, write_metadata
 from manyvec.models.image import read_image
+from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.storage.schema import Manifest, Row, content_hash
 from manyvec.storage.table import Store
 from manyvec.types import Document
-from manyvec.vectors.batch import TokenBatch, pool
+from manyvec.vectors.batch import TokenBatch, offsets_of, pool
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,11 @@ _BATCH_DOCUMENTS = 256
 _BATCH_SHARE = 1 / 64
 _BATCH_CHARACTERS = 1_000_000
 _BATCH_IMAGE_BYTES = 32 * 2**20
+_BATCH_VECTOR_BYTES = 256 * 2**20
 # Images decoded at a time: about 200 MB of pixels for pages at 150 dots per inch.
 _DECODED_PAGES = 32
+# Vectors that were stored in 4 or 2 bits are this far from unit length at most.
+_LENGTH_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ def add_documents(
     get_encoder: Callable[[], Encoder],
     *,
     on_blank: str = "raise",
+    adopt_vectors: bool = False,
     show_progress: bool = False,
 ) -> AddReport:
     """Check, encode and store documents, batch by batch; see `Index.add`."""
@@ -116,7 +122,8 @@ def add_documents(
     with tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
         try:
             for batch in batches(checked, n_stored):
-                report += add_batch(store, batch, get_encoder, skips_blank=on_blank == "skip", seen=seen)
+                options: dict[str, Any] = {"skips_blank": on_blank == "skip", "adopts_vectors": adopt_vectors}
+                report += add_batch(store, batch, get_encoder, seen=seen, **options)
                 bar.update(len(batch))
         except (InputError, EncoderError, StoreError) as error:
             if not report.total:
@@ -178,6 +185,8 @@ def batches(documents: Iterable[Document], n_stored: int = 0) -> Iterator[list[D
         share = len(document.text) / _BATCH_CHARACTERS
         if isinstance(document.image, bytes):
             share += len(document.image) / _BATCH_IMAGE_BYTES
+        if document.vectors is not None:
+            share += document.vectors.nbytes / _BATCH_VECTOR_BYTES
         if batch and (len(batch) >= max(_BATCH_DOCUMENTS, _BATCH_SHARE * n_stored) or fill + share > 1):
             yield batch
             n_stored += len(batch)
@@ -194,6 +203,7 @@ def add_batch(
     get_encoder: Callable[[], Encoder],
     *,
     skips_blank: bool = False,
+    adopts_vectors: bool = False,
     seen: set[int] | None = None,
 ) -> AddReport:
     """Store a batch of documents, encoding only those whose text or image has changed.
@@ -203,6 +213,7 @@ def add_batch(
         documents: Documents with images as bytes. If an id occurs more than once, the last document wins.
         get_encoder: Returns the index's encoder; called only if a document must be encoded or has an image.
         skips_blank: Leave out documents in which the encoder finds no token, instead of raising an error.
+        adopts_vectors: Accept vectors that come with documents, even if a model of this library encodes the index.
         seen: Hashes of the ids of earlier batches of the same call; those of this batch are added to it.
 
     Raises:
@@ -215,6 +226,7 @@ def add_batch(
     rows = [to_row(document, store.manifest.columns) for document in latest.values()]
     if page := next((row for row in rows if row.image is not None), None):
         _check_page(page, get_encoder(), store)
+    _check_vectors(rows, store, adopts_vectors=adopts_vectors)
     changes = Changes.between(rows, store)
     content = changes.content
     n_metadata = len(changes.metadata)
@@ -224,7 +236,7 @@ def add_batch(
         content = [*content, *again.metadata, *again.content]
     if not content:
         return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes), repeated=repeated)
-    tokens = encode(content, get_encoder(), store.manifest, allow_empty=skips_blank)
+    tokens = encode(content, get_encoder, store.manifest, allow_empty=skips_blank)
     filled = np.flatnonzero(tokens.lengths)
     n_new, n_blank = changes.n_new, len(content) - len(filled)
     if n_blank:
@@ -259,26 +271,47 @@ def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:
         for name, kind in columns.items()
     }
     image = document.image if isinstance(document.image, bytes) else None
-    hashed = content_hash(document.text, image)
+    vectors, spans = document.vectors, document.spans
+    hashed = content_hash(document.text, image, None if vectors is None else _as_bytes(vectors, spans))
     metadata = write_metadata(document.metadata, filter_values)
-    return Row(document.id, document.text, metadata, hashed, filter_values, image)
+    return Row(document.id, document.text, metadata, hashed, filter_values, image, vectors, spans)
 
 
-def encode(rows: Sequence[Row], encoder: Encoder, manifest: Manifest, *, allow_empty: bool = False) -> TokenBatch:
-    """Return the pooled token vectors of rows, in their order: of the image where a row has one, else of the text.
+def _as_bytes(vectors: NDArray[np.floating], spans: NDArray[np.int32] | None) -> bytes:
+    # float16, so that vectors which come back from an export are the same ones.
+    with np.errstate(over="ignore"):
+        return vectors.astype(np.float16).tobytes() + (b"" if spans is None else spans.tobytes())
+
+
+def encode(
+    rows: Sequence[Row], get_encoder: Callable[[], Encoder], manifest: Manifest, *, allow_empty: bool = False
+) -> TokenBatch:
+    """Return the pooled token vectors of rows, in order: those they came with, else of the image, else of the text.
 
     Raises:
         InputError: An image cannot be read, or an image or text has no tokens and `allow_empty` is False; the document
             is named.
         EncoderError: The encoder returned another number of items, or another dim.
     """
-    order = sorted(range(len(rows)), key=lambda i: rows[i].image is None)
+    kinds = [(row.vectors is not None, row.image is not None) for row in rows]
+    order = sorted(range(len(rows)), key=kinds.__getitem__)
+    parts = []
     # Separate calls: models that read images refuse even an empty list of texts.
-    parts = [
-        _encode_group([rows[i] for i in group], encoder, manifest, are_pages=are_pages, allow_empty=allow_empty)
-        for are_pages, group in itertools.groupby(order, key=lambda i: rows[i].image is not None)
-    ]
+    for (is_given, are_pages), positions in itertools.groupby(order, key=kinds.__getitem__):
+        group = [rows[i] for i in positions]
+        if is_given:
+            parts.append(pool(_given_tokens(group), manifest.pool_factor, are_pages=are_pages))
+        else:
+            parts.append(_encode_group(group, get_encoder(), manifest, are_pages=are_pages, allow_empty=allow_empty))
     return TokenBatch.concatenate(parts).select(np.argsort(order))
+
+
+def _given_tokens(rows: Sequence[Row]) -> TokenBatch:
+    """Return the vectors that came with rows; tokens of rows without spans cover no characters."""
+    vectors = [np.asarray(row.vectors, np.float32) for row in rows]
+    spans = [row.spans for row in rows]
+    filled = [np.full((len(v), 2), -1, np.int32) if s is None else s for s, v in zip(spans, vectors, strict=True)]
+    return TokenBatch(np.concatenate(vectors), offsets_of([*map(len, vectors)]), np.concatenate(filled))
 
 
 def _encode_group(
@@ -307,6 +340,37 @@ def _encode_pages(rows: Sequence[Row], encoder: ImageReader) -> TokenBatch:
         images = [read_image(row.image or b"", f"document {row.id!r}: its image") for row in part]
         parts.append(encoder.encode_images(images))
     return TokenBatch.concatenate(parts)
+
+
+def _check_vectors(rows: Sequence[Row], store: Store, *, adopts_vectors: bool) -> None:
+    """Refuse vectors that this index cannot take, and documents without vectors if nothing can encode them."""
+    manifest = store.manifest
+    outside = Vectors.of(manifest.model, manifest.dim, manifest.fingerprint)
+    for row in rows:
+        if row.vectors is None:
+            if outside is not None:
+                raise InputError(
+                    f"document {row.id!r} has no vectors: the index {store.uri} holds token vectors of "
+                    f"{manifest.model} that are computed elsewhere, and cannot encode it"
+                )
+            continue
+        if outside is None and not adopts_vectors:
+            raise InputError(
+                f"document {row.id!r} comes with vectors, but {manifest.model} encodes the index {store.uri}: leave "
+                "them out, or store them as vectors of that model with adopt_vectors=True"
+            )
+        if row.vectors.shape[1] != manifest.dim:
+            raise ShapeError(
+                f"document {row.id!r}: its vectors have {row.vectors.shape[1]} dimensions, those of the index "
+                f"{store.uri} have {manifest.dim}"
+            )
+        if outside is not None and outside.normalized:
+            lengths = np.linalg.norm(np.asarray(row.vectors, np.float32), axis=1)
+            if len(wrong := np.flatnonzero(abs(lengths - 1) > _LENGTH_TOLERANCE)):
+                raise ShapeError(
+                    f"document {row.id!r}: the vector at position {wrong[0]} has the length {lengths[wrong[0]]:.3g}, "
+                    "not 1: normalise the vectors, or create the index with Vectors(..., normalized=False)"
+                )
 
 
 def _check_page(page: Row, encoder: Encoder, store: Store) -> None:

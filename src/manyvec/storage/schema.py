@@ -140,6 +140,8 @@ class Row:
         content_hash: See `content_hash`.
         filter_values: Values of all filter columns; None for a missing one.
         image: Page image as the bytes of a file.
+        vectors: (n_tokens, dim) token vectors that came with the document; None if it is to be encoded.
+        spans: (n_tokens, 2) spans of these vectors, if they are known.
     """
 
     id: str
@@ -148,12 +150,23 @@ class Row:
     content_hash: str
     filter_values: dict[str, Any]
     image: bytes | None = None
+    vectors: NDArray[np.floating] | None = None
+    spans: NDArray[np.int32] | None = None
 
 
-def content_hash(text: str, image: bytes | None = None) -> str:
-    """Return a hash of a text; for a page, that of its text, a colon, and that of its image."""
-    parts = [text.encode()] if image is None else [text.encode(), image]
-    return ":".join(hashlib.blake2b(part, digest_size=16).hexdigest() for part in parts)
+def content_hash(text: str, image: bytes | None = None, vectors: bytes | None = None) -> str:
+    """Return the hashes of a text, of its image, and of the vectors that came with it, with colons between them.
+
+    That of an image is empty if only vectors follow; what is missing at the end is left out.
+    """
+    parts = [text.encode(), image, vectors]
+    hashes = ["" if part is None else hashlib.blake2b(part, digest_size=16).hexdigest() for part in parts]
+    return ":".join(hashes).rstrip(":")
+
+
+def image_hash(hashes: str) -> str:
+    """Return the part of a `content_hash` that covers the image; empty if there is none."""
+    return hashes.split(":")[1] if ":" in hashes else ""
 
 
 def schema_of(manifest: Manifest) -> pa.Schema:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from manyvec.errors import ManifestError, ShapeError, StoreError
 from manyvec.storage.centroids import ASSIGNMENTS_KEY, CentroidTables
 from manyvec.storage.lance import translated, where_ids
-from manyvec.storage.schema import Manifest, content_hash, rows_of, spans_of
+from manyvec.storage.schema import Manifest, content_hash, image_hash, rows_of, spans_of
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, check_offsets, offsets_of
 from manyvec.vectors.codebook import Assignments
@@ -185,8 +185,8 @@ class Snapshot:
         """
         columns = ["id", "text", "metadata", "content_hash"]
         table = self.take(row_ids, [*columns, "spans"] if spans else columns)
-        # The hash of a page has two parts (`schema.content_hash`), so its image need not be read.
-        rows = [row | {"is_page": ":" in row["content_hash"]} for row in table.select(columns).to_pylist()]
+        # A page is known by its hash, so its image need not be read.
+        rows = [row | {"is_page": image_hash(row["content_hash"]) != ""} for row in table.select(columns).to_pylist()]
         for row_id, row in zip(row_ids, rows, strict=True):
             if content_hash(row["text"] or "") != row["content_hash"].partition(":")[0]:
                 self._log_damage(int(row_id), row["id"], "a text that differs from the one that was added")
