@@ -121,6 +121,35 @@ def test_a_rebuilt_index_is_served_without_a_restart(client, folder, n_extra_com
     assert client.get("/api/info").json()["documents"] == 2 + n_extra_commits
 
 
+def test_an_index_rebuilt_with_another_model_is_served_with_it_and_with_the_first_one_again(client, folder):
+    for encoder, query, status in (
+        (HashEncoder(32), "fish sea", 500),  # the model of an encoder object cannot be loaded by name
+        (HashEncoder(), "fish sea", 200),
+        ("minilm", "fish sea", 200),
+        ("minilm", "deep water", 200),
+        (HashEncoder(), "deep water", 200),
+    ):
+        shutil.rmtree(folder)
+        Index.create(folder, encoder).add(SEA)
+        response = search(client, query)
+        assert response.status_code == status
+        assert tells_nothing(response, folder)
+        if status == 200:
+            assert response.json()["hits"][0]["id"] == {"fish sea": "a", "deep water": "b"}[query]
+
+
+def test_the_server_leaves_the_logging_of_the_process_as_it_is(tmp_path):
+    """The MCP library would color tracebacks, which takes seconds for each error while the index is away."""
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    root.handlers[:] = []
+    try:
+        create_app(make(tmp_path / "index", FRUIT))
+        assert (root.handlers, root.level) == ([], level)
+    finally:
+        root.handlers[:] = handlers
+
+
 @pytest.mark.parametrize("storage", ["float16", "int8", "binary"])
 def test_an_index_replaced_between_two_requests_is_never_served_with_old_vectors(client, folder, storage):
     assert found(client, "red apple")[0][0] == "a"

@@ -131,6 +131,20 @@ class IndexHandle:
         self.__dict__.update(state)
         self._start(None)
 
+    def anew(self: _Handle, *, by_manifest: bool = False) -> _Handle:
+        """Return another handle with the same options, which opens the index at its first use.
+
+        Args:
+            by_manifest: Use the model that the index was built with, instead of this handle's encoder.
+        """
+        other = copy.deepcopy(self)
+        other._start(None)
+        if by_manifest:
+            other._given_encoder = None
+        else:
+            other._loaded_encoder = self._loaded_encoder
+        return other
+
     def __deepcopy__(self: _Handle, memo: dict[int, Any]) -> _Handle:
         """Return a handle with the same encoder and table, and with memory of its own."""
         copied = type(self).__new__(type(self))

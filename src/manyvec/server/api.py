@@ -16,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError, check_unicode
+from manyvec.errors import EncoderError, IndexNotFoundError, InputError, ManifestError, StoreError, check_unicode
 from manyvec.evidence.pages import PageEvidence, for_browser
 from manyvec.evidence.text import Evidence
 from manyvec.index import Index
@@ -82,8 +82,8 @@ def request_error(error: Exception) -> RequestError:
 class Api:
     """Answers requests from one index. Safe to share between threads.
 
-    If the index cannot be read, because it was deleted or replaced by another one, it is opened again: the server
-    recovers by itself once there is an index at the same URI.
+    An index that was deleted or replaced is served again once there is one at the same URI, even if it was built with
+    another model than the one that the server was started with.
 
     Args:
         index: The index to search.
@@ -106,7 +106,9 @@ class Api:
         self.max_map_numbers = max_map_numbers
         self.max_words = max_words
         self.max_metadata_chars = max_metadata_chars
-        self._reopening = threading.Lock()
+        self._first = index.anew()
+        self._by_manifest: Index | None = None
+        self._switching = threading.Lock()
 
     def search(self, request: SearchRequest) -> SearchResponse:
         """Search the index, with evidence and the time of each stage."""
@@ -212,24 +214,27 @@ class Api:
             raise request_error(error) from error
 
     def _read(self, read: Callable[[Index], T]) -> T:
-        """Return what `read` returns for the index, opening the index again if it cannot be read."""
+        """Return what `read` returns for the index, and try a second time if the index was replaced meanwhile."""
         index = self.index
         try:
             return read(index)
-        except (StoreError, IndexNotFoundError, ManifestError):
-            return read(self._reopened(index))
+        except (StoreError, IndexNotFoundError):
+            return read(index)
+        except (ManifestError, EncoderError) as error:
+            # The index at the URI needs another encoder than `index` has, or the model of its manifest is unknown.
+            if isinstance(error, EncoderError) is (index is not self._by_manifest):
+                raise
+            return read(self._switched(index))
 
-    def _reopened(self, failed: Index) -> Index:
-        with self._reopening:
+    def _switched(self, failed: Index) -> Index:
+        """Return the index with the model of its manifest, or with the server's first encoder if `failed` has that."""
+        with self._switching:
             if self.index is failed:
-                options: dict[str, Any] = {"cache_bytes": failed.cache_bytes, "device": failed._device}
-                try:
-                    index = Index.open(failed.uri, failed.encoder, **options)
-                except ManifestError:
-                    # Rebuilt with another model.
-                    index = Index.open(failed.uri, **options)
-                index._reader._scorer = failed._reader._scorer
-                self.index = index
+                is_first = failed is not self._by_manifest
+                index = self._first.anew(by_manifest=is_first)
+                # Raises an error if this encoder does not fit either.
+                assert index.encoder
+                self.index, self._by_manifest = index, index if is_first else None
             return self.index
 
 

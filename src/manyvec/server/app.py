@@ -8,6 +8,7 @@ inserts documents as text, never as markup, and its Content-Security-Policy allo
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -54,6 +55,8 @@ def serve(index: Index, *, host: str = "127.0.0.1", port: int = 8765, token: str
             characters.
         EncoderError: The model of the index cannot be loaded.
     """
+    # Does nothing if the program that calls this has configured logging.
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(index, host=host, token=token)
     # Load everything that a search needs before listening, so that problems with it show at once.
     index.search("manyvec", k=1, evidence=True)
