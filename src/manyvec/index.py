@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manyvec.errors import InputError, ManifestError, check_count, check_fraction, check_ids
-from manyvec.filters import ColumnType, FilterLike, parse_filter, to_sql
+from manyvec.filters import FilterLike, parse_filter, to_sql
+from manyvec.filters.columns import parse_columns
 from manyvec.filters.values import read_metadata
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
@@ -20,13 +21,14 @@ from manyvec.retrieval.grouping import search_grouped
 from manyvec.retrieval.handle import IndexHandle
 from manyvec.retrieval.queries import AnyQuery, check_passages, check_strings, encode
 from manyvec.retrieval.search import SearchOptions
+from manyvec.storage.columns import add_filter_columns, infer_given, infer_stored
 from manyvec.storage.ingest import AddReport, add_documents
-from manyvec.storage.lance import disk_bytes, where_ids
+from manyvec.storage.lance import where_ids
 from manyvec.storage.maintenance import optimize
-from manyvec.storage.schema import FILTER_PREFIX, Manifest, content_hash
+from manyvec.storage.schema import Manifest, content_hash, stored_as
 from manyvec.storage.table import Store
 from manyvec.timing import stage
-from manyvec.types import Document, Hit, IndexInfo
+from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import Scores
 
@@ -51,7 +53,7 @@ class Index(IndexHandle):
         uri: str | PathLike[str],
         encoder: str | Encoder = "minilm",
         *,
-        filter_columns: Mapping[str, Any] | None = None,
+        filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
         storage: str = "float16",
         pool_factor: float = 1,
         exist_ok: bool = False,
@@ -66,7 +68,9 @@ class Index(IndexHandle):
             uri: Folder, or a bucket's URI (`s3://`, `gs://`, `az://`).
             encoder: Name of a model for `load_encoder`, an encoder, or `Vectors` if documents come with token vectors.
             filter_columns: Metadata keys that searches can filter on, with their types: `str`, `int`, `float`, `bool`,
-                `datetime`, or `list[...]` of one. Other metadata is stored and returned all the same.
+                `datetime`, or `list[...]` of one. "a.b" is the key "b" of the dict under "a", unless there is a key
+                "a.b". With "infer", all keys whose values in the first batch are of one type; more can be added with
+                `add_filter_columns`. Other metadata is stored and returned all the same.
             storage: How token vectors are stored. For 128 dims a vector takes 256 bytes as `float16`, 130 as `int8`,
                 66 as `int4`, 36 as `residual` and 16 as `binary` (signs). `residual` stores 2 bits per dimension
                 relative to a centroid; it takes effect at the first `optimize` after the index holds 65,536 token
@@ -95,11 +99,12 @@ class Index(IndexHandle):
             raise InputError("Index.create has no argument 'filters': it is called filter_columns")
         index = cls(_uri(uri), encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
         loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
+        declared = None if filter_columns == "infer" else filter_columns
         manifest = Manifest(
             model=loaded.name,
             fingerprint=loaded.fingerprint,
             dim=loaded.dim,
-            filter_columns={name: str(ColumnType.of(name, kind)) for name, kind in (filter_columns or {}).items()},
+            filter_columns={name: str(kind) for name, kind in parse_columns(declared or {}).items()},
             storage=storage,
             pool_factor=pool_factor,
             images=isinstance(loaded, ImageReader),
@@ -112,11 +117,13 @@ class Index(IndexHandle):
                 raise
         index._loaded_encoder = loaded
         index._encoder_for(index._store.manifest)
-        if filter_columns is not None and index.filter_columns != manifest.filter_columns:
+        if declared is not None and (stored := index.filter_columns) != manifest.filter_columns:
+            missing = {name: kind for name, kind in manifest.filter_columns.items() if name not in stored}
             raise ManifestError(
-                f"the index {index.uri} has the filter columns {index.filter_columns}, not {manifest.filter_columns}: "
-                "open it with its own, or build a new index"
+                f"the index {index.uri} has the filter columns {stored}, not {manifest.filter_columns}: leave "
+                "filter_columns out" + (f", and add the missing with add_filter_columns({missing})" if missing else "")
             )
+        index._infers_columns = filter_columns == "infer"
         return index
 
     @classmethod
@@ -151,26 +158,6 @@ class Index(IndexHandle):
             index._encoder_for(manifest)
         return index
 
-    @property
-    def model(self) -> str:
-        """Name of the encoder that the index was built with."""
-        return self._store.manifest.model
-
-    @property
-    def filter_columns(self) -> dict[str, str]:
-        """The declared filter columns and their types."""
-        return dict(self._store.manifest.filter_columns)
-
-    @property
-    def reads_images(self) -> bool:
-        """Whether documents may be page images: the encoder reads them, and the index was created to store them."""
-        return self._store.manifest.images
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder that the index was built with, loaded at the first use."""
-        return self._encoder_for(self._store.manifest)
-
     def add(
         self,
         documents: Iterable[Document | Mapping[str, Any]],
@@ -201,6 +188,11 @@ class Index(IndexHandle):
             StoreError: The database could not be written. Earlier batches are stored.
         """
         with self._writing:
+            if self._infers_columns:
+                self._infers_columns = False
+                columns, documents = infer_given(documents)
+                if not self.count():
+                    self.add_filter_columns(columns)
             return add_documents(
                 self._store,
                 documents,
@@ -209,6 +201,29 @@ class Index(IndexHandle):
                 adopt_vectors=adopt_vectors,
                 show_progress=show_progress,
             )
+
+    def add_filter_columns(self, columns: Mapping[str, Any] | Literal["infer"]) -> dict[str, int]:
+        """Declare further filter columns, and fill them from the metadata of the stored documents.
+
+        Token vectors are neither read nor written. Searches and writers may run meanwhile, in other processes too. If
+        interrupted, call it again. A string counts as the number, bool or date that it spells, as in a filter.
+
+        Args:
+            columns: Metadata keys with their types, as for `create`; or "infer" for all keys whose stored values are of
+                one type.
+
+        Returns:
+            For each column, how many documents have a value.
+
+        Raises:
+            InputError: A stored value does not fit its type (the message names the document and the key; nothing is
+                changed), or a column exists with another type.
+            StoreError: The database could not be written.
+        """
+        with self._writing:
+            if columns == "infer":
+                columns = {**infer_stored(self._store), **self.filter_columns}
+            return add_filter_columns(self._store, parse_columns(columns))
 
     def get(self, ids: str | Sequence[str]) -> list[Document]:
         """Return the documents with these ids, in this order, images as bytes; unknown ids are left out."""
@@ -389,30 +404,10 @@ class Index(IndexHandle):
             lists_above = self.candidates.exhaustive_tokens if isinstance(self.candidates, Auto) else None
             optimize(self._store, keep, lists_above=lists_above, show_progress=show_progress)
 
-    def info(self) -> IndexInfo:
-        """Return what the index holds and how much space it takes."""
-        snapshot = self._store.snapshot()
-        manifest, states = snapshot.manifest, snapshot.states()
-        return IndexInfo(
-            uri=self.uri,
-            documents=len(states.row_ids),
-            duplicates=len(states.row_ids) - len({*states.ids.tolist()}),
-            tokens=int(states.n_tokens.sum()),
-            model=manifest.model,
-            dim=manifest.dim,
-            storage=manifest.storage,
-            pool_factor=manifest.pool_factor,
-            filter_columns=dict(manifest.filter_columns),
-            version=snapshot.version,
-            bytes_on_disk=disk_bytes(self.uri),
-            bytes_in_memory=self._reader.bytes_held,
-            cache_bytes=self.cache_bytes,
-        )
-
     def _where(self, condition: FilterLike | None, manifest: Manifest) -> str | None:
         if condition is None:
             return None
-        return to_sql(parse_filter(condition), manifest.columns, FILTER_PREFIX)
+        return to_sql(parse_filter(condition), manifest.columns, stored_as)
 
     @stage("encode")
     def _encode_queries(self, queries: Sequence[AnyQuery], manifest: Manifest) -> tuple[list[str], TokenBatch]:

@@ -14,7 +14,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from manyvec import __version__
-from manyvec.cli.commands import check, delete, evaluate, export, index, info, mcp, models, search, serve
+from manyvec.cli.commands import check, columns, delete, evaluate, export, index, info, mcp, models, search, serve
 from manyvec.errors import ManyvecError
 
 P = ParamSpec("P")
@@ -106,6 +106,7 @@ for _module, _name in (
     (delete, "delete"),
     (export, "export"),
     (check, "check"),
+    (columns, "columns"),
     (serve, "serve"),
     (mcp, "mcp"),
     (evaluate, "eval"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from manyvec.errors import FilterError, InputError
 from manyvec.filters import AllOf, ColumnType, F, Filter
+from manyvec.filters.columns import value_at
 
 _CONDITION = re.compile(r"\s*(.+?)\s*(>=|<=|!=|==|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 
@@ -85,6 +86,11 @@ def typed(metadata: Mapping[str, Any], columns: Mapping[str, ColumnType], what: 
     """
     converted = dict(metadata)
     for name, kind in columns.items():
-        if isinstance(value := converted.get(name), str) and not kind.is_list:
-            converted[name] = parse_value(value, kind, f"{what}: {name!r}") if value else None
+        if isinstance(value := value_at(converted, name), str) and not kind.is_list:
+            *parents, key = [name] if name in converted else name.split(".")
+            holder = converted
+            for parent in parents:
+                holder[parent] = dict(holder[parent])
+                holder = holder[parent]
+            holder[key] = parse_value(value, kind, f"{what}: {name!r}") if value else None
     return converted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -15,6 +15,7 @@ from manyvec.filters.values import native, shown, utc
 
 Scalar: TypeAlias = "type[str] | type[int] | type[float] | type[bool] | type[datetime]"
 _SCALARS: dict[str, Scalar] = {"str": str, "int": int, "float": float, "bool": bool, "datetime": datetime}
+_MAX_INFERRED = 64
 _INTEGER, _NUMBER = re.compile(r"[+-]?\d{1,19}(\.0+)?"), re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -51,12 +52,13 @@ class ColumnType:
     def __str__(self) -> str:
         return f"list[{self.scalar.__name__}]" if self.is_list else self.scalar.__name__
 
-    def convert(self, value: Any, what: str) -> Any:
+    def convert(self, value: Any, what: str, *, reads_strings: bool = False) -> Any:
         """Return a metadata value as this column stores it. Missing values (None, NaN, NaT) are None.
 
         Args:
             value: Value of a document's metadata.
             what: Name of the value in the error message.
+            reads_strings: Whether a string is read as in a filter, and an empty one counts as missing.
 
         Raises:
             InputError: The value has another type.
@@ -64,11 +66,86 @@ class ColumnType:
         value = native(value)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None
+        if reads_strings and value == "" and self.scalar is not str:
+            return None
+        fit = fitted_in_filter if reads_strings else fitted
         if not self.is_list:
-            return fitted(value, self.scalar, what)
+            return fit(value, self.scalar, what)
         if not isinstance(value, (list, tuple, set, frozenset)):
             raise InputError(f"{what} must be of type {self}, got {shown(value)}")
-        return [fitted(item, self.scalar, what) for item in value]
+        return [fit(item, self.scalar, what) for item in value]
+
+
+def parse_columns(declared: Mapping[str, Any]) -> dict[str, ColumnType]:
+    """Return the types of columns that a user declared.
+
+    Raises:
+        InputError: They are not a dict, or a type is unknown.
+    """
+    if not isinstance(declared, Mapping):
+        raise InputError(f"filter columns must be a dict such as {{'year': int}}, got {shown(declared)}")
+    return {name: ColumnType.of(name, kind) for name, kind in declared.items()}
+
+
+def value_at(metadata: Mapping[str, Any], name: str) -> Any:
+    """Return the metadata value of a column: that of the key `name`, else of the path through dicts that it spells.
+
+    Under "a.b" both {"a.b": 1} and {"a": {"b": 1}} hold 1; the first wins. None if there is neither.
+    """
+    if name in metadata or "." not in name:
+        return metadata.get(name)
+    value: Any = metadata
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def infer_columns(metadata: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the columns that documents could be filtered on, with their types, sorted by name.
+
+    A key becomes a column if all its values that are not missing are of one type; integers among floats are floats.
+    Keys inside dicts are written with dots. Left out are keys that start with "_" or that no column can be called, and
+    all beyond the first 64.
+    """
+    found: dict[str, set[tuple[type, bool]]] = {}
+    for values in metadata:
+        for name, value in _leaves(values, ""):
+            found.setdefault(name, set()).update(_types(value))
+    columns = {}
+    for name, types in found.items():
+        scalars, are_lists = {scalar for scalar, _ in types}, {is_list for _, is_list in types}
+        scalars = {float} if scalars == {int, float} else scalars
+        fitting = [scalar for scalar in _SCALARS.values() if scalars == {scalar}]
+        if fitting and len(are_lists) == 1 and is_column_name(name):
+            columns[name] = str(ColumnType(fitting[0], are_lists.pop()))
+    return dict(sorted(columns.items())[:_MAX_INFERRED])
+
+
+def is_column_name(name: str) -> bool:
+    """Return whether a filter column can be called so: LanceDB's updates fail on names with a backtick."""
+    return bool(name) and "`" not in name and name.isprintable() and all(name.split("."))
+
+
+def _leaves(metadata: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in metadata.items():
+        if not isinstance(key, str) or key.startswith("_"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, native(value)
+
+
+def _types(value: Any) -> set[tuple[type, bool]]:
+    """Return the types of a value that is not missing, or of the items of a list, each with whether it is a list."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return {(_type(item), True) for item in map(native, value)}
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return set() if is_missing else {(_type(value), False)}
+
+
+def _type(value: Any) -> type:
+    return datetime if isinstance(value, date) else float if isinstance(value, Decimal) else type(value)
 
 
 def fitted(value: Any, scalar: Scalar, what: str) -> Any:

@@ -153,9 +153,10 @@ class _Reader:
                 return Not(self._operators(column, value, depth + 1))
             return F(column) != value
         if not isinstance(operator, str) or operator not in _OPERATORS:
-            raise _unknown(
-                operator, (*_OPERATORS, "$not"), f"the filter of {column!r} has the operator {shown(operator)}"
-            )
+            what = f"the filter of {column!r} has the operator {shown(operator)}"
+            if isinstance(operator, str) and not operator.startswith("$"):
+                what += f" (a key of nested metadata is written {f'{column}.{operator}'[:80]!r})"
+            raise _unknown(operator, (*_OPERATORS, "$not"), what)
         return _OPERATORS[operator](F(column), value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,19 +20,21 @@ MAX_COMPARISONS, MAX_VALUES = 1_000, 100_000
 _SQL = {"==": ("=", "!="), "<": ("<", ">="), "<=": ("<=", ">"), ">": (">", "<="), ">=": (">=", "<")}
 
 
-def to_sql(condition: Filter, columns: Mapping[str, ColumnType], prefix: str = "") -> str:
+def to_sql(
+    condition: Filter, columns: Mapping[str, ColumnType], stored_as: Callable[[str], str] = lambda name: name
+) -> str:
     """Return a filter as one boolean SQL expression.
 
     Args:
         condition: The filter.
         columns: Declared columns; a filter can name no other.
-        prefix: Prefix of each column's name in the table.
+        stored_as: Returns what a column is called in the table.
 
     Raises:
         FilterError: The filter names an undeclared column, has a value of another type, is nested deeper than 20
             levels, or has more than 1,000 comparisons or 100,000 values.
     """
-    return _Writer(columns, prefix).write(condition, negated=False, depth=0)
+    return _Writer(columns, stored_as).write(condition, negated=False, depth=0)
 
 
 def quote(text: str) -> str:
@@ -43,9 +45,9 @@ def quote(text: str) -> str:
 class _Writer:
     """Writes one filter, and counts what is in it."""
 
-    def __init__(self, columns: Mapping[str, ColumnType], prefix: str) -> None:
+    def __init__(self, columns: Mapping[str, ColumnType], stored_as: Callable[[str], str]) -> None:
         self._columns = columns
-        self._prefix = prefix
+        self._stored_as = stored_as
         self._n_comparisons = 0
         self._n_values = 0
 
@@ -82,7 +84,7 @@ class _Writer:
 
     def _comparison(self, node: Comparison, *, negated: bool) -> str:
         kind = self._kind(node.column)
-        name = f"`{self._prefix}{node.column}`"
+        name = f"`{self._stored_as(node.column)}`"
         if node.op == "is null" or (node.op == "is empty" and not kind.is_list and kind.scalar is not str):
             return f"{name} IS NOT NULL" if negated else f"{name} IS NULL"
         if node.op == "is empty":
@@ -105,7 +107,7 @@ class _Writer:
         raise FilterError(
             f"there is no filter column {shown(column)}; declared are: {declared}. "
             + (f"Did you mean {near[0]!r}? " if near else "")
-            + 'Filter columns are declared when the index is created: Index.create(..., filter_columns={"year": int}).'
+            + f"To add it, call index.add_filter_columns({{{shown(column)}: str}}), or another type."
         )
 
 

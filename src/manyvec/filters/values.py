@@ -22,7 +22,7 @@ import json
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
 from enum import Enum
@@ -168,8 +168,23 @@ def write_metadata(metadata: Mapping[str, Any], typed: Mapping[str, Any] | None 
             are written so that `read_metadata` returns them as filters see them. Other dates and decimals become
             strings.
     """
-    seen = {key: _as_filtered(metadata[key], value) for key, value in (typed or {}).items() if key in metadata}
-    return json.dumps({**metadata, **seen}, ensure_ascii=False, allow_nan=False, default=json_default)
+    seen = dict(metadata)
+    for name, value in (typed or {}).items():
+        if value is not None:
+            _write_typed(seen, [name] if name in seen else name.split("."), value)
+    return json.dumps(seen, ensure_ascii=False, allow_nan=False, default=json_default)
+
+
+def _write_typed(metadata: dict[str, Any], path: Sequence[str], typed: Any) -> None:
+    """Replace the value at a path through dicts, which are copied, by what `_as_filtered` makes of it."""
+    key, *rest = path
+    if key not in metadata:
+        return
+    if rest:
+        metadata[key] = dict(metadata[key])
+        _write_typed(metadata[key], rest, typed)
+    else:
+        metadata[key] = _as_filtered(metadata[key], typed)
 
 
 def _as_filtered(value: Any, typed: Any) -> Any:
@@ -201,6 +216,8 @@ def _unmarked(value: Any) -> Any:
         return [_unmarked(item) for item in value]
     if isinstance(value, dict) and value.keys() == {_DATETIME_KEY}:
         return datetime.fromisoformat(value[_DATETIME_KEY])
+    if isinstance(value, dict):
+        return {key: _unmarked(item) for key, item in value.items()}
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a user holds of an index: where it lies, how it was opened, and what has been loaded of it so far."""
+"""What a user holds of an index: where it lies, how it was opened, what it holds, and what has been loaded so far."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.reader import IndexReader, scorer_for
+from manyvec.storage.lance import disk_bytes
 from manyvec.storage.schema import Manifest
 from manyvec.storage.table import Store
+from manyvec.types import IndexInfo
 
 _Handle = TypeVar("_Handle", bound="IndexHandle")
 
@@ -47,6 +49,8 @@ class IndexHandle:
         self._device = device
         self._score_device = score_device
         self._given_encoder = encoder
+        # Whether the first `add` to an empty index declares filter columns.
+        self._infers_columns = False
         self._start(None)
 
     def _start(self, store: Store | None) -> None:
@@ -73,6 +77,46 @@ class IndexHandle:
         with self._opening:
             self._start(None)
             self._is_closed = True
+
+    @property
+    def model(self) -> str:
+        """Name of the encoder that the index was built with."""
+        return self._store.manifest.model
+
+    @property
+    def filter_columns(self) -> dict[str, str]:
+        """The declared filter columns and their types."""
+        return self._store.filter_columns
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether documents may be page images: the encoder reads them, and the index was created to store them."""
+        return self._store.manifest.images
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that the index was built with, loaded at the first use."""
+        return self._encoder_for(self._store.manifest)
+
+    def info(self) -> IndexInfo:
+        """Return what the index holds and how much space it takes."""
+        snapshot = self._store.snapshot()
+        manifest, states = snapshot.manifest, snapshot.states()
+        return IndexInfo(
+            uri=self.uri,
+            documents=len(states.row_ids),
+            duplicates=len(states.row_ids) - len({*states.ids.tolist()}),
+            tokens=int(states.n_tokens.sum()),
+            model=manifest.model,
+            dim=manifest.dim,
+            storage=manifest.storage,
+            pool_factor=manifest.pool_factor,
+            filter_columns=dict(manifest.filter_columns),
+            version=snapshot.version,
+            bytes_on_disk=disk_bytes(self.uri),
+            bytes_in_memory=self._reader.bytes_held,
+            cache_bytes=self.cache_bytes,
+        )
 
     @property
     def _store(self) -> Store:
@@ -124,7 +168,7 @@ class IndexHandle:
         if self.uri.startswith("memory://"):
             raise InputError("an index in memory:// exists in this process only: it cannot be pickled")
         check_pickles(self._given_encoder)
-        names = ("uri", "candidates", "cache_bytes", "_device", "_score_device", "_given_encoder")
+        names = ("uri", "candidates", "cache_bytes", "_device", "_score_device", "_given_encoder", "_infers_columns")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

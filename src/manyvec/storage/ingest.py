@@ -18,7 +18,7 @@ from manyvec.filters.values import shown, write_metadata
 from manyvec.models.image import read_image
 from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder, ImageReader
-from manyvec.storage.schema import Manifest, Row, content_hash
+from manyvec.storage.schema import Manifest, Row, content_hash, filter_value
 from manyvec.storage.table import Store
 from manyvec.types import Document
 from manyvec.vectors.batch import TokenBatch, offsets_of, pool
@@ -266,10 +266,7 @@ def to_row(document: Document, columns: Mapping[str, ColumnType]) -> Row:
     Raises:
         InputError: The value of a declared filter column has another type.
     """
-    filter_values = {
-        name: kind.convert(document.metadata.get(name), f"document {document.id!r}: metadata[{name!r}]")
-        for name, kind in columns.items()
-    }
+    filter_values = {name: filter_value(document.metadata, name, kind, document.id) for name, kind in columns.items()}
     image = document.image if isinstance(document.image, bytes) else None
     vectors, spans = document.vectors, document.spans
     hashed = content_hash(document.text, image, None if vectors is None else _as_bytes(vectors, spans))

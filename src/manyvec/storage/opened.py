@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -152,6 +153,14 @@ class OpenedIndex:
         if self._folder is not None or self.uri.startswith("memory:"):
             return None
         return Connection(self.uri, is_consistent=False).documents()
+
+    def declare(self, columns: Mapping[str, str]) -> None:
+        """Write further filter columns into the manifest."""
+        with self._looking:
+            self.table.checkout_latest()
+            manifest = Manifest.parse(manifest_json(self.table), self.uri).with_columns(columns)
+            self.table.update_field_metadata({"path": "tokens", "metadata": {MANIFEST_KEY: manifest.to_json()}})
+            self.manifest = manifest
 
     def _look(self) -> _Version:
         if self._probe is not None:

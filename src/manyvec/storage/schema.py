@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from manyvec.errors import InputError, ManifestError
 from manyvec.filters import ColumnType
+from manyvec.filters.columns import is_column_name, value_at
+from manyvec.filters.values import read_metadata
 from manyvec.vectors.batch import offsets_of
 from manyvec.vectors.codebook import Assignments, Codebook
 from manyvec.vectors.codec import STORAGES, bytes_per_token
@@ -28,7 +30,7 @@ FORMAT = 2
 # Format 1 called the filter columns `filters`.
 _READ_FORMATS = (1, 2)
 # Filter columns are in the same table as our own columns; the prefix lets users call one "id" or "text".
-FILTER_PREFIX = "meta_"
+_FILTER_PREFIX = "meta_"
 MANIFEST_KEY = "manyvec"
 
 
@@ -68,12 +70,14 @@ class Manifest:
             raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {self.storage!r}")
         if not self.pool_factor >= 1:
             raise InputError(f"pool_factor must be 1 or more, got {self.pool_factor!r}")
+        stored: dict[str, str] = {}
         for name in self.filter_columns:
-            # LanceDB reads a dot as a path into a struct, and a backtick makes every update fail.
-            if not name or any(c in name for c in ".`") or not name.isprintable():
+            if not is_column_name(name):
                 raise InputError(
-                    f"a filter column cannot be called {name!r}: leave out dots, backticks and line breaks"
+                    f"a filter column cannot be called {name!r}: leave out backticks, line breaks and repeated dots"
                 )
+            if (other := stored.setdefault(stored_as(name), name)) != name:
+                raise InputError(f"the filter columns {other!r} and {name!r} cannot be told apart: leave one out")
 
     def identified(self) -> Manifest:
         """Return the manifest in the current format, with a new identity."""
@@ -91,6 +95,10 @@ class Manifest:
                 f"the index {uri} holds {self.dim}-dim vectors of {self.model}; the encoder is "
                 f"{encoder.name} ({encoder.dim}-dim){same_name}. Open it with {self.model}, or build a new index."
             )
+
+    def with_columns(self, columns: Mapping[str, str]) -> Manifest:
+        """Return the manifest with further filter columns."""
+        return replace(self, filter_columns={**self.filter_columns, **columns})
 
     @property
     def columns(self) -> dict[str, ColumnType]:
@@ -154,6 +162,28 @@ class Row:
     spans: NDArray[np.int32] | None = None
 
 
+def stored_as(name: str) -> str:
+    """Return what a filter column is called in the table. LanceDB reads a dot as a path into a struct."""
+    return _FILTER_PREFIX + name.replace(".", "->")
+
+
+def filter_value(metadata: Mapping[str, Any], name: str, kind: ColumnType, id: str, *, is_stored: bool = False) -> Any:
+    """Return the value of a document's filter column.
+
+    Args:
+        metadata: Metadata of the document.
+        name: Name of the column.
+        kind: Type of the column.
+        id: Id of the document, for the error message.
+        is_stored: Whether the metadata was stored before the column was declared. Strings of files are then read as
+            numbers, which `manyvec index` would have done.
+
+    Raises:
+        InputError: The value has another type.
+    """
+    return kind.convert(value_at(metadata, name), f"document {id!r}: metadata[{name!r}]", reads_strings=is_stored)
+
+
 def content_hash(text: str, image: bytes | None = None, vectors: bytes | None = None) -> str:
     """Return the hashes of a text, of its image, and of the vectors that came with it, with colons between them.
 
@@ -173,8 +203,6 @@ def schema_of(manifest: Manifest) -> pa.Schema:
     """Return the schema of the documents' table."""
     import pyarrow as pa
 
-    scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    scalars[datetime] = pa.timestamp("us", "UTC")
     # Compression would save 8 % of the disk and make reads take 2.4 times as long.
     token_metadata = {MANIFEST_KEY: manifest.to_json(), "lance-encoding:compression": "none"}
     fields = [
@@ -196,10 +224,16 @@ def schema_of(manifest: Manifest) -> pa.Schema:
     if manifest.images:
         # Image files are compressed already.
         fields.append(pa.field("image", pa.large_binary(), metadata={"lance-encoding:compression": "none"}))
-    for name, kind in manifest.columns.items():
-        scalar = scalars[kind.scalar]
-        fields.append(pa.field(FILTER_PREFIX + name, pa.list_(scalar) if kind.is_list else scalar))
-    return pa.schema(fields)
+    return pa.schema([*fields, *(column_field(name, kind) for name, kind in manifest.columns.items())])
+
+
+def column_field(name: str, kind: ColumnType) -> pa.Field:
+    """Return the field of a filter column."""
+    import pyarrow as pa
+
+    scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    scalar = {**scalars, datetime: pa.timestamp("us", "UTC")}[kind.scalar]
+    return pa.field(stored_as(name), pa.list_(scalar) if kind.is_list else scalar)
 
 
 def row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
@@ -207,8 +241,15 @@ def row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
     names = ["id", "text", "metadata", "content_hash", *(["image"] if manifest.images else [])]
     columns = {name: [getattr(row, name) for row in rows] for name in names}
     return columns | {
-        FILTER_PREFIX + name: [row.filter_values[name] for row in rows] for name in manifest.filter_columns
+        stored_as(name): [_value_of(row, name, kind) for row in rows] for name, kind in manifest.columns.items()
     }
+
+
+def _value_of(row: Row, name: str, kind: ColumnType) -> Any:
+    if name in row.filter_values:
+        return row.filter_values[name]
+    # The column was added after the row was made.
+    return filter_value(read_metadata(row.metadata), name, kind, row.id, is_stored=True)
 
 
 def ragged(rows: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:

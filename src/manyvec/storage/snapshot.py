@@ -36,6 +36,7 @@ SCORE_WINDOW_BYTES = 4 * 2**20
 LOAD_WINDOW_BYTES = 2**20
 BUILD_WINDOW_BYTES = 64 * 2**20
 _MAX_WARNINGS = 10
+_ROWS_PER_BATCH = 8192
 
 
 class VersionKey(NamedTuple):
@@ -134,6 +135,13 @@ class Snapshot:
         states = self.states()
         ids = states.ids if where is None else states.ids[np.isin(states.row_ids, self.row_ids(where))]
         return sorted(ids.tolist())
+
+    def scan(self, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """Yield columns of all rows, with `_rowid`, a few thousand rows at a time, in no order."""
+        with translated(f"read the index {self.uri}"):
+            query = self._table.search().select(columns).with_row_id(True).limit(None)
+            for batch in query.to_batches(batch_size=_ROWS_PER_BATCH):
+                yield batch.to_pylist()
 
     def states(self) -> RowStates:
         """Return id, length and last change of every row."""

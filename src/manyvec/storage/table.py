@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from manyvec.errors import InputError, StoreError, WriteConflictError
 from manyvec.storage.centroids import CentroidTables
 from manyvec.storage.lance import TABLE, Connection, translated
 from manyvec.storage.opened import OpenedIndex
-from manyvec.storage.schema import FILTER_PREFIX, Manifest, Row, ragged, row_columns, schema_of, span_steps
+from manyvec.storage.schema import Manifest, Row, ragged, row_columns, schema_of, span_steps, stored_as
 from manyvec.storage.snapshot import Snapshot, Stored, VersionKey
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.codec import check_range
@@ -33,6 +34,10 @@ T = TypeVar("T")
 
 # Attempts to read an index that is being replaced again and again, and to commit beside writers that do not wait.
 _ATTEMPTS = 5
+
+
+class _ColumnsChangedError(Exception):
+    """The filter columns have changed since rows were made."""
 
 
 class Store:
@@ -81,6 +86,11 @@ class Store:
     def manifest(self) -> Manifest:
         """The manifest of the index that was last seen at the URI."""
         return self._opened.manifest
+
+    @property
+    def filter_columns(self) -> dict[str, str]:
+        """The filter columns and their types in the newest version, whoever added them."""
+        return dict(self._newest()[0].manifest.filter_columns)
 
     @property
     def generation(self) -> int:
@@ -140,11 +150,21 @@ class Store:
         with translated(f"write to the index {self.uri}"), self._opened.lock.turn():
             yield
 
-    def _commit(self, work: Callable[[], T]) -> T:
-        """Commit something when it is this writer's turn, and again if another program's writer came first."""
+    def _commit(self, work: Callable[[], T], made_for: Manifest | None = None) -> T:
+        """Commit something when it is this writer's turn, and again if another program's writer came first.
+
+        Args:
+            work: Commits it.
+            made_for: Manifest that the rows were made for.
+
+        Raises:
+            _ColumnsChangedError: The index has been given other filter columns since.
+        """
         for attempt in itertools.count(1):
             try:
                 with self.turn(), translated(f"write to the index {self.uri}"):
+                    if made_for is not None and self._newest()[0].manifest.columns != made_for.columns:
+                        raise _ColumnsChangedError
                     return work()
             except WriteConflictError:
                 if attempt == _ATTEMPTS:
@@ -177,13 +197,17 @@ class Store:
             StoreError: Nothing of this call was written.
         """
         opened = self._written_to(generation)
+        manifest = opened.manifest
         with translated(f"write to the index {self.uri}"):
-            values = _to_arrow({**row_columns(rows, opened.manifest), **_token_columns(tokens, opened)}, opened.table)
+            values = _to_arrow({**row_columns(rows, manifest), **_token_columns(tokens, opened)}, opened.table)
             # Concurrent upserts of a new id insert it twice if they use a BTree index on it; the primary key prevents
             # that only without the index.
             merge = opened.table.merge_insert("id").use_index(False)
             merge.when_matched_update_all().when_not_matched_insert_all()
-            self._commit(lambda: merge.execute(values))
+            try:
+                self._commit(lambda: merge.execute(values), manifest)
+            except _ColumnsChangedError:
+                self.upsert(rows, tokens, generation=opened.generation)
 
     def update_metadata(self, rows: Sequence[Row], *, generation: int | None = None) -> int:
         """Write metadata and filter columns of stored rows, without their token vectors.
@@ -195,9 +219,12 @@ class Store:
         Returns:
             How many of the rows were still stored with the same text and image; the others are left as they are.
         """
-        opened = self._written_to(generation)
-        columns = row_columns(rows, opened.manifest)
-        return self._update(opened, {name: column for name, column in columns.items() if name not in ("text", "image")})
+
+        def columns(opened: OpenedIndex) -> dict[str, Any]:
+            values = row_columns(rows, opened.manifest)
+            return {name: column for name, column in values.items() if name not in ("text", "image")}
+
+        return self._update(self._written_to(generation), columns)
 
     def recode(self, ids: Sequence[str], content_hashes: Sequence[str], tokens: TokenBatch) -> int:
         """Write token vectors of stored rows as the index encodes new ones.
@@ -210,8 +237,51 @@ class Store:
         Returns:
             How many rows were written.
         """
+
+        def columns(opened: OpenedIndex) -> dict[str, Any]:
+            return {"id": ids, "content_hash": content_hashes, **_token_columns(tokens, opened)}
+
+        return self._update(self._written_to(), columns)
+
+    def add_columns(self, columns: Mapping[str, tuple[pa.Field, str]]) -> None:
+        """Add columns that the table does not have, filled as far as LanceDB can compute them.
+
+        Args:
+            columns: Names in the table, each with its field and an SQL expression for its values.
+        """
+        import pyarrow as pa
+
         opened = self._written_to()
-        return self._update(opened, {"id": ids, "content_hash": content_hashes, **_token_columns(tokens, opened)})
+        for name, (column, expression) in columns.items():
+            schema = opened.table.schema
+            if name in schema.names and schema.field(name).type == column.type:
+                continue
+            if name in schema.names:
+                # Left by an interrupted call that declared another type.
+                self._commit(partial(opened.table.drop_columns, [name]))
+            try:
+                self._commit(partial(opened.table.add_columns, {name: expression}))
+            except StoreError as error:
+                # A string that only looks like a date, for example.
+                logger.info("the column %s is filled row by row: %s", name, error)
+            schema = opened.table.schema
+            if name in schema.names and schema.field(name).type != column.type:
+                self._commit(partial(opened.table.drop_columns, [name]))
+            if name not in opened.table.schema.names:
+                self._commit(partial(opened.table.add_columns, pa.schema([column])))
+
+    def write_columns(self, columns: Mapping[str, Any]) -> int:
+        """Write filter columns of stored rows whose metadata is unchanged; return how many rows were written.
+
+        Args:
+            columns: Values by the names of columns in the table; `id` and `metadata` must be among them.
+        """
+        return self._update(self._written_to(), lambda _: columns)
+
+    def declare(self, columns: Mapping[str, str]) -> None:
+        """Write further filter columns into the manifest; the table must have them."""
+        opened = self._written_to()
+        self._commit(lambda: opened.declare(columns))
 
     def delete(self, where: str) -> int:
         """Delete the rows that satisfy a condition, and return how many there were."""
@@ -224,7 +294,8 @@ class Store:
         """Return the columns that should have a search index and have none."""
         opened, _ = self._newest()
         with translated(f"read the index {self.uri}"):
-            indexed = {column for index in opened.table.list_indices() for column in index.columns}
+            # LanceDB quotes some names here.
+            indexed = {column.strip("`") for index in opened.table.list_indices() for column in index.columns}
         return [column for column in _column_indexes(opened.manifest) if column not in indexed]
 
     def create_missing_indexes(self) -> list[str]:
@@ -268,8 +339,9 @@ class Store:
                     ) from error
                 time.sleep(random.uniform(0, 0.1 * 2**attempt))
 
-    def _update(self, opened: OpenedIndex, columns: Mapping[str, Any]) -> int:
+    def _update(self, opened: OpenedIndex, make_columns: Callable[[OpenedIndex], Mapping[str, Any]]) -> int:
         """Write some columns of rows whose text is unchanged, and return how many those were."""
+        manifest, columns = opened.manifest, make_columns(opened)
         snapshot = self.snapshot()
         known = snapshot.find(columns["id"])
         stored_at = [position for position, id in enumerate(columns["id"]) if id in known]
@@ -283,11 +355,15 @@ class Store:
         rows = {name: (new if name in columns else stored)[name] for name in names}
         # Someone may have changed text or metadata since they were read: such a row must not get the old ones back.
         unchanged = "target.content_hash = source.content_hash"
-        unchanged += " AND target.metadata = source.metadata" if "metadata" in kept else ""
+        has_new_metadata = {"metadata", "content_hash"}.isdisjoint(kept)
+        unchanged += "" if has_new_metadata else " AND target.metadata = source.metadata"
         with translated(f"write to the index {self.uri}"):
             values = _to_arrow(rows, opened.table)
             merge = opened.table.merge_insert("id").use_index(False).when_matched_update_all(where=unchanged)
-            return int(self._commit(lambda: merge.execute(values)).num_updated_rows)
+            try:
+                return int(self._commit(lambda: merge.execute(values), manifest).num_updated_rows)
+            except _ColumnsChangedError:
+                return self._update(opened, make_columns)
 
 
 def _to_arrow(columns: Mapping[str, Any], table: Table) -> pa.Table:
@@ -335,5 +411,5 @@ def _column_indexes(manifest: Manifest) -> dict[str, Any]:
         # LanceDB has no index for lists of these: such a column is scanned.
         if kind.is_list and kind.scalar in (float, datetime):
             continue
-        indexes[FILTER_PREFIX + name] = LabelList() if kind.is_list else Bitmap() if kind.scalar is bool else BTree()
+        indexes[stored_as(name)] = LabelList() if kind.is_list else Bitmap() if kind.scalar is bool else BTree()
     return indexes

@@ -210,7 +210,10 @@ def _existing(uri: str, columns: dict[str, str], storage: str | None, pool_facto
     except IndexNotFoundError:
         return None
     if columns and index.filter_columns != columns:
-        raise InputError(f"the index {uri} already has the filter columns {index.filter_columns or 'none'}")
+        raise InputError(
+            f"the index {uri} already has the filter columns {index.filter_columns or 'none'}: "
+            f"add others with `manyvec columns --index {uri} --column NAME=TYPE`"
+        )
     info = index.info()
     if storage not in (None, info.storage) or pool_factor not in (None, info.pool_factor):
         raise InputError(
