@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
@@ -80,7 +80,7 @@ class ManyvecRetriever(BaseRetriever):
         uri: str | PathLike[str],
         *,
         encoder: str | Encoder = "minilm",
-        filter_columns: Mapping[str, Any] | None = None,
+        filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
         show_progress: bool = False,
         **fields: Any,
     ) -> Self:
@@ -91,7 +91,7 @@ class ManyvecRetriever(BaseRetriever):
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
             encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
-                An existing index must have the same ones.
+                "infer" declares those of the first batch. An existing index must have the same ones.
             show_progress: Whether to draw a progress bar.
             **fields: Attributes of the retriever, such as `k` and `filter`.
 

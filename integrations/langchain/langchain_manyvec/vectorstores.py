@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -102,7 +102,7 @@ class ManyvecVectorStore(DocumentCollection):
         *,
         ids: list[str] | None = None,
         uri: str | PathLike[str] | None = None,
-        filter_columns: Mapping[str, Any] | None = None,
+        filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
         show_progress: bool = False,
         **options: Any,
     ) -> Self:
@@ -116,7 +116,7 @@ class ManyvecVectorStore(DocumentCollection):
             uri: Folder, or `s3://`, `gs://`, `az://` URI. By default the index is kept in memory and lost with the
                 store.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
-                An existing index must have the same ones.
+                "infer" declares those of the first batch. An existing index must have the same ones.
             show_progress: Whether to draw a progress bar.
             **options: Options of the store, such as `lexical_weight`.
 

@@ -105,3 +105,11 @@ def test_a_filter_that_cannot_be_read_is_an_error_and_finds_nothing(store, condi
     with pytest.raises(manyvec.FilterError):
         store.delete(filter=condition)
     assert store.index.count() == 3
+
+
+def test_inferred_columns_and_nested_keys_can_be_filtered_on():
+    metadata = [{"a": {"b": 1}, "lang": "en"}, {"a": {"b": 2}, "lang": "de"}]
+    store = ManyvecVectorStore.from_texts(["x one", "x two"], HashEncoder(), metadata, filter_columns="infer")
+    assert store.index.filter_columns == {"a.b": "int", "lang": "str"}
+    assert [d.page_content for d in store.similarity_search("x", filter={"a.b": {"$gte": 2}})] == ["x two"]
+    assert [d.metadata for d in store.similarity_search("x", filter={"lang": "en"})] == metadata[:1]

@@ -150,7 +150,7 @@ def test_a_quote_does_not_end_the_value(retriever: ManyvecRetriever) -> None:
         (where("lang", "nin", "en"), "list of values"),
         (
             where("author", "==", "x"),
-            "no filter column 'author'; declared columns: year: int.*filter_columns={'author'",
+            "no filter column 'author'; declared columns: year: int.*add_filter_columns\\(\\{'author'",
         ),
         (where("author", "is_empty"), "no filter column 'author'"),
         (where("author", "any", ["x"]), "no filter column 'author'"),
@@ -256,3 +256,11 @@ def test_any_filters_over_any_metadata_agree_with_llamaindex(
         expected = {str(i) for i, row in enumerate(rows) if passes(one, row)}
         found = store.get_nodes(filters=MetadataFilters(filters=[one]))
         assert {node.node_id for node in found} == expected, one
+
+
+def test_inferred_columns_and_nested_keys_can_be_filtered_on(tmp_path):
+    store = ManyvecVectorStore.create(tmp_path / "index", HashEncoder(), filter_columns="infer")
+    store.add([TextNode(id_=str(i), text="x", metadata={"a": {"b": i}, "lang": "en"}) for i in range(3)])
+    assert store.client.filter_columns == {"_ref_doc_id": "str", "a.b": "int", "lang": "str"}
+    found = store.get_nodes(filters=MetadataFilters(filters=[where("a.b", ">=", 1), where("lang", "==", "en")]))
+    assert [node.node_id for node in found] == ["1", "2"]

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llama_index.core import schema
 from llama_index.core.schema import (
@@ -57,17 +57,24 @@ _CLASSES = {
 _STORED_APART: Any = {"id_": True, "text": True, "text_resource": {"text"}, "metadata": True, "embedding": True}
 
 
-def open_or_create(uri: str | PathLike[str], encoder: str | Encoder, filter_columns: Mapping[str, Any] | None) -> Index:
+def open_or_create(
+    uri: str | PathLike[str], encoder: str | Encoder, filter_columns: Mapping[str, Any] | Literal["infer"] | None
+) -> Index:
     """Open the index at `uri` or create it, with a further filter column for the ids of source documents.
 
     Args:
         uri: Folder, or `s3://`, `gs://`, `az://` URI.
         encoder: Encoder, or a name for `manyvec.load_encoder`.
-        filter_columns: Metadata keys that filters can use, with their types.
+        filter_columns: Metadata keys that filters can use, with their types; "infer" for those of the first batch.
 
     Raises:
         ManifestError: The existing index has another encoder or other filter columns.
     """
+    if filter_columns == "infer":
+        index = Index.create(uri, encoder, filter_columns="infer", exist_ok=True)
+        if not index.count():
+            index.add_filter_columns({REF_DOC_KEY: str})
+        return index
     try:
         # An index that another framework created does not have this column.
         ref_doc_column = {REF_DOC_KEY: str} if REF_DOC_KEY in Index.open(uri).filter_columns else {}
@@ -263,8 +270,8 @@ def _condition(part: MetadataFilter, columns: Mapping[str, str]) -> Filter:
     if kind is None:
         declared = ", ".join(f"{name}: {of}" for name, of in columns.items() if name != REF_DOC_KEY) or "none"
         raise FilterError(
-            f"there is no filter column {part.key!r}; declared columns: {declared}. Filter columns are declared when "
-            f"the index is created: filter_columns={{{part.key!r}: str}}, or int, float, list[str], ..."
+            f"there is no filter column {part.key!r}; declared columns: {declared}. To add it, call "
+            f"index.add_filter_columns({{{part.key!r}: str}}), or another type."
         )
     if operator == FilterOperator.IS_EMPTY:
         return column.is_empty()

@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -103,7 +103,7 @@ class ManyvecRetriever(BaseRetriever):
         uri: str | PathLike[str],
         encoder: str | Encoder = "minilm",
         *,
-        filter_columns: Mapping[str, Any] | None = None,
+        filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
         show_progress: bool = False,
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         filters: Filters | None = None,
@@ -118,7 +118,7 @@ class ManyvecRetriever(BaseRetriever):
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
             encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
-                An existing index must have the same ones.
+                "infer" declares those of the first batch. An existing index must have the same ones.
             show_progress: Whether to draw a progress bar.
             similarity_top_k, filters, callback_manager, evidence, lexical_weight: See the class.
 

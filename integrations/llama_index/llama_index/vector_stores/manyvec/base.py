@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
@@ -107,7 +107,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         uri: str | PathLike[str],
         encoder: str | Encoder = "minilm",
         *,
-        filter_columns: Mapping[str, Any] | None = None,
+        filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
     ) -> _Store:
         """Create an index, or open an existing one.
 
@@ -115,7 +115,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
             encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
-                An existing index must have the same ones.
+                "infer" declares those of the first batch. An existing index must have the same ones.
 
         Raises:
             ManifestError: The existing index has another encoder or other filter columns.
