@@ -49,6 +49,15 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """Tiny checkpoint of each text family, by name: (folder, expected token vectors)."""
+    from checkpoints.families import WRITERS
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: (str(root / name), write(root / name)) for name, write in WRITERS.items()}
+
+
+@pytest.fixture(scope="session")
 def stages():
     """`examples/benchmarks/stages.py`: first stages that are not part of the package."""
     path = Path(__file__).parents[1] / "examples" / "benchmarks" / "stages.py"

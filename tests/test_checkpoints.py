@@ -7,42 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import edited, fresh, write_json
-from checkpoints.bert import (
-    DOCUMENTS,
-    QUERIES,
-    write_dnn,
-    write_margin_mse,
-    write_plain,
-    write_stanford,
-    write_vespa,
-)
-from checkpoints.saved import write_pylate
-from checkpoints.xlm_roberta import write_bge_m3
+from checkpoints.families import assert_golden
 from safetensors.torch import load_file, save_file
 
 from manyvec import EncoderError
 from manyvec.models.checkpoints import _without_safetensors, patterns
-
-WRITERS = {
-    "stanford": write_stanford,
-    "vespa": write_vespa,
-    "dnn": write_dnn,
-    "margin-mse": write_margin_mse,
-    "bge-m3": write_bge_m3,
-    "pylate": write_pylate,
-    "plain": write_plain,
-}
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Each checkpoint, written once: (folder, what is expected of it)."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {name: (str(root / name), write(root / name)) for name, write in WRITERS.items()}
-
-
-def assert_golden(encoder, golden):
-    golden.check(encoder.encode_queries(QUERIES), encoder.encode_documents(DOCUMENTS), atol=2e-5)
 
 
 @pytest.fixture

@@ -13,42 +13,14 @@ from checkpoints.bert import (
     QUERIES,
     WORDS,
     embed,
-    write_dnn,
-    write_margin_mse,
-    write_plain,
-    write_stanford,
-    write_vespa,
 )
-from checkpoints.saved import write_pylate
-from checkpoints.xlm_roberta import write_bge_m3, write_colbert_xm
+from checkpoints.families import WRITERS, assert_golden
 from numpy.testing import assert_allclose
 
 from manyvec import EncoderError, ImageReader, InputError, MaxSimScorer, MissingPackageError, load_encoder
 from manyvec.models import families
 from manyvec.models.checkpoints import Checkpoint
 from manyvec.models.families import FAMILIES
-
-WRITERS = {
-    "stanford": write_stanford,
-    "vespa": write_vespa,
-    "dnn": write_dnn,
-    "margin-mse": write_margin_mse,
-    "colbert-xm": write_colbert_xm,
-    "bge-m3": write_bge_m3,
-    "pylate": write_pylate,
-    "plain": write_plain,
-}
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Each checkpoint, written once: (folder, what is expected of it)."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {name: (str(root / name), write(root / name)) for name, write in WRITERS.items()}
-
-
-def assert_golden(encoder, golden):
-    golden.check(encoder.encode_queries(QUERIES), encoder.encode_documents(DOCUMENTS), atol=2e-5)
 
 
 @pytest.mark.parametrize("name", WRITERS)
