@@ -23,7 +23,7 @@ fix:
 
 # All tests, or the ones named: just test tests/test_filters.py -k dates
 test *arguments:
-    {{bin}}/python -m pytest -q {{arguments}}
+    {{bin}}/python -m pytest -q {{ if arguments == "" { "-n 2 --dist loadscope" } else { arguments } }}
 
 # The tests that load no model: about a minute.
 test-fast:

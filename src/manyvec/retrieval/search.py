@@ -67,7 +67,14 @@ def search(
     chosen = _candidates(candidates, queries, tokens, matches, scope, options)
     scored = _exact_scores(scope, tokens, chosen, matches, options)
     rankings = [_ranked(documents, matches[i], len(tokens[i]), scope, options) for i, documents in enumerate(scored)]
-    return [_hits(scope, ranking, queries[i], tokens.select([i]), options) for i, ranking in enumerate(rankings)]
+    # The texts of all queries in one read.
+    spans = options.evidence or options.passage_chars is not None
+    rows = scope.documents.rows(np.concatenate([ranking.positions for ranking in rankings]), spans=spans)
+    ends = np.cumsum([len(ranking.positions) for ranking in rankings])
+    return [
+        _hits(scope, ranking, rows[end - len(ranking.positions) : end], queries[i], tokens.select([i]), options)
+        for i, (ranking, end) in enumerate(zip(rankings, ends, strict=True))
+    ]
 
 
 @stage("candidates")
@@ -134,12 +141,16 @@ def _ranked(
     return _Ranking(positions[best], scores[best], final_scores[best])
 
 
-def _hits(scope: Scope, ranking: _Ranking, query: str, tokens: TokenBatch, options: SearchOptions) -> list[Hit]:
-    row_ids = scope.documents.states.row_ids[ranking.positions]
-    needs_evidence = options.evidence or options.passage_chars is not None
-    rows = scope.documents.snapshot.texts(row_ids, spans=needs_evidence)
+def _hits(
+    scope: Scope,
+    ranking: _Ranking,
+    rows: Sequence[dict[str, Any]],
+    query: str,
+    tokens: TokenBatch,
+    options: SearchOptions,
+) -> list[Hit]:
     evidence: Sequence[AnyEvidence | None] = [None] * len(rows)
-    if needs_evidence and rows:
+    if rows and (options.evidence or options.passage_chars is not None):
         evidence = _evidence(scope, ranking.positions, rows, query, tokens, options)
     columns = zip(rows, ranking.scores.tolist(), ranking.final_scores.tolist(), evidence, strict=True)
     return [

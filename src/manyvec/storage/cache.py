@@ -8,12 +8,13 @@ version they started with.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.storage.rows import RecentRows
 from manyvec.storage.snapshot import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, concatenated, offsets_of
@@ -25,6 +26,10 @@ _ON_DISK = -1
 # 120 for the id as a Python string and the numbers in `RowStates` and `CachedVersion`; the rest was measured for
 # LanceDB's full-text index and for freed arrays (`examples/benchmarks/growth.py`).
 _BYTES_PER_DOCUMENT = 120 + 400
+# Share of the budget for texts and metadata, which take 1.5 % of what float16 vectors of 128 dims take (SciFact).
+_ROWS_SHARE = 1 / 32
+# Filters whose documents are remembered, a byte for each document in the index.
+_MAX_FILTERS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,7 @@ class CachedVersion:
         segments: Token vectors in memory.
         segment_of: (n_documents,) number of the segment that holds the document, -1 for none.
         position_of: (n_documents,) position of the document in its segment; ascending within each segment.
+        recent: Texts and metadata that were read last, of this version and those before it.
     """
 
     snapshot: Snapshot
@@ -44,6 +50,8 @@ class CachedVersion:
     segments: tuple[StoredBatch, ...]
     segment_of: NDArray[np.int64]
     position_of: NDArray[np.int64]
+    recent: RecentRows
+    _passing: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, snapshot: Snapshot, budget: int) -> CachedVersion:
@@ -51,11 +59,12 @@ class CachedVersion:
 
         Args:
             snapshot: The version.
-            budget: Bytes for token vectors and for what is kept in memory of every document.
+            budget: Bytes for token vectors, for what is kept in memory of every document, and for recent texts.
         """
         nothing = np.empty(0, np.int64)
         states = RowStates(nothing, nothing, nothing, np.empty(0, object), np.empty(0, bool))
-        return cls(snapshot, states, (), nothing, nothing).refreshed(snapshot, budget)
+        recent = RecentRows(int(budget * _ROWS_SHARE))
+        return cls(snapshot, states, (), nothing, nothing, recent).refreshed(snapshot, budget)
 
     def __len__(self) -> int:
         return len(self.states.row_ids)
@@ -81,7 +90,8 @@ class CachedVersion:
             segment_of[same], position_of[same] = self.segment_of[before[same]], self.position_of[before[same]]
         segments = _used_segments(self.segments, segment_of, position_of)
 
-        free = budget - _BYTES_PER_DOCUMENT * len(states.row_ids) - sum(segment.nbytes for segment in segments)
+        free = budget * (1 - _ROWS_SHARE) - _BYTES_PER_DOCUMENT * len(states.row_ids)
+        free -= sum(segment.nbytes for segment in segments)
         missing = np.flatnonzero(segment_of == _ON_DISK)
         fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= free]
         for is_coded in (True, False):
@@ -89,7 +99,7 @@ class CachedVersion:
                 segment_of[group], position_of[group] = len(segments), np.arange(len(group))
                 segments.append(_read(snapshot, states, group))
                 _merge_newest(segments, segment_of, position_of)
-        return CachedVersion(snapshot, states, tuple(segments), segment_of, position_of)
+        return CachedVersion(snapshot, states, tuple(segments), segment_of, position_of, self.recent)
 
     def positions(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions of rows, which must be rows of this version."""
@@ -97,7 +107,18 @@ class CachedVersion:
 
     def passing(self, where: str) -> NDArray[np.int64]:
         """Return the positions, ascending, of the documents that satisfy a condition."""
-        return self.positions(self.snapshot.row_ids(where))
+        is_passing = self._passing.get(where)
+        if is_passing is None:
+            is_passing = np.zeros(len(self), bool)
+            is_passing[self.positions(self.snapshot.row_ids(where))] = True
+            while len(self._passing) >= _MAX_FILTERS:
+                self._passing.pop(next(iter(self._passing)), None)
+            self._passing[where] = is_passing
+        return np.flatnonzero(is_passing)
+
+    def rows(self, documents: NDArray[np.int64], *, spans: bool = False) -> list[dict[str, Any]]:
+        """Return texts and metadata of documents, in this order, as `Snapshot.texts` does."""
+        return self.recent.read(self.snapshot, self.states, documents, spans=spans)
 
     def match(self, text: str, limit: int, where: str | None = None) -> ScoredPositions:
         """Return the at most `limit` best documents by BM25 with their scores, best first, then by id."""
