@@ -23,12 +23,15 @@ class RecentRows:
 
     Args:
         budget: Bytes that the rows may take. A row that needs more than a tenth of them is not held.
+
+    Attributes:
+        n_bytes: Bytes that the rows take, about.
     """
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._rows: OrderedDict[tuple[int, int], dict[str, Any]] = OrderedDict()
-        self._n_bytes = 0
+        self.n_bytes = 0
         self._changing = threading.Lock()
 
     def read(
@@ -67,11 +70,11 @@ class RecentRows:
                     # A view of the spans of all rows that were read together would keep them all.
                     row = row | {"spans": row["spans"].copy()}
                 if key in self._rows:
-                    self._n_bytes -= _size(self._rows.pop(key))
+                    self.n_bytes -= _size(self._rows.pop(key))
                 self._rows[key] = row
-                self._n_bytes += _size(row)
-            while self._n_bytes > self._budget:
-                self._n_bytes -= _size(self._rows.popitem(last=False)[1])
+                self.n_bytes += _size(row)
+            while self.n_bytes > self._budget:
+                self.n_bytes -= _size(self._rows.popitem(last=False)[1])
 
 
 def _size(row: dict[str, Any]) -> int:
