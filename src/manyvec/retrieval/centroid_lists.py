@@ -93,12 +93,9 @@ class PostingLists:
         Args:
             similarities: (n_query_tokens, n_centroids).
         """
-        import torch
-
-        # numpy's argpartition takes several times as long.
-        highest, probed = torch.topk(torch.from_dlpack(similarities), self.n_probed + 1, dim=1)
-        rising = probed.numpy()[:, ::-1]
-        weights = highest.numpy()[:, ::-1] - highest.numpy()[:, -1:]
+        highest, probed = _highest(similarities, self.n_probed + 1)
+        rising = probed[:, ::-1]
+        weights = highest[:, ::-1] - highest[:, -1:]
         starts, ends = self.offsets[rising], self.offsets[rising + 1]
         scores = np.zeros(len(self.position_of), np.float32)
         for token in range(len(rising)):
@@ -156,6 +153,18 @@ class PostingLists:
             lowest = whole[order[min(k, len(order)) - 1]] - margin * len(tokens)
             best = best[order[: max(depth, np.count_nonzero(whole[order] >= lowest))]]
         return np.concatenate([self.position_of[best], uncovered])
+
+
+def _highest(similarities: NDArray[np.float32], n: int) -> tuple[NDArray[np.float32], Positions]:
+    """Return the (n_query_tokens, n) highest similarities of each query token, falling, and their centroids."""
+    import torch
+
+    # numpy's argpartition takes several times as long. Of larger inputs than this, torch gives each thread a part and
+    # waits for all: on a busy machine 24 ms instead of 0.6 ms for 10 tokens and 4,096 centroids.
+    n_rows = max(1, 2**15 // similarities.shape[1])
+    rows = torch.from_dlpack(similarities).split(n_rows)
+    highest, probed = zip(*(torch.topk(part, n, dim=1) for part in rows), strict=True)
+    return torch.cat(highest).numpy(), torch.cat(probed).numpy()
 
 
 def _largest(values: NDArray[np.float32], n: int) -> Positions:
