@@ -13,7 +13,6 @@ from typing import Any, Literal
 from manyvec.errors import InputError, ManifestError, check_count, check_fraction, check_ids
 from manyvec.filters import FilterLike, parse_filter, to_sql
 from manyvec.filters.columns import parse_columns
-from manyvec.filters.values import read_metadata
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import Auto, Candidates
@@ -225,14 +224,14 @@ class Index(IndexHandle):
                 columns = {**infer_stored(self._store), **self.filter_columns}
             return add_filter_columns(self._store, parse_columns(columns))
 
-    def get(self, ids: str | Sequence[str]) -> list[Document]:
-        """Return the documents with these ids, in this order, images as bytes; unknown ids are left out."""
-        ids = list(dict.fromkeys(check_ids(ids)))
-        snapshot = self._store.snapshot()
-        stored = snapshot.find(ids)
-        row_ids = [stored[id].row_id for id in ids if id in stored]
-        rows = zip(snapshot.texts(row_ids), snapshot.images(row_ids), strict=True)
-        return [Document(row["id"], row["text"], read_metadata(row["metadata"]), image=image) for row, image in rows]
+    def get(self, ids: str | Sequence[str], *, vectors: bool = False) -> list[Document]:
+        """Return the documents with these ids, in this order, images as bytes; unknown ids are left out.
+
+        Args:
+            ids: One id or several.
+            vectors: Whether documents are to have their token vectors, as float16, and spans.
+        """
+        return self._reader.documents(list(dict.fromkeys(check_ids(ids))), with_vectors=vectors)
 
     def ids(self, filter: FilterLike | None = None) -> list[str]:
         """Return the ids of all documents, or of those that pass a filter, sorted."""

@@ -14,7 +14,20 @@ from typing import Annotated, ParamSpec
 import typer
 
 from manyvec import __version__
-from manyvec.cli.commands import check, columns, delete, evaluate, export, index, info, mcp, models, search, serve
+from manyvec.cli.commands import (
+    check,
+    columns,
+    delete,
+    evaluate,
+    export,
+    import_,
+    index,
+    info,
+    mcp,
+    models,
+    search,
+    serve,
+)
 from manyvec.errors import ManyvecError
 
 P = ParamSpec("P")
@@ -105,6 +118,7 @@ for _module, _name in (
     (info, "info"),
     (delete, "delete"),
     (export, "export"),
+    (import_, "import"),
     (check, "check"),
     (columns, "columns"),
     (serve, "serve"),

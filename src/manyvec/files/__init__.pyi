@@ -1,3 +1,4 @@
+from .collections import read_collection as read_collection
 from .reading import read as read
 from .report import FileReport as FileReport
 from .report import Problem as Problem

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from manyvec.errors import StoreError
+from manyvec.filters.values import read_metadata
 from manyvec.retrieval.candidates import Candidates, Query, Scope
 from manyvec.retrieval.centroid_lists import PostingListLoader
 from manyvec.retrieval.search import SearchOptions, search
 from manyvec.storage.cache import CachedVersion
 from manyvec.storage.table import Store
 from manyvec.timing import stage
-from manyvec.types import Hit
+from manyvec.types import Document, Hit
 from manyvec.vectors.backend import has_cuda
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.cuda import scorer_on
@@ -84,6 +85,22 @@ class IndexReader:
                 cached = CachedVersion.load(snapshot, budget) if cached is None else cached.refreshed(snapshot, budget)
                 self._cached = cached
             return cached
+
+    def documents(self, ids: Sequence[str], *, with_vectors: bool) -> list[Document]:
+        """Return the documents with these distinct ids, in this order; unknown ids are left out. See `Index.get`."""
+        snapshot = self._store.snapshot()
+        stored = snapshot.find(ids)
+        row_ids = [stored[id].row_id for id in ids if id in stored]
+        rows = snapshot.texts(row_ids, spans=with_vectors)
+        tokens = list(snapshot.tokens(row_ids)) if with_vectors and row_ids else [None] * len(rows)
+        documents = []
+        for row, image, vectors in zip(rows, snapshot.images(row_ids), tokens, strict=True):
+            given: dict[str, Any] = {"image": image}
+            # A document whose vectors are damaged has none.
+            if vectors is not None and len(vectors):
+                given |= {"vectors": vectors, "spans": row["spans"] if row["spans"].max() >= 0 else None}
+            documents.append(Document(row["id"], row["text"], read_metadata(row["metadata"]), **given))
+        return documents
 
     def token_vectors(self, ids: Sequence[str]) -> TokenBatch:
         """Return one entry for each id, in this order; an unknown id has no tokens."""

@@ -1,4 +1,4 @@
-"""`manyvec export`: write the documents of an index to a file."""
+"""`manyvec export`: write the documents of an index, with their token vectors if asked, to a file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from manyvec.errors import InputError
 if TYPE_CHECKING:
     from manyvec.filters import FilterLike
     from manyvec.index import Index
+    from manyvec.types import Document
 
 EXAMPLES = """Examples:
 
 manyvec export papers.jsonl --index ./papers
 
 manyvec export recent.parquet --where 'year>=2020'
+
+manyvec export all.parquet --vectors && manyvec import all.parquet --index ./copy --adopt --encoder minilm
 
 manyvec export - | head"""
 # Documents that are read and written at a time.
@@ -41,8 +44,11 @@ def run(
     ],
     index: IndexOption = DEFAULT_INDEX,
     where: WhereOption = None,
+    vectors: Annotated[
+        bool, typer.Option("--vectors", help="Write token vectors and spans too, as `manyvec import` reads them.")
+    ] = False,
 ) -> None:
-    """Write id, text and metadata of documents to a file; images and token vectors stay in the index."""
+    """Write id, text and metadata of documents to a file; images stay in the index."""
     if file != "-" and not file.endswith((".jsonl", ".parquet")):
         raise InputError(f"{file}: the name must end with .jsonl or .parquet")
     if file != "-" and not (folder := Path(file).expanduser().absolute().parent).is_dir():
@@ -52,9 +58,12 @@ def run(
     from manyvec.cli.output import say
 
     condition = parse_where(where or [], opened.filter_columns)
-    write = _write_parquet if file.endswith(".parquet") else _write_jsonl
+    records = _records(opened, condition, with_vectors=vectors)
     try:
-        n_documents = write(_records(opened, condition), file)
+        if file.endswith(".parquet"):
+            n_documents = _write_parquet(records, file, opened.info().dim if vectors else None)
+        else:
+            n_documents = _write_jsonl(records, file)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -62,12 +71,18 @@ def run(
     say(f"{n_documents:,} documents written to {'standard output' if file == '-' else file}")
 
 
-def _records(index: Index, condition: FilterLike | None) -> Iterator[list[dict[str, Any]]]:
+def _records(index: Index, condition: FilterLike | None, *, with_vectors: bool) -> Iterator[list[dict[str, Any]]]:
     """Yield documents in batches, in the order of their ids."""
     ids = index.ids(condition)
     for start in range(0, len(ids), _BATCH):
-        documents = index.get(ids[start : start + _BATCH])
-        yield [{"id": d.id, "text": d.text, "metadata": dict(d.metadata)} for d in documents]
+        documents = index.get(ids[start : start + _BATCH], vectors=with_vectors)
+        yield [_record(document) for document in documents]
+
+
+def _record(document: Document) -> dict[str, Any]:
+    record = {"id": document.id, "text": document.text, "metadata": dict(document.metadata)}
+    given = {"vectors": document.vectors, "spans": document.spans}
+    return record | {name: array.tolist() for name, array in given.items() if array is not None}
 
 
 def _write_jsonl(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
@@ -81,13 +96,17 @@ def _write_jsonl(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
     return n_documents
 
 
-def _write_parquet(batches: Iterator[list[dict[str, Any]]], file: str) -> int:
+def _write_parquet(batches: Iterator[list[dict[str, Any]]], file: str, dim: int | None) -> int:
+    """Write a file with the columns `vectors` and `spans` if the dimension of vectors is given."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from manyvec.filters.values import json_default
 
     schema = pa.schema([(name, pa.string()) for name in ("id", "text", "metadata")])
+    if dim is not None:
+        schema = schema.append(pa.field("vectors", pa.list_(pa.list_(pa.float16(), dim))))
+        schema = schema.append(pa.field("spans", pa.list_(pa.list_(pa.int32(), 2))))
     n_documents = 0
     with _complete(file) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for batch in batches:

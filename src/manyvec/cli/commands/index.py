@@ -204,6 +204,7 @@ def _existing(uri: str, columns: dict[str, str], storage: str | None, pool_facto
         return None
     from manyvec.errors import IndexNotFoundError
     from manyvec.index import Index
+    from manyvec.models.precomputed import Vectors
 
     try:
         index = Index.open(uri)
@@ -215,6 +216,11 @@ def _existing(uri: str, columns: dict[str, str], storage: str | None, pool_facto
             f"add others with `manyvec columns --index {uri} --column NAME=TYPE`"
         )
     info = index.info()
+    if Vectors.of(info.model, info.dim, index._store.manifest.fingerprint) is not None:
+        raise InputError(
+            f"the index {uri} holds token vectors of {info.model} that are computed elsewhere: add documents with "
+            "`manyvec import`"
+        )
     if storage not in (None, info.storage) or pool_factor not in (None, info.pool_factor):
         raise InputError(
             f"the index {uri} already has the storage {info.storage} and the pool factor {info.pool_factor:g}"
