@@ -163,7 +163,9 @@ class Index(IndexHandle):
         *,
         on_blank: Literal["raise", "skip"] = "raise",
         adopt_vectors: bool = False,
+        reuse_vectors: bool = False,
         show_progress: bool = False,
+        expected_characters: int | None = None,
     ) -> AddReport:
         """Add documents, replacing those whose ids exist.
 
@@ -177,7 +179,10 @@ class Index(IndexHandle):
             on_blank: `raise` an error for a document without text or tokens, or `skip` and count it.
             adopt_vectors: Whether to store vectors that come with documents as if this index's model had computed them.
                 An index created with `Vectors` takes them in any case; others refuse them by default.
-            show_progress: Show a progress bar.
+            reuse_vectors: Whether a document with the text and image of a stored one, under another id, gets its token
+                vectors instead of being encoded. The hashes of all stored documents are read once for that.
+            show_progress: Show a progress bar, which moves with the encoder within a batch.
+            expected_characters: Length of all texts, if it is known for a generator, to show the time left.
 
         Returns:
             Numbers of added, updated, unchanged and blank documents.
@@ -198,6 +203,8 @@ class Index(IndexHandle):
                 lambda: self.encoder,
                 on_blank=on_blank,
                 adopt_vectors=adopt_vectors,
+                reuse_vectors=reuse_vectors,
+                expected_characters=expected_characters,
                 show_progress=show_progress,
             )
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError
+from manyvec.models.progress import current_listener
 from manyvec.models.protocol import LoadedEncoder
 from manyvec.models.windows import Spans, Window, batches_of, window_bounds
 from manyvec.vectors.backend import in_parallel
@@ -146,7 +147,7 @@ class WindowedEncoder(LoadedEncoder, ABC):
 
     def _encode(self, windows: list[Window], n_texts: int, task: Task) -> TokenBatch:
         widths = [self._width(window, task) for window in windows]
-        buffer = _TokenBuffer(widths)
+        buffer, report = _TokenBuffer(widths), current_listener()
 
         def encode_batch(batch: list[int]) -> None:
             embeddings, masks = self._forward([windows[i].text for i in batch], task)
@@ -154,6 +155,7 @@ class WindowedEncoder(LoadedEncoder, ABC):
                 is_kept, spans = windows[i].kept_tokens(len(mask), self._padding_side)
                 keep = mask & is_kept
                 buffer.put(i, embedding[keep], spans[keep])
+            report(int(buffer.lengths[batch].sum()), len(batch) / len(windows))
 
         in_parallel(encode_batch, list(batches_of(widths, self.batch_tokens)), self._n_parallel)
         lengths = np.bincount([window.index for window in windows], weights=buffer.lengths, minlength=n_texts)

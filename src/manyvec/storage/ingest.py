@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,10 @@ from manyvec.filters import ColumnType
 from manyvec.filters.values import shown, write_metadata
 from manyvec.models.image import read_image
 from manyvec.models.precomputed import Vectors
+from manyvec.models.progress import current_listener
 from manyvec.models.protocol import Encoder, ImageReader
+from manyvec.storage.progress import Progress
+from manyvec.storage.reuse import StoredContent
 from manyvec.storage.schema import Manifest, Row, content_hash, filter_value
 from manyvec.storage.table import Store
 from manyvec.types import Document
@@ -49,6 +52,7 @@ class AddReport:
         unchanged: Documents that were already stored with the same text, image and metadata.
         blank: Documents without any text or token that were left out (`on_blank="skip"`).
         repeated: Ids that occurred more than once in the call, each once; only the last document of each is stored.
+        reused: How many of the added and updated documents got the vectors of a stored one (`reuse_vectors=True`).
     """
 
     added: int = 0
@@ -56,6 +60,7 @@ class AddReport:
     unchanged: int = 0
     blank: int = 0
     repeated: tuple[str, ...] = ()
+    reused: int = 0
 
     def __add__(self, other: AddReport) -> AddReport:
         return AddReport(
@@ -64,6 +69,7 @@ class AddReport:
             self.unchanged + other.unchanged,
             self.blank + other.blank,
             tuple(dict.fromkeys((*self.repeated, *other.repeated))),
+            self.reused + other.reused,
         )
 
     @property
@@ -111,20 +117,20 @@ def add_documents(
     *,
     on_blank: str = "raise",
     adopt_vectors: bool = False,
+    reuse_vectors: bool = False,
     show_progress: bool = False,
+    expected_characters: int | None = None,
 ) -> AddReport:
     """Check, encode and store documents, batch by batch; see `Index.add`."""
-    from tqdm.auto import tqdm
-
-    total = len(documents) if isinstance(documents, Sized) else None
     report, checked, seen = AddReport(), Checked(documents, on_blank), set[int]()
-    n_stored = store.snapshot().count()
-    with tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
+    n_stored = (snapshot := store.snapshot()).count()
+    options: dict[str, Any] = {"skips_blank": on_blank == "skip", "adopts_vectors": adopt_vectors, "seen": seen}
+    options["content"] = StoredContent(snapshot) if reuse_vectors else None
+    with Progress(documents, expected_characters=expected_characters, is_shown=show_progress) as progress:
         try:
             for batch in batches(checked, n_stored):
-                options: dict[str, Any] = {"skips_blank": on_blank == "skip", "adopts_vectors": adopt_vectors}
-                report += add_batch(store, batch, get_encoder, seen=seen, **options)
-                bar.update(len(batch))
+                with progress.batch(batch):
+                    report += add_batch(store, batch, get_encoder, **options)
         except (InputError, EncoderError, StoreError) as error:
             if not report.total:
                 raise
@@ -205,6 +211,7 @@ def add_batch(
     skips_blank: bool = False,
     adopts_vectors: bool = False,
     seen: set[int] | None = None,
+    content: StoredContent | None = None,
 ) -> AddReport:
     """Store a batch of documents, encoding only those whose text or image has changed.
 
@@ -215,6 +222,7 @@ def add_batch(
         skips_blank: Leave out documents in which the encoder finds no token, instead of raising an error.
         adopts_vectors: Accept vectors that come with documents, even if a model of this library encodes the index.
         seen: Hashes of the ids of earlier batches of the same call; those of this batch are added to it.
+        content: Stored documents whose vectors are taken instead of encoding the same text or image again.
 
     Raises:
         InputError: A document cannot be encoded or stored. Nothing with another text or image was written.
@@ -228,25 +236,34 @@ def add_batch(
         _check_page(page, get_encoder(), store)
     _check_vectors(rows, store, adopts_vectors=adopts_vectors)
     changes = Changes.between(rows, store)
-    content = changes.content
+    changed = changes.content
     n_metadata = len(changes.metadata)
     if n_metadata and store.update_metadata(changes.metadata, generation=generation) < n_metadata:
         # Rows that another process has deleted or changed meanwhile have no token vectors to keep.
         again = Changes.between(changes.metadata, store)
-        content = [*content, *again.metadata, *again.content]
-    if not content:
+        changed = [*changed, *again.metadata, *again.content]
+    if not changed:
         return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes), repeated=repeated)
-    tokens = encode(content, get_encoder, store.manifest, allow_empty=skips_blank)
+    known: list[int] = []
+    reused: TokenBatch | None = None
+    if content is not None and content.generation == generation:
+        known, reused = content.find(changed)
+    others = sorted(set(range(len(changed))) - set(known))
+    parts = [] if reused is None else [reused]
+    if others:
+        parts.append(encode([changed[i] for i in others], get_encoder, store.manifest, allow_empty=skips_blank))
+    tokens = TokenBatch.concatenate(parts).select(np.argsort([*known, *others]))
     filled = np.flatnonzero(tokens.lengths)
-    n_new, n_blank = changes.n_new, len(content) - len(filled)
+    n_new, n_blank = changes.n_new, len(changed) - len(filled)
     if n_blank:
-        blank = [row.id for row, length in zip(content, tokens.lengths, strict=True) if not length]
+        blank = [row.id for row, length in zip(changed, tokens.lengths, strict=True) if not length]
         logger.info("documents without tokens are left out: %s", shown(blank))
         n_new -= len(set(blank) - store.find(blank).keys())
-        content, tokens = [content[i] for i in filled], tokens.select(filled)
-    if content:
-        store.upsert(content, tokens, generation=generation)
-    return AddReport(n_new, len(changes) - n_blank - n_new, len(documents) - len(changes), n_blank, repeated)
+        changed, tokens = [changed[i] for i in filled], tokens.select(filled)
+    if changed:
+        store.upsert(changed, tokens, generation=generation)
+    n_unchanged = len(documents) - len(changes)
+    return AddReport(n_new, len(changes) - n_blank - n_new, n_unchanged, n_blank, repeated, len(known))
 
 
 def _repeated_ids(documents: Sequence[Document], seen: set[int]) -> tuple[str, ...]:
@@ -336,6 +353,7 @@ def _encode_pages(rows: Sequence[Row], encoder: ImageReader) -> TokenBatch:
         # Decoded here, so that an error names the document.
         images = [read_image(row.image or b"", f"document {row.id!r}: its image") for row in part]
         parts.append(encoder.encode_images(images))
+        current_listener()(parts[-1].n_tokens, len(part) / len(rows))
     return TokenBatch.concatenate(parts)
 
 

@@ -132,6 +132,12 @@ class Snapshot:
             found = _all_rows(query.where(where) if where else query)["_rowid"]
         return np.sort(found.to_numpy().astype(np.int64))
 
+    def row_ids_by_content(self) -> dict[str, int]:
+        """Return a row id for each `content_hash`."""
+        with translated(f"read the index {self.uri}"):
+            table = self._table.search().select(["content_hash"]).with_row_id(True).limit(None).to_arrow()
+        return dict(zip(table["content_hash"].to_pylist(), table["_rowid"].to_pylist(), strict=True))
+
     def document_ids(self, where: str | None = None) -> list[str]:
         """Return the ids, sorted, of all documents or of those that satisfy a condition."""
         states = self.states()
