@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version as package_version
-from os import PathLike, fspath
-from pathlib import Path
-from typing import Any, Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
 
 from manyvec.errors import InputError, ManifestError, check_count, check_fraction, check_ids
 from manyvec.filters import FilterLike, parse_filter, to_sql
@@ -22,7 +21,7 @@ from manyvec.retrieval.queries import AnyQuery, check_passages, check_strings, e
 from manyvec.retrieval.search import SearchOptions
 from manyvec.storage.columns import add_filter_columns, infer_given, infer_stored
 from manyvec.storage.ingest import AddReport, add_documents
-from manyvec.storage.lance import where_ids
+from manyvec.storage.lance import Place, where_ids
 from manyvec.storage.maintenance import optimize
 from manyvec.storage.schema import Manifest, content_hash, stored_as
 from manyvec.storage.table import Store
@@ -30,6 +29,9 @@ from manyvec.timing import stage
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import Scores
+
+if TYPE_CHECKING:
+    from lancedb import DBConnection
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
 
@@ -49,7 +51,7 @@ class Index(IndexHandle):
     @classmethod
     def create(
         cls,
-        uri: str | PathLike[str],
+        uri: str | PathLike[str] | None = None,
         encoder: str | Encoder = "minilm",
         *,
         filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
@@ -59,6 +61,9 @@ class Index(IndexHandle):
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         device: str = "auto",
         score_device: str | None = None,
+        storage_options: Mapping[str, str] | None = None,
+        connection: DBConnection | None = None,
+        table_name: str | None = None,
         filters: None = None,
     ) -> Index:
         """Create an empty index.
@@ -86,6 +91,11 @@ class Index(IndexHandle):
                 is then on the CPU), or `auto` for the best there is. On `cuda`, cached vectors are copied to the GPU,
                 where up to 50,000,000 token vectors are all scored; what does not fit is scored on the CPU.
             score_device: Where documents are scored, if not on `device`: `cpu`, `cuda` or `auto`.
+            storage_options: LanceDB's options for a bucket, such as `region`, `endpoint` or credentials, kept in this
+                object only: not in the index, its repr or a pickle. Environment variables do as well.
+            connection: Connection from `lancedb.connect`, whose database and options are used, in place of `uri`.
+            table_name: Name of the index's table, so that several indexes can share a database: letters, digits, - and
+                _. By default the database holds one index.
             filters: Former name of `filter_columns`; passing it is an error.
 
         Raises:
@@ -96,7 +106,8 @@ class Index(IndexHandle):
         """
         if filters is not None:
             raise InputError("Index.create has no argument 'filters': it is called filter_columns")
-        index = cls(_uri(uri), encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
+        place = Place.of(uri, storage_options=storage_options, connection=connection, table_name=table_name)
+        index = cls(place, encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
         loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
         declared = None if filter_columns == "infer" else filter_columns
         manifest = Manifest(
@@ -110,7 +121,7 @@ class Index(IndexHandle):
             library=package_version("manyvec"),
         )
         try:
-            index._start(Store.create(index.uri, manifest, cache_bytes))
+            index._start(Store.create(place, manifest, cache_bytes))
         except InputError:
             if not exist_ok:
                 raise
@@ -128,12 +139,15 @@ class Index(IndexHandle):
     @classmethod
     def open(
         cls,
-        uri: str | PathLike[str],
+        uri: str | PathLike[str] | None = None,
         encoder: str | Encoder | None = None,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         device: str = "auto",
         score_device: str | None = None,
+        storage_options: Mapping[str, str] | None = None,
+        connection: DBConnection | None = None,
+        table_name: str | None = None,
     ) -> Index:
         """Open an index.
 
@@ -145,13 +159,15 @@ class Index(IndexHandle):
             cache_bytes: Memory for searches; see `create`.
             device: Where a model named by a string runs and where documents are scored; see `create`.
             score_device: Where documents are scored, if not on `device`.
+            storage_options, connection, table_name: Where the index lies; see `create`.
 
         Raises:
             IndexNotFoundError: There is no index at `uri`.
             ManifestError: The manifest is missing or damaged, or the encoder is not the one the index was built with.
             InputError: There is no such device.
         """
-        index = cls(_uri(uri), encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
+        place = Place.of(uri, storage_options=storage_options, connection=connection, table_name=table_name)
+        index = cls(place, encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
         manifest = index._store.manifest
         if encoder is not None:
             index._encoder_for(manifest)
@@ -418,11 +434,3 @@ class Index(IndexHandle):
     @stage("encode")
     def _encode_queries(self, queries: Sequence[AnyQuery], manifest: Manifest) -> tuple[list[str], TokenBatch]:
         return encode(queries, lambda: self._encoder_for(manifest), manifest.dim)
-
-
-def _uri(uri: str | PathLike[str]) -> str:
-    path = fspath(uri)
-    if not isinstance(path, str) or not path.strip():
-        raise InputError(f"an index needs a folder or a bucket's URI, got {uri!r}")
-    # Absolute, so that the index stays itself when the process changes its working directory.
-    return path if "://" in path else str(Path(path).expanduser().absolute())

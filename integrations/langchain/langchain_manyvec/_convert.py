@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from langchain_core.retrievers import LangSmithRetrieverParams
 
 import manyvec
 
+_PLACE = ("storage_options", "connection", "table_name")
 logger = logging.getLogger(__name__)
 # Blank documents that a warning describes one by one.
 _MAX_NAMED = 5
@@ -132,6 +133,12 @@ def trace_params(name: str, index: manyvec.Index) -> LangSmithRetrieverParams:
         ls_embedding_provider="manyvec",
         ls_embedding_model=index.model,
     )
+
+
+def split_place(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options that say where an index lies, see `manyvec.Index.create`, and the others."""
+    place = {name: value for name, value in options.items() if name in _PLACE}
+    return place, {name: value for name, value in options.items() if name not in _PLACE}
 
 
 def reject_filters(options: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from os import PathLike, fspath
@@ -41,11 +41,15 @@ class ManyvecRecordManager(RecordManager):
     Args:
         namespace: Name that separates these records from those of other record managers in the same table.
         uri: Folder or bucket of the index, or any other LanceDB database.
+        storage_options: LanceDB's options for a bucket, such as credentials.
     """
 
-    def __init__(self, namespace: str, uri: str | PathLike[str]) -> None:
+    def __init__(
+        self, namespace: str, uri: str | PathLike[str], *, storage_options: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(namespace)
         self.uri = fspath(uri)
+        self._storage_options = dict(storage_options or {})
         self._started = 0.0
         self._opened: Any = None
 
@@ -195,7 +199,9 @@ class ManyvecRecordManager(RecordManager):
         try:
             with _CREATING:
                 if self._opened is None:
-                    database = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
+                    database = lancedb.connect(
+                        self.uri, storage_options=self._storage_options, read_consistency_interval=timedelta(0)
+                    )
                     self._opened = database.create_table(TABLE, schema=_schema(), exist_ok=True)
             yield self._opened
         except (RuntimeError, OSError, ValueError) as error:

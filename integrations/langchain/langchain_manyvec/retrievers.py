@@ -13,7 +13,7 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig, run_in_executor
 from pydantic import ConfigDict
 
-from langchain_manyvec._convert import reject_filters, store, to_langchain, trace_params
+from langchain_manyvec._convert import reject_filters, split_place, store, to_langchain, trace_params
 from manyvec import Encoder, FilterLike, Index
 
 if TYPE_CHECKING:
@@ -59,25 +59,29 @@ class ManyvecRetriever(BaseRetriever):
     scores: bool = True
 
     @classmethod
-    def from_uri(cls, uri: str | PathLike[str], *, encoder: str | Encoder | None = None, **fields: Any) -> Self:
+    def from_uri(
+        cls, uri: str | PathLike[str] | None = None, *, encoder: str | Encoder | None = None, **fields: Any
+    ) -> Self:
         """Open an existing index, whichever framework or command created it.
 
         Args:
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
             encoder: Encoder or its name. Defaults to the one the index was built with.
-            **fields: Attributes of the retriever, such as `k` and `filter`.
+            **fields: Attributes of the retriever, such as `k` and `filter`; and `storage_options`, `connection` and
+                `table_name`, see `manyvec.Index.create`.
 
         Raises:
             IndexNotFoundError: There is no index at `uri`.
             ManifestError: The index was built with another encoder.
         """
-        return cls(index=Index.open(uri, encoder), **fields)
+        place, fields = split_place(fields)
+        return cls(index=Index.open(uri, encoder, **place), **fields)
 
     @classmethod
     def from_documents(
         cls,
         documents: Iterable[Document],
-        uri: str | PathLike[str],
+        uri: str | PathLike[str] | None = None,
         *,
         encoder: str | Encoder = "minilm",
         filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
@@ -93,14 +97,16 @@ class ManyvecRetriever(BaseRetriever):
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
                 "infer" declares those of the first batch. An existing index must have the same ones.
             show_progress: Whether to draw a progress bar.
-            **fields: Attributes of the retriever, such as `k` and `filter`.
+            **fields: Attributes of the retriever, such as `k` and `filter`; and `storage_options`, `connection` and
+                `table_name`, see `manyvec.Index.create`.
 
         Raises:
             InputError: A document cannot be stored.
             ManifestError: The existing index has another encoder or other filter columns.
         """
         reject_filters(fields)
-        index = Index.create(uri, encoder, filter_columns=filter_columns, exist_ok=True)
+        place, fields = split_place(fields)
+        index = Index.create(uri, encoder, filter_columns=filter_columns, exist_ok=True, **place)
         retriever = cls(index=index, **fields)
         retriever.add_documents(documents, show_progress=show_progress)
         return retriever

@@ -13,7 +13,7 @@ from langchain_core.retrievers import LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStoreRetriever
 
-from langchain_manyvec._convert import clipped, reject_filters, to_langchain, trace_params
+from langchain_manyvec._convert import clipped, reject_filters, split_place, to_langchain, trace_params
 from langchain_manyvec.calibration import Calibration
 from langchain_manyvec.collection import DocumentCollection
 from langchain_manyvec.embeddings import ManyvecEmbeddings
@@ -71,24 +71,34 @@ class ManyvecVectorStore(DocumentCollection):
 
     @classmethod
     def from_uri(
-        cls, uri: str | PathLike[str], *, encoder: str | Encoder | Embeddings | None = None, **options: Any
+        cls,
+        uri: str | PathLike[str] | None = None,
+        *,
+        encoder: str | Encoder | Embeddings | None = None,
+        **options: Any,
     ) -> Self:
         """Open an existing index.
 
         Args:
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
             encoder: Encoder or its name. Defaults to the one the index was built with.
-            **options: Options of the store, such as `lexical_weight`.
+            **options: Options of the store, such as `lexical_weight`; and `storage_options`, `connection` and
+                `table_name`, see `manyvec.Index.create`.
 
         Raises:
             IndexNotFoundError: There is no index at `uri`.
             ManifestError: The index was built with another encoder.
         """
-        return cls(Index.open(uri, None if encoder is None else _encoder(encoder)), **options)
+        place, options = split_place(options)
+        return cls(Index.open(uri, None if encoder is None else _encoder(encoder), **place), **options)
 
     @classmethod
     def from_existing_index(
-        cls, embedding: str | Encoder | Embeddings | None = None, *, uri: str | PathLike[str], **options: Any
+        cls,
+        embedding: str | Encoder | Embeddings | None = None,
+        *,
+        uri: str | PathLike[str] | None = None,
+        **options: Any,
     ) -> Self:
         """Open an existing index: `from_uri` under the name that other vector stores use."""
         return cls.from_uri(uri, encoder=embedding, **options)
@@ -118,7 +128,8 @@ class ManyvecVectorStore(DocumentCollection):
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
                 "infer" declares those of the first batch. An existing index must have the same ones.
             show_progress: Whether to draw a progress bar.
-            **options: Options of the store, such as `lexical_weight`.
+            **options: Options of the store, such as `lexical_weight`; and `storage_options`, `connection` and
+                `table_name`, see `manyvec.Index.create`.
 
         Raises:
             TypeError: `embedding` makes one vector per text, or an option is unknown.
@@ -126,8 +137,11 @@ class ManyvecVectorStore(DocumentCollection):
             ManifestError: The existing index has another encoder or other filter columns.
         """
         reject_filters(options)
-        place = uri if uri is not None else "memory://"
-        store = cls(Index.create(place, _encoder(embedding), filter_columns=filter_columns, exist_ok=True), **options)
+        place, options = split_place(options)
+        if uri is None and "connection" not in place:
+            uri = "memory://"
+        index = Index.create(uri, _encoder(embedding), filter_columns=filter_columns, exist_ok=True, **place)
+        store = cls(index, **options)
         store.add_texts(texts, metadatas, ids=ids, show_progress=show_progress)
         return store
 

@@ -6,10 +6,11 @@ Exit statuses: 0 success, 1 failure, 2 wrong usage, 3 some files could not be re
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
@@ -28,9 +29,8 @@ from manyvec.cli.commands import (
     search,
     serve,
 )
+from manyvec.cli.options import StorageOption, TableOption, set_place
 from manyvec.errors import ManyvecError
-
-P = ParamSpec("P")
 
 app = typer.Typer(
     name="manyvec",
@@ -76,11 +76,15 @@ def _renamed(arguments: Sequence[str]) -> str | None:
     return next((_RENAMED[name] for name in (option.partition("=")[0] for option in options) if name in _RENAMED), None)
 
 
-def _with_status(run: Callable[P, None]) -> Callable[P, None]:
-    """Wrap a command so that expected errors become one line on standard error and an exit status."""
+def _with_status(run: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a command so that expected errors become one line on standard error and an exit status.
+
+    A command with the option `--index` also gets the options that say where else an index may lie.
+    """
 
     @functools.wraps(run)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+    def wrapped(*args: Any, storage_option: list[str] | None = None, table: str | None = None, **kwargs: Any) -> None:
+        set_place(storage_option, table)
         try:
             run(*args, **kwargs)
         except ManyvecError as error:
@@ -93,6 +97,17 @@ def _with_status(run: Callable[P, None]) -> Callable[P, None]:
             # The reader of a pipe, such as `head`, has seen enough.
             raise typer.Exit(0) from None
 
+    if "index" not in (signature := inspect.signature(run, eval_str=True)).parameters:
+        return wrapped
+    # typer reads the signature.
+    place = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in (("storage_option", StorageOption), ("table", TableOption))
+    ]
+    wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), *place]
+    )
+    wrapped.__annotations__ = {**wrapped.__annotations__, "storage_option": StorageOption, "table": TableOption}
     return wrapped
 
 

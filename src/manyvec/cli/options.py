@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -54,6 +56,42 @@ WhereOption: TypeAlias = Annotated[
 KOption: TypeAlias = Annotated[int, typer.Option("-k", metavar="N", help="Maximum number of hits.")]
 
 
+StorageOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        envvar="MANYVEC_STORAGE_OPTIONS",
+        show_envvar=True,
+        help="LanceDB's option for a bucket, such as region or endpoint. May be repeated. Put credentials into the "
+        "environment: other users of this machine see what a command line says.",
+        show_default=False,
+    ),
+]
+TableOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--table", metavar="NAME", help="Table of the index, if several share a database.", show_default=False
+    ),
+]
+# Where the index of the running command lies, beside its URI: every command has the two options above.
+_place: ContextVar[dict[str, Any]] = ContextVar("_place", default={})  # noqa: B039  # never changed
+
+
+def set_place(storage_options: Sequence[str] | None, table_name: str | None) -> None:
+    """Keep where the index of this command lies, for `place_options`."""
+    pairs = [option.partition("=") for option in storage_options or ()]
+    if wrong := [key for key, equals, _ in pairs if not key or not equals]:
+        # Not the whole option, which may hold a password.
+        raise typer.BadParameter(f"--storage-option takes KEY=VALUE, got no value for {wrong[0][:20]!r}")
+    _place.set({"storage_options": {key: value for key, _, value in pairs}, "table_name": table_name})
+
+
+def place_options() -> dict[str, Any]:
+    """Return the arguments of `Index.open` and `Index.create` that say where the index lies, beside its URI."""
+    return _place.get()
+
+
 def check_exists(uri: str) -> None:
     """Raise `IndexNotFoundError` if `uri` is a local folder that does not exist, before anything heavy is imported."""
     if "://" not in uri and not Path(uri).expanduser().is_dir():
@@ -67,4 +105,4 @@ def open_index(uri: str, device: Device = "auto", score_device: ScoreDevice | No
     check_exists(uri)
     from manyvec.index import Index
 
-    return Index.open(uri, device=device, score_device=score_device)
+    return Index.open(uri, device=device, score_device=score_device, **place_options())

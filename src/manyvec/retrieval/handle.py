@@ -14,7 +14,7 @@ from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.reader import IndexReader, scorer_for
-from manyvec.storage.lance import disk_bytes
+from manyvec.storage.lance import TABLE, Place
 from manyvec.storage.schema import Manifest
 from manyvec.storage.table import Store
 from manyvec.types import IndexInfo
@@ -29,7 +29,7 @@ class IndexHandle:
     its first use. Use it as a context manager to close it at the end of a block.
 
     Args:
-        uri: Absolute path or URI of the index.
+        place: Where the index lies.
         encoder: Name of a model or an encoder; None for the model in the manifest.
         cache_bytes: Memory budget for searches.
         device: Where a model named by a string runs and where documents are scored.
@@ -40,10 +40,11 @@ class IndexHandle:
     """
 
     def __init__(
-        self, uri: str, encoder: str | Encoder | None, *, cache_bytes: int, device: str, score_device: str | None
+        self, place: Place, encoder: str | Encoder | None, *, cache_bytes: int, device: str, score_device: str | None
     ) -> None:
         scorer_for(device, score_device)
-        self.uri = uri
+        self.uri = place.uri
+        self._place = place
         self.candidates: Candidates = Auto()
         self.cache_bytes = cache_bytes
         self._device = device
@@ -62,9 +63,10 @@ class IndexHandle:
         self._writing = threading.RLock()
 
     def __repr__(self) -> str:
+        table = "" if self.table_name is None else f", table_name={self.table_name!r}"
         if self._is_closed or self._open_store is None:
-            return f"{type(self).__name__}({self.uri!r}{', closed' if self._is_closed else ''})"
-        return f"{type(self).__name__}({self.uri!r}, model={self._open_store.manifest.model!r})"
+            return f"{type(self).__name__}({self.uri!r}{table}{', closed' if self._is_closed else ''})"
+        return f"{type(self).__name__}({self.uri!r}{table}, model={self._open_store.manifest.model!r})"
 
     def __enter__(self: _Handle) -> _Handle:
         return self
@@ -77,6 +79,11 @@ class IndexHandle:
         with self._opening:
             self._start(None)
             self._is_closed = True
+
+    @property
+    def table_name(self) -> str | None:
+        """Name of the index's table, if several indexes share the database; None for the usual one."""
+        return None if self._place.table == TABLE else self._place.table
 
     @property
     def model(self) -> str:
@@ -113,7 +120,7 @@ class IndexHandle:
             pool_factor=manifest.pool_factor,
             filter_columns=dict(manifest.filter_columns),
             version=snapshot.version,
-            bytes_on_disk=disk_bytes(self.uri),
+            bytes_on_disk=self._place.disk_bytes(),
             bytes_in_memory=self._reader.bytes_held,
             cache_bytes=self.cache_bytes,
         )
@@ -125,7 +132,7 @@ class IndexHandle:
             with self._opening:
                 if self._is_closed:
                     raise StoreError(f"the index {self.uri} is closed: open it again with Index.open")
-                store = self._open_store = self._open_store or Store.open(self.uri, self.cache_bytes)
+                store = self._open_store = self._open_store or Store.open(self._place, self.cache_bytes)
         return store
 
     @property
@@ -168,8 +175,10 @@ class IndexHandle:
         if self.uri.startswith("memory://"):
             raise InputError("an index in memory:// exists in this process only: it cannot be pickled")
         check_pickles(self._given_encoder)
-        names = ("uri", "candidates", "cache_bytes", "_device", "_score_device", "_given_encoder", "_infers_columns")
-        return {name: getattr(self, name) for name in names}
+        names = ("candidates", "cache_bytes", "_device", "_score_device", "_given_encoder", "_infers_columns")
+        # Without storage options: a pickle may be written to a disk, and where it is loaded the environment has them.
+        place = Place(self._place.uri, self._place.table)
+        return {"uri": self.uri, "_place": place, **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

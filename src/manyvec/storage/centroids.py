@@ -3,7 +3,8 @@
 A codebook is named by the hash of its centroids. `codec_NAME` holds the centroids that codes refer to; it is never
 changed. `codebook_NAME` holds the centroids of the lists and `assigned_NAME` the centroids of each document. Metadata
 of the documents' column `tokens` names the codebooks in use: LanceDB has no transaction over two tables, so a codebook
-is written completely before that metadata points to it.
+is written completely before that metadata points to it. Where the documents' table is called NAME instead of
+`documents`, the others are called `NAME.codec_…` and so on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from manyvec.errors import ManifestError, ShapeError, StoreError
-from manyvec.storage.lance import translated
+from manyvec.storage.lance import Place, translated
 from manyvec.storage.schema import Manifest, assignments_of, codebook_table, vectors_of
 from manyvec.vectors.codebook import Assignments, Codebook
 from manyvec.vectors.codec import Codec
@@ -33,8 +34,9 @@ _CODEC_KEY = "manyvec-codec"
 class CentroidTables:
     """The codec of an index, and the codebook and assignments of its centroid lists."""
 
-    def __init__(self, uri: str, manifest: Manifest, database: lancedb.DBConnection, documents: Table) -> None:
-        self._uri = uri
+    def __init__(self, place: Place, manifest: Manifest, database: lancedb.DBConnection, documents: Table) -> None:
+        self._uri = str(place)
+        self._prefix = place.prefix
         self._manifest = manifest
         self._database = database
         self._documents = documents
@@ -60,7 +62,7 @@ class CentroidTables:
                 name = self._metadata(_CODEC_KEY)
             if name:
                 try:
-                    self._codec_codebook = self._read(f"codec_{name}")
+                    self._codec_codebook = self._read(f"{self._prefix}codec_{name}")
                 except (RuntimeError, OSError, ValueError, KeyError) as error:
                     raise ManifestError(f"the centroids of the index {self._uri} cannot be read: {error}") from error
                 self._codec = Codec(storage, dim, self._codec_codebook.centroids)
@@ -79,7 +81,7 @@ class CentroidTables:
         with translated(f"write to the index {self._uri}"):
             self._documents.checkout_latest()
             if self.codec() is None:
-                self._database.create_table(f"codec_{name}", codebook_table(codebook), mode="overwrite")
+                self._database.create_table(f"{self._prefix}codec_{name}", codebook_table(codebook), mode="overwrite")
                 self._point(_CODEC_KEY, name)
 
     def assignments(self, key: str) -> Assignments | None:
@@ -95,8 +97,8 @@ class CentroidTables:
             return None
         try:
             with translated(f"read the index {self._uri}"):
-                codebook = self._read(f"codebook_{name}")
-                rows = self._database.open_table(f"assigned_{name}").to_arrow().combine_chunks()
+                codebook = self._read(f"{self._prefix}codebook_{name}")
+                rows = self._database.open_table(f"{self._prefix}assigned_{name}").to_arrow().combine_chunks()
             return assignments_of(codebook, rows)
         except (StoreError, ShapeError, KeyError) as error:
             logger.warning(
@@ -112,8 +114,8 @@ class CentroidTables:
         assigned = {"row_id": pa.int64(), "updated": pa.int64(), "centroids": pa.list_(pa.uint16())}
         with translated(f"write to the index {self._uri}"):
             # An interrupted run, or damage, may have left tables of this name.
-            self._database.create_table(f"codebook_{name}", codebook_table(codebook), mode="overwrite")
-            self._database.create_table(f"assigned_{name}", schema=pa.schema(assigned), mode="overwrite")
+            self._database.create_table(f"{self._prefix}codebook_{name}", codebook_table(codebook), mode="overwrite")
+            self._database.create_table(f"{self._prefix}assigned_{name}", schema=pa.schema(assigned), mode="overwrite")
 
     def add_assignments(self, assignments: Assignments) -> None:
         """Append the centroids of documents to a codebook's assignments."""
@@ -127,28 +129,33 @@ class CentroidTables:
             ),
         }
         with translated(f"write to the index {self._uri}"):
-            self._database.open_table(f"assigned_{assignments.codebook.fingerprint}").add(pa.table(columns))
+            self._database.open_table(f"{self._prefix}assigned_{assignments.codebook.fingerprint}").add(
+                pa.table(columns)
+            )
 
     def set_assignments(self, codebook: Codebook) -> None:
         """Let searches use a codebook whose assignments are complete, and drop all others."""
         name = codebook.fingerprint
         with translated(f"write to the index {self._uri}"):
             self._documents.checkout_latest()
-            count = self._database.open_table(f"assigned_{name}").count_rows()
+            count = self._database.open_table(f"{self._prefix}assigned_{name}").count_rows()
             # The count makes the value differ when only the assignments grew: it tells readers to read them again.
             self._point(ASSIGNMENTS_KEY, f"{name} {count}")
-            for table in self._database.list_tables().tables:
-                if table.startswith(("codebook_", "assigned_")) and not table.endswith(name):
-                    self._database.drop_table(table)
+            self._drop_assignments(except_for=name)
 
     def remove_assignments(self) -> None:
         """Let searches do without centroid lists, and drop their tables."""
         with translated(f"write to the index {self._uri}"):
             self._documents.checkout_latest()
             self._point(ASSIGNMENTS_KEY, "")
-            for table in self._database.list_tables().tables:
-                if table.startswith(("codebook_", "assigned_")):
-                    self._database.drop_table(table)
+            self._drop_assignments()
+
+    def _drop_assignments(self, except_for: str | None = None) -> None:
+        # Other indexes in this database have tables with other prefixes.
+        starts = (f"{self._prefix}codebook_", f"{self._prefix}assigned_")
+        for table in self._database.list_tables().tables:
+            if table.startswith(starts) and not (except_for and table.endswith(except_for)):
+                self._database.drop_table(table)
 
     def _metadata(self, key: str) -> str:
         return str((self._documents.schema.field("tokens").metadata or {}).get(key.encode(), b"").decode())

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import ManifestError, ManyvecError, ShapeError, StoreError
-from manyvec.storage.lance import disk_bytes
+from manyvec.storage.lance import Place
 from manyvec.storage.maintenance import extend_lists, remove_duplicates
 from manyvec.storage.schema import content_hash, image_hash, rows_of
 from manyvec.storage.snapshot import BUILD_WINDOW_BYTES, RowStates, Snapshot, windows
@@ -66,7 +66,7 @@ class CheckReport:
         return tuple(problem for problem in self.problems if not problem.is_repairable)
 
 
-def check(uri: str, *, repair: bool = False, show_progress: bool = False) -> CheckReport:
+def check(uri: str | Place, *, repair: bool = False, show_progress: bool = False) -> CheckReport:
     """Read all of an index once and report what is wrong.
 
     Texts and images are compared with their stored hashes, token vectors with their counts and the range of their
@@ -97,7 +97,7 @@ def check(uri: str, *, repair: bool = False, show_progress: bool = False) -> Che
         *_documents(snapshot, states, show_progress=show_progress),
     ]
     repaired = tuple(_repaired(store, problems)) if repair else ()
-    return CheckReport(uri, len(states.row_ids), int(states.n_tokens.sum()), tuple(problems), repaired)
+    return CheckReport(store.uri, len(states.row_ids), int(states.n_tokens.sum()), tuple(problems), repaired)
 
 
 def _duplicates(states: RowStates) -> Iterator[Problem]:
@@ -197,8 +197,8 @@ def _repaired(store: Store, problems: list[Problem]) -> Iterator[str]:
         yield "the centroid lists were built again"
     if columns := store.create_missing_indexes():
         yield f"search indexes were built again: {', '.join(columns)}"
-    before = disk_bytes(store.uri)
+    before = store.place.disk_bytes()
     store.optimize(_KEEP, removes_leftovers=True)
-    after = disk_bytes(store.uri)
+    after = store.place.disk_bytes()
     if before is not None and after is not None and after < before:
         yield f"{before - after} bytes of files that nothing refers to were deleted"

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError, WriteConflictError
 from manyvec.filters import quote
+from manyvec.filters.values import shown
 
 if TYPE_CHECKING:
+    import lancedb
     from lancedb.table import Table
 
 TABLE = "documents"
+_TABLE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Starts of the names of other tables; see `CentroidTables` and LangChain's `ManyvecRecordManager`.
+_RESERVED = ("codec_", "codebook_", "assigned_", "langchain_records")
+# What messages of object stores mean, which are otherwise 1,500 characters of Rust.
+_MEANINGS = {
+    "NoSuchBucket|bucket does not exist": "there is no such bucket",
+    "AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|status: 403|status: 401|InvalidToken|ExpiredToken": (
+        "access was denied: check the credentials in the environment or in storage_options"
+    ),
+    "ConnectError|dns error|kind: Connect": "the object store cannot be reached: check the network and the endpoint",
+}
+_MAX_MESSAGE = 300
 # What LanceDB says when another writer committed first and when it has tried for too long.
 _CONFLICTS = ("commit conflict", "concurrent writers", "concurrent transaction")
 # LanceDB takes 6 ms for 1,000 values in an IN (...) and 40 ms for 10,000.
@@ -27,11 +45,96 @@ _MIN_INDEX_BYTES = 64 * 2**20
 _RUST_PANICS = ("pyo3_async_runtimes", "pyo3_runtime")
 
 
-class Connection:
-    """A connection to a LanceDB database.
+@dataclass(frozen=True)
+class Place:
+    """Where an index lies.
 
     Args:
-        uri: A folder, a bucket, or `memory://`.
+        uri: Database: an absolute path, a bucket's URI, or `memory://`.
+        table: Name of the documents' table.
+        storage_options: LanceDB's options for the object store, such as credentials. They are never written or shown.
+        connection: Connection to a database in memory, which exists nowhere else.
+    """
+
+    uri: str
+    table: str = TABLE
+    storage_options: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    connection: lancedb.DBConnection | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        uri: str | PathLike[str] | None,
+        *,
+        storage_options: Mapping[str, str] | None = None,
+        connection: lancedb.DBConnection | None = None,
+        table_name: str | None = None,
+    ) -> Place:
+        """Return the place that a user named; see `Index.create`.
+
+        Raises:
+            InputError: Both `uri` and `connection` are passed or neither, or one of the arguments cannot be used.
+        """
+        if connection is not None:
+            if uri is not None:
+                raise InputError("pass either the uri of a database or a connection to it, not both")
+            if not callable(getattr(connection, "list_tables", None)) or inspect.iscoroutinefunction(
+                connection.list_tables
+            ):
+                raise InputError(f"connection must come from lancedb.connect, got {type(connection).__name__}")
+            # Copied: LanceDB's connection is closed or used otherwise by whoever made it.
+            options = getattr(connection, "storage_options", None) or {}
+            storage_options = {**options, **(storage_options or {})}
+            uri = str(connection.uri)
+        path = fspath(uri) if isinstance(uri, (str, PathLike)) else uri
+        if not isinstance(path, str) or not path.strip():
+            raise InputError(f"an index needs a folder or a bucket's URI, got {uri!r}")
+        if path.startswith("db://"):
+            raise InputError("manyvec cannot use LanceDB Cloud (db://): pass a folder or a bucket's URI")
+        if "://" in path and "@" in path.partition("://")[2].partition("/")[0] and not path.startswith(("az", "abfs")):
+            raise InputError("a URI must not hold credentials: pass storage_options, or set environment variables")
+        if table_name is not None and (not _TABLE_NAME.fullmatch(table_name) or table_name.startswith(_RESERVED)):
+            raise InputError(
+                f"table_name must consist of at most 64 letters, digits, - and _, and not start with "
+                f"{', '.join(_RESERVED)}; got {shown(table_name)}"
+            )
+        options = dict(storage_options or {})
+        if wrong := [
+            name for name, value in options.items() if not isinstance(name, str) or not isinstance(value, str)
+        ]:
+            raise InputError(f"storage_options must be a dict of strings; the value of {wrong[0]!r} is none")
+        in_memory = connection if path.startswith("memory:") else None
+        # Absolute, so that the index stays itself when the process changes its working directory.
+        absolute = path if "://" in path else str(Path(path).expanduser().absolute())
+        return cls(absolute, table_name or TABLE, options, in_memory)
+
+    def __str__(self) -> str:
+        return self.uri if self.table == TABLE else f"{self.uri} (table {self.table!r})"
+
+    @property
+    def prefix(self) -> str:
+        """Start of the names of the tables that belong to this index, beside that of the documents."""
+        return "" if self.table == TABLE else f"{self.table}."
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the database; None for one in a bucket or in memory."""
+        return None if "://" in self.uri else Path(self.uri)
+
+    def disk_bytes(self) -> int | None:
+        """Return the size of the index on disk, all stored versions included; None for one in a bucket."""
+        if self.folder is None:
+            return None
+        tables = self.folder.glob("*" if self.table == TABLE else f"{self.table}.*")
+        paths = (path for table in tables for path in (table, *table.rglob("*")))
+        return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+class Connection:
+    """A connection to the database of an index.
+
+    Args:
+        place: The index.
         cache_bytes: Memory budget of the index, which bounds what LanceDB keeps in memory of search indexes.
         is_consistent: Whether every use of a table looks for commits of other processes: 0.2 ms on a local disk, a
             request in a bucket. Otherwise only `checkout_latest` does.
@@ -40,17 +143,17 @@ class Connection:
         database: LanceDB's connection.
     """
 
-    def __init__(self, uri: str, cache_bytes: int = 0, *, is_consistent: bool = True) -> None:
+    def __init__(self, place: Place, cache_bytes: int = 0, *, is_consistent: bool = True) -> None:
         import lancedb
 
-        self.uri = uri
+        self.place = place
         self.cache_bytes = cache_bytes
         self._session = lancedb.Session(
             index_cache_size_bytes=max(_MIN_INDEX_BYTES, cache_bytes // 4), metadata_cache_size_bytes=_METADATA_BYTES
         )
-        self.database = lancedb.connect(
-            uri,
-            storage_options={"new_table_enable_stable_row_ids": "true"},
+        self.database = place.connection or lancedb.connect(
+            place.uri,
+            storage_options={**place.storage_options, "new_table_enable_stable_row_ids": "true"},
             read_consistency_interval=timedelta(0) if is_consistent else None,
             session=self._session,
         )
@@ -62,11 +165,11 @@ class Connection:
 
     def documents(self) -> Table:
         """Return a new handle of the documents' table."""
-        return self.database.open_table(TABLE)
+        return self.database.open_table(self.place.table)
 
     def renewed(self) -> Connection:
         """Return a new connection, for which LanceDB keeps nothing in memory and no file open yet."""
-        return Connection(self.uri, self.cache_bytes)
+        return Connection(self.place, self.cache_bytes)
 
 
 @contextmanager
@@ -82,21 +185,31 @@ def translated(action: str) -> Iterator[None]:
     # LanceDB raises RuntimeError for most disk errors and ValueError for the others.
     except (RuntimeError, OSError, ValueError) as error:
         is_conflict = any(words in str(error).lower() for words in _CONFLICTS)
-        raise (WriteConflictError if is_conflict else StoreError)(f"cannot {action}: {error}") from error
+        if (known := _known(str(error))) is not None:
+            # Not `from error`: the object store's reply may repeat an access key.
+            raise StoreError(f"cannot {action}: {known}") from None
+        raise (WriteConflictError if is_conflict else StoreError)(f"cannot {action}: {_shortened(error)}") from error
     except BaseException as error:
         if type(error).__module__ not in _RUST_PANICS:
             raise
-        raise StoreError(f"cannot {action}: LanceDB panicked, which damaged files lead to: {error}") from error
+        raise StoreError(
+            f"cannot {action}: LanceDB panicked, which damaged files lead to: {_shortened(error)}"
+        ) from error
+
+
+def _known(message: str) -> str | None:
+    """Return what an error of an object store means, if that is known."""
+    return next((meaning for words, meaning in _MEANINGS.items() if re.search(words, message)), None)
+
+
+def _shortened(error: BaseException) -> str:
+    """Return LanceDB's message in one line, without where in its source it arose."""
+    message = re.sub(r",? *(location: Location \{[^}]*\}|backtrace: \w+|\S*/\.cargo/\S*)", "", str(error))
+    message = " ".join(message.split())
+    return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "…"
 
 
 def where_ids(ids: Sequence[str]) -> Iterator[str]:
     """Yield SQL conditions that together select these ids, each short enough for one statement."""
     for start in range(0, len(ids), _IDS_PER_CONDITION):
         yield f"id IN ({', '.join(quote(id) for id in ids[start : start + _IDS_PER_CONDITION])})"
-
-
-def disk_bytes(uri: str) -> int | None:
-    """Return the size of an index in a folder, all stored versions included; None for one in a bucket."""
-    if "://" in uri:
-        return None
-    return sum(path.stat().st_size for path in Path(uri).rglob("*") if path.is_file())

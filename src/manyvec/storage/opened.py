@@ -11,12 +11,11 @@ import itertools
 import threading
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from manyvec.errors import IndexNotFoundError
 from manyvec.storage.centroids import CentroidTables
-from manyvec.storage.lance import TABLE, Connection, translated
+from manyvec.storage.lance import Connection, Place, translated
 from manyvec.storage.lock import WriterLock
 from manyvec.storage.schema import MANIFEST_KEY, Manifest
 
@@ -57,16 +56,16 @@ class OpenedIndex:
     """
 
     def __init__(self, connection: Connection, table: Table, manifest: Manifest) -> None:
-        self.uri = uri = connection.uri
+        place = connection.place
+        self.uri = str(place)
         self.generation = next(_generations)
         self.manifest = manifest
         self.connection = connection
         self.table = table
-        self.centroids = CentroidTables(uri, manifest, connection.database, table)
+        self.centroids = CentroidTables(place, manifest, connection.database, table)
         self._looking = threading.Lock()
-        folder = None if "://" in uri else Path(uri).absolute()
-        self.lock = WriterLock(folder)
-        self._folder = None if folder is None else folder / f"{TABLE}.lance"
+        self.lock = WriterLock(place.folder)
+        self._folder = None if place.folder is None else place.folder / f"{place.table}.lance"
         self._probe = self._open_probe()
         self._folder_inode = self._inode()
         self._times = self._version_times()
@@ -74,11 +73,11 @@ class OpenedIndex:
         self._connected_at = self._seen.number
 
     @classmethod
-    def open(cls, uri: str, cache_bytes: int) -> OpenedIndex:
+    def open(cls, place: Place, cache_bytes: int) -> OpenedIndex:
         """Open an index.
 
         Args:
-            uri: Its folder or URI.
+            place: Where it lies.
             cache_bytes: Its memory budget; see `Connection`.
 
         Raises:
@@ -86,14 +85,16 @@ class OpenedIndex:
             ManifestError: The manifest is missing, damaged, or of an unknown format.
         """
         # LanceDB would create the folder.
-        if "://" not in uri and not Path(uri).is_dir():
-            raise IndexNotFoundError(f"there is no index at {uri}: no such folder. Index.create makes one")
-        with translated(f"open the index {uri}"):
-            connection = Connection(uri, cache_bytes)
-            if TABLE not in connection.database.list_tables().tables:
-                raise IndexNotFoundError(f"there is no index at {uri}: no table {TABLE!r}. Index.create makes one")
+        if place.folder is not None and not place.folder.is_dir():
+            raise IndexNotFoundError(f"there is no index at {place.uri}: no such folder. Index.create makes one")
+        with translated(f"open the index {place}"):
+            connection = Connection(place, cache_bytes)
+            if place.table not in connection.database.list_tables().tables:
+                raise IndexNotFoundError(
+                    f"there is no index at {place.uri}: no table {place.table!r}. Index.create makes one"
+                )
             table = connection.documents()
-            return cls(connection, table, Manifest.parse(manifest_json(table), uri))
+            return cls(connection, table, Manifest.parse(manifest_json(table), str(place)))
 
     def newest(self) -> int | None:
         """Return the newest version of the index, or None if another index has taken its place."""
@@ -152,7 +153,7 @@ class OpenedIndex:
         """
         if self._folder is not None or self.uri.startswith("memory:"):
             return None
-        return Connection(self.uri, is_consistent=False).documents()
+        return Connection(self.connection.place, is_consistent=False).documents()
 
     def declare(self, columns: Mapping[str, str]) -> None:
         """Write further filter columns into the manifest."""
@@ -167,6 +168,9 @@ class OpenedIndex:
             self._probe.checkout_latest()
             manifest = Manifest.parse(manifest_json(self._probe), self.uri)
             return _Version(int(self._probe.version), manifest.identity)
+        if self.connection.place.connection is not None:
+            # A connection that a user has made does not look for commits by itself.
+            self.table.checkout_latest()
         number = int(self.table.version)
         return _Version(number, file=self._file(number))
 

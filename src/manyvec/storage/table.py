@@ -17,7 +17,7 @@ import numpy as np
 
 from manyvec.errors import InputError, StoreError, WriteConflictError
 from manyvec.storage.centroids import CentroidTables
-from manyvec.storage.lance import TABLE, Connection, translated
+from manyvec.storage.lance import Connection, Place, translated
 from manyvec.storage.opened import OpenedIndex
 from manyvec.storage.schema import Manifest, Row, ragged, row_columns, schema_of, span_steps, stored_as
 from manyvec.storage.snapshot import Snapshot, Stored, VersionKey
@@ -49,15 +49,16 @@ class Store:
 
     def __init__(self, opened: OpenedIndex) -> None:
         self.uri = opened.uri
+        self.place = opened.connection.place
         self._opened = opened
         self._reopening = threading.Lock()
 
     @classmethod
-    def create(cls, uri: str, manifest: Manifest, cache_bytes: int = 0) -> Store:
+    def create(cls, place: Place | str, manifest: Manifest, cache_bytes: int = 0) -> Store:
         """Create an empty table, with a new identity.
 
         Args:
-            uri: Folder or URI of the index.
+            place: Where the index is to lie.
             manifest: Its description.
             cache_bytes: Its memory budget; see `Connection`.
 
@@ -65,22 +66,24 @@ class Store:
             InputError: There is already an index.
             StoreError: The database cannot be written.
         """
-        manifest = manifest.identified()
-        with translated(f"create an index in {uri}"):
-            connection = Connection(uri, cache_bytes)
+        manifest, place = manifest.identified(), Place.of(place) if isinstance(place, str) else place
+        with translated(f"create an index in {place}"):
+            connection = Connection(place, cache_bytes)
             database = connection.database
-            if TABLE in database.list_tables().tables:
-                raise InputError(f"there is an index in {uri} already: use Index.open, or create(..., exist_ok=True)")
-            table = database.create_table(TABLE, schema=schema_of(manifest))
+            if place.table in database.list_tables().tables:
+                raise InputError(f"there is an index in {place} already: use Index.open, or create(..., exist_ok=True)")
+            # The option counts for a connection that a user has made, too.
+            stable = {**place.storage_options, "new_table_enable_stable_row_ids": "true"}
+            table = database.create_table(place.table, schema=schema_of(manifest), storage_options=stable)
             # Created now, so that text is split into words the same way before and after `optimize`.
             for column, config in _column_indexes(manifest).items():
                 table.create_index(column, config=config)
             return cls(OpenedIndex(connection, table, manifest))
 
     @classmethod
-    def open(cls, uri: str, cache_bytes: int = 0) -> Store:
+    def open(cls, place: Place | str, cache_bytes: int = 0) -> Store:
         """Open the table of an index; see `OpenedIndex.open`."""
-        return cls(OpenedIndex.open(uri, cache_bytes))
+        return cls(OpenedIndex.open(Place.of(place) if isinstance(place, str) else place, cache_bytes))
 
     @property
     def manifest(self) -> Manifest:
@@ -140,7 +143,7 @@ class Store:
                 return opened, version
             with self._reopening:
                 if self._opened is opened:
-                    self._opened = OpenedIndex.open(self.uri, opened.connection.cache_bytes)
+                    self._opened = OpenedIndex.open(self.place, opened.connection.cache_bytes)
                     logger.warning("the index %s was replaced by another one, which is used from now on", self.uri)
         raise StoreError(f"the index {self.uri} was replaced while it was being read: try again")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from manyvec.cli.options import DEFAULT_INDEX, IndexOption, JsonOption, check_exists
+from manyvec.cli.options import DEFAULT_INDEX, IndexOption, JsonOption, check_exists, place_options
 
 EXAMPLES = """Examples:
 
@@ -32,8 +32,9 @@ def run(
     check_exists(index)
     from manyvec.cli.output import print_json
     from manyvec.storage.check import check
+    from manyvec.storage.lance import Place
 
-    report = check(index, repair=repair, show_progress=not as_json)
+    report = check(Place.of(index, **place_options()), repair=repair, show_progress=not as_json)
     remaining = report.lost if repair else report.problems
     if as_json:
         print_json(asdict(report))

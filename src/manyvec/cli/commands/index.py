@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manyvec.cli.options import DEFAULT_INDEX, DeviceOption, IndexOption, JsonOption, Storage
+from manyvec.cli.options import DEFAULT_INDEX, DeviceOption, IndexOption, JsonOption, Storage, place_options
 from manyvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _existing(uri: str, columns: dict[str, str], storage: str | None, pool_facto
     from manyvec.models.precomputed import Vectors
 
     try:
-        index = Index.open(uri)
+        index = Index.open(uri, **place_options())
     except IndexNotFoundError:
         return None
     if columns and index.filter_columns != columns:
@@ -240,9 +240,14 @@ def _open_or_create(
     from manyvec.index import Index
 
     if not is_new:
-        return Index.open(uri, encoder)
+        return Index.open(uri, encoder, **place_options())
     return Index.create(
-        uri, encoder, filter_columns=columns, storage=storage or "float16", pool_factor=pool_factor or 1
+        uri,
+        encoder,
+        filter_columns=columns,
+        storage=storage or "float16",
+        pool_factor=pool_factor or 1,
+        **place_options(),
     )
 
 

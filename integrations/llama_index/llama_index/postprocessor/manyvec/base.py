@@ -40,7 +40,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         keep_retrieval_score: Whether to keep the previous score in the metadata as `retrieval_score`, hidden from
             language and embedding models.
         index: Index whose stored vectors are used for nodes that it holds with the same id and text.
-        index_uri: URI of the index to open if `index` is not given; `from_dict` passes it.
+        index_uri, index_table_name: Index to open if `index` is not given; `from_dict` passes them.
         callback_manager: LlamaIndex callback manager.
 
     Raises:
@@ -54,6 +54,7 @@ class ManyvecRerank(BaseNodePostprocessor):
     device: str | None = Field(default=None, description="Device that the model runs on.")
     keep_retrieval_score: bool = Field(default=False, description="Whether to keep the previous score in the metadata.")
     index_uri: str | None = Field(default=None, description="URI of the index whose stored vectors are used.")
+    index_table_name: str | None = Field(default=None, description="Name of its table, if it is not the usual one.")
     _index: Index | None = PrivateAttr(default=None)
     _reranker: Reranker | None = PrivateAttr(default=None)
 
@@ -66,11 +67,12 @@ class ManyvecRerank(BaseNodePostprocessor):
         *,
         index: Index | None = None,
         index_uri: str | None = None,
+        index_table_name: str | None = None,
         callback_manager: CallbackManager | None = None,
         **kwargs: Any,
     ) -> None:
         if index is None and index_uri is not None:
-            index = Index.open(index_uri)
+            index = Index.open(index_uri, table_name=index_table_name)
             # to_dict writes the name of the index's model.
             model = None if model == index.model else model
         if index is not None and (model is not None or device is not None):
@@ -80,6 +82,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         name = index.model if index is not None else "minilm" if model is None else model
         kwargs |= {"model": name if isinstance(name, str) else name.name, "top_n": top_n, "device": device}
         kwargs |= {"keep_retrieval_score": keep_retrieval_score, "index_uri": None if index is None else index.uri}
+        kwargs["index_table_name"] = None if index is None else index.table_name
         super().__init__(callback_manager=callback_manager or CallbackManager(), **kwargs)
         self._index = index
         if index is not None or not isinstance(name, str):

@@ -58,7 +58,10 @@ _STORED_APART: Any = {"id_": True, "text": True, "text_resource": {"text"}, "met
 
 
 def open_or_create(
-    uri: str | PathLike[str], encoder: str | Encoder, filter_columns: Mapping[str, Any] | Literal["infer"] | None
+    uri: str | PathLike[str] | None,
+    encoder: str | Encoder,
+    filter_columns: Mapping[str, Any] | Literal["infer"] | None,
+    **place: Any,
 ) -> Index:
     """Open the index at `uri` or create it, with a further filter column for the ids of source documents.
 
@@ -66,22 +69,23 @@ def open_or_create(
         uri: Folder, or `s3://`, `gs://`, `az://` URI.
         encoder: Encoder, or a name for `manyvec.load_encoder`.
         filter_columns: Metadata keys that filters can use, with their types; "infer" for those of the first batch.
+        **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
 
     Raises:
         ManifestError: The existing index has another encoder or other filter columns.
     """
     if filter_columns == "infer":
-        index = Index.create(uri, encoder, filter_columns="infer", exist_ok=True)
+        index = Index.create(uri, encoder, filter_columns="infer", exist_ok=True, **place)
         if not index.count():
             index.add_filter_columns({REF_DOC_KEY: str})
         return index
     try:
         # An index that another framework created does not have this column.
-        ref_doc_column = {REF_DOC_KEY: str} if REF_DOC_KEY in Index.open(uri).filter_columns else {}
+        ref_doc_column = {REF_DOC_KEY: str} if REF_DOC_KEY in Index.open(uri, **place).filter_columns else {}
         columns = None if filter_columns is None else {**filter_columns, **ref_doc_column}
     except IndexNotFoundError:
         columns = {**(filter_columns or {}), REF_DOC_KEY: str}
-    return Index.create(uri, encoder, filter_columns=columns, exist_ok=True)
+    return Index.create(uri, encoder, filter_columns=columns, exist_ok=True, **place)
 
 
 def add_nodes(nodes: Iterable[BaseNode], index: Index, *, show_progress: bool = False) -> list[str]:

@@ -73,7 +73,7 @@ class ManyvecRetriever(BaseRetriever):
     @classmethod
     def from_uri(
         cls,
-        uri: str | PathLike[str],
+        uri: str | PathLike[str] | None = None,
         encoder: str | Encoder | None = None,
         *,
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
@@ -81,6 +81,7 @@ class ManyvecRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         evidence: bool = False,
         lexical_weight: float = 0,
+        **place: Any,
     ) -> ManyvecRetriever:
         """Open an existing index.
 
@@ -88,19 +89,20 @@ class ManyvecRetriever(BaseRetriever):
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
             encoder: Encoder or its name. Defaults to the one the index was built with.
             similarity_top_k, filters, callback_manager, evidence, lexical_weight: See the class.
+            **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
 
         Raises:
             IndexNotFoundError: There is no index at `uri`.
             ManifestError: The index was built with another encoder.
         """
-        index = Index.open(uri, encoder)
+        index = Index.open(uri, encoder, **place)
         return cls(index, similarity_top_k, filters, callback_manager, evidence=evidence, lexical_weight=lexical_weight)
 
     @classmethod
     def from_nodes(
         cls,
         nodes: Iterable[BaseNode],
-        uri: str | PathLike[str],
+        uri: str | PathLike[str] | None = None,
         encoder: str | Encoder = "minilm",
         *,
         filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
@@ -110,6 +112,7 @@ class ManyvecRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         evidence: bool = False,
         lexical_weight: float = 0,
+        **place: Any,
     ) -> ManyvecRetriever:
         """Create an index, or open an existing one, and add nodes to it. Unchanged nodes are not re-encoded.
 
@@ -121,12 +124,13 @@ class ManyvecRetriever(BaseRetriever):
                 "infer" declares those of the first batch. An existing index must have the same ones.
             show_progress: Whether to draw a progress bar.
             similarity_top_k, filters, callback_manager, evidence, lexical_weight: See the class.
+            **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
 
         Raises:
             InputError: A node cannot be stored.
             ManifestError: The existing index has another encoder or other filter columns.
         """
-        index = open_or_create(uri, encoder, filter_columns)
+        index = open_or_create(uri, encoder, filter_columns, **place)
         retriever = cls(
             index, similarity_top_k, filters, callback_manager, evidence=evidence, lexical_weight=lexical_weight
         )

@@ -72,6 +72,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     Args:
         index: Index to search and write. It can be shared with retrievers, other stores and threads.
         uri: URI of the index to open if `index` is not given; `from_dict` passes it.
+        table_name: Name of its table, if several indexes share the database; `from_dict` passes it.
 
     Raises:
         InputError: Neither `index` nor `uri` is given.
@@ -80,14 +81,17 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     stores_text: bool = True
     is_embedding_query: bool = False
     uri: str = ""
+    table_name: str | None = None
     _index: Index = PrivateAttr()
 
-    def __init__(self, index: Index | None = None, *, uri: str | None = None, **_fields: Any) -> None:
+    def __init__(
+        self, index: Index | None = None, *, uri: str | None = None, table_name: str | None = None, **_fields: Any
+    ) -> None:
         if index is None and not uri:
             raise InputError("ManyvecVectorStore needs an index, or the uri of one")
-        index = Index.open(str(uri)) if index is None else index
+        index = Index.open(str(uri), table_name=table_name) if index is None else index
         super().__init__(stores_text=True, is_embedding_query=False)
-        self.uri = index.uri
+        self.uri, self.table_name = index.uri, index.table_name
         self._index = index
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,10 +108,11 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     @classmethod
     def create(
         cls: type[_Store],
-        uri: str | PathLike[str],
+        uri: str | PathLike[str] | None = None,
         encoder: str | Encoder = "minilm",
         *,
         filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
+        **place: Any,
     ) -> _Store:
         """Create an index, or open an existing one.
 
@@ -116,16 +121,25 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
                 "infer" declares those of the first batch. An existing index must have the same ones.
+            **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
 
         Raises:
             ManifestError: The existing index has another encoder or other filter columns.
         """
-        return cls(open_or_create(uri, encoder, filter_columns))
+        return cls(open_or_create(uri, encoder, filter_columns, **place))
 
     @classmethod
-    def from_uri(cls: type[_Store], uri: str | PathLike[str], encoder: str | Encoder | None = None) -> _Store:
-        """Open an existing index, by default with the encoder it was built with, see `manyvec.Index.open`."""
-        return cls(Index.open(uri, encoder))
+    def from_uri(
+        cls: type[_Store], uri: str | PathLike[str] | None = None, encoder: str | Encoder | None = None, **place: Any
+    ) -> _Store:
+        """Open an existing index, by default with the encoder it was built with.
+
+        Args:
+            uri: Folder, or `s3://`, `gs://`, `az://` URI.
+            encoder: Encoder or its name.
+            **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
+        """
+        return cls(Index.open(uri, encoder, **place))
 
     @property
     def client(self) -> Index:

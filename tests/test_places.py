@@ -1,0 +1,155 @@
+"""Where indexes lie: buckets, tables that share a database, and connections that a user has made."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import lancedb
+import pytest
+
+import manyvec
+from manyvec import Index, IndexNotFoundError, InputError, StoreError
+from manyvec.candidates import Auto
+from manyvec.cli.app import main
+from manyvec.testing import HashEncoder
+
+SECRET = "s3cr3t-key"
+DOCUMENTS = [{"id": f"d{i}", "text": f"word{i} common more"} for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[dict[str, str]]:
+    """Options for the bucket s3://papers on this machine."""
+    server_of = pytest.importorskip("moto.server", reason="moto, which needs python-dateutil < 3, is not installed")
+    boto3 = pytest.importorskip("boto3")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = server_of.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"aws_access_key_id": "AKIAEXAMPLE", "aws_secret_access_key": SECRET}
+    url = f"http://{host}:{port}"
+    boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys).create_bucket(Bucket="papers")
+    yield {**keys, "endpoint": url, "allow_http": "true", "region": "us-east-1"}
+    server.stop()
+
+
+def test_an_index_in_a_bucket_takes_its_options_from_the_call_and_never_shows_them(
+    bucket: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "manyvec")
+    index = Index.create("s3://papers/one", HashEncoder(), storage_options=bucket)
+    index.add(DOCUMENTS[:5])
+    opened = Index.open("s3://papers/one", HashEncoder(), storage_options=bucket)
+    assert opened.search("word3", 1)[0].id == "d3"
+    assert copy.deepcopy(opened).count() == 5
+    shown = [repr(index), str(index.__dict__), repr(index._store.manifest), repr(index.info()), caplog.text]
+    assert not [text for text in shown if SECRET in text]
+    assert SECRET.encode() not in pickle.dumps(Index.open("s3://papers/one", storage_options=bucket))
+
+
+def test_errors_of_a_bucket_are_one_line(bucket: dict[str, str]) -> None:
+    with pytest.raises(StoreError, match=r"^cannot open the index s3://missing/x: there is no such bucket$"):
+        Index.open("s3://missing/x", storage_options=bucket).count()
+    with pytest.raises(StoreError, match=r"^cannot create an index in s3://papers/y: the object store cannot be"):
+        Index.create("s3://papers/y", HashEncoder(), storage_options={**bucket, "endpoint": "http://127.0.0.1:9"})
+    with pytest.raises(IndexNotFoundError, match="no table 'documents'"):
+        Index.open("s3://papers/nothing", storage_options=bucket).count()
+
+
+def test_the_command_line_takes_options_of_a_bucket(
+    bucket: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Index.create("s3://papers/cli", HashEncoder(), storage_options=bucket).add(DOCUMENTS[:2])
+    options = [part for name, value in bucket.items() for part in ("--storage-option", f"{name}={value}")]
+    assert main(["info", "--index", "s3://papers/cli", *options]) == 0
+    assert "hash-64" in capsys.readouterr().out
+    monkeypatch.setenv("MANYVEC_STORAGE_OPTIONS", " ".join(f"{name}={value}" for name, value in bucket.items()))
+    assert main(["delete", "--index", "s3://papers/cli", "--id", "d0"]) == 0
+    assert "1 deleted; 1 documents" in capsys.readouterr().out
+    assert main(["check", "--index", "s3://missing/x"]) == 1
+    assert capsys.readouterr().err == "manyvec: cannot open the index s3://missing/x: there is no such bucket\n"
+
+
+def test_indexes_share_a_database_without_touching_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    indexes = {name: Index.create(folder, HashEncoder(), table_name=name) for name in (None, "b-2", "c_3")}
+    for index in indexes.values():
+        index.candidates = Auto(exhaustive_tokens=50)
+    for position, index in enumerate(indexes.values()):
+        index.add(DOCUMENTS[: 200 - position])
+    for index in indexes.values():
+        index.optimize()
+    tables = lancedb.connect(folder).list_tables().tables
+    assert {table.partition("_")[0] for table in tables if "assigned_" in table} == {"assigned", "b-2.assigned", "c"}
+    for position, (name, index) in enumerate(indexes.items()):
+        opened = Index.open(folder, HashEncoder(), table_name=name)
+        assert opened.count() == 200 - position
+        assert opened.search("word7", 1)[0].id == "d7"
+        assert index._store.snapshot().assignments() is not None
+        assert copy.deepcopy(opened).count() == pickle.loads(pickle.dumps(opened)).count() == 200 - position
+        assert opened.table_name == name
+    assert "table_name='b-2'" in repr(indexes["b-2"])
+    b_bytes, all_bytes = indexes["b-2"].info().bytes_on_disk, indexes[None].info().bytes_on_disk
+    assert b_bytes and all_bytes and b_bytes < all_bytes / 2
+    indexes["b-2"].delete(["d7"])
+    assert indexes["c_3"].search("word7", 1)[0].id == "d7"
+    with pytest.raises(InputError, match=r"there is an index in .*shared \(table 'b-2'\) already"):
+        Index.create(folder, HashEncoder(), table_name="b-2")
+    with pytest.raises(IndexNotFoundError, match="no table 'd'"):
+        Index.open(folder, table_name="d").count()
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "a.b", "x" * 65, "codec_a", "assigned_", "é", "a`b", "a\n"])
+def test_a_table_name_with_odd_characters_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="table_name must consist of"):
+        Index.create(tmp_path / "i", HashEncoder(), table_name=name)
+    assert not (tmp_path / "i").exists()
+
+
+def test_the_command_line_names_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Index.create(tmp_path / "i", HashEncoder(), table_name="notes").add(DOCUMENTS[:3])
+    assert main(["info", "--index", str(tmp_path / "i"), "--table", "notes"]) == 0
+    assert "hash-64" in capsys.readouterr().out
+    assert main(["info", "--index", str(tmp_path / "i")]) == 1
+    assert main(["info", "--index", str(tmp_path / "i"), "--storage-option", SECRET]) == 2
+    assert main(["check", "--index", str(tmp_path / "i"), "--table", "notes"]) == 0
+
+
+def test_an_existing_connection_names_the_database(tmp_path: Path) -> None:
+    connection = lancedb.connect(tmp_path / "db")
+    index = Index.create(connection=connection, encoder=HashEncoder(), table_name="notes")
+    index.add(DOCUMENTS[:3])
+    assert "notes" in connection.list_tables().tables
+    assert Index.open(tmp_path / "db", HashEncoder(), table_name="notes").search("word1", 1)[0].id == "d1"
+
+
+def test_a_database_in_memory_can_be_shared_by_its_connection() -> None:
+    connection = lancedb.connect("memory://")
+    index = Index.create(connection=connection, encoder=HashEncoder())
+    other = Index.open(connection=connection, encoder=HashEncoder())
+    index.add(DOCUMENTS[:3])
+    assert other.search("word2", 1)[0].id == "d2"
+    assert Index.create("memory://", HashEncoder()).count() == 0
+
+
+def test_places_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^manyvec cannot use LanceDB Cloud \(db://\): pass a folder or a bucket's URI$"
+    ):
+        Index.create("db://papers", HashEncoder())
+    with pytest.raises(InputError, match="a URI must not hold credentials") as refused:
+        Index.open(f"s3://key:{SECRET}@bucket/x")
+    assert SECRET not in str(refused.value)
+    with pytest.raises(InputError, match="not both"):
+        Index.open(tmp_path, connection=lancedb.connect(tmp_path))
+    with pytest.raises(InputError, match="must come from lancedb.connect, got str"):
+        Index.open(connection="x")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="needs a folder"):
+        Index.open()
+    with pytest.raises(InputError, match="the value of 'region' is none"):
+        Index.open("s3://b/x", storage_options={"region": 1})  # type: ignore[dict-item]
+    assert manyvec.__version__
