@@ -151,7 +151,11 @@ class Connection:
         self._session = lancedb.Session(
             index_cache_size_bytes=max(_MIN_INDEX_BYTES, cache_bytes // 4), metadata_cache_size_bytes=_METADATA_BYTES
         )
-        self.database = place.connection or lancedb.connect(
+        # Not `or`: a connection to an empty database counts as false.
+        if place.connection is not None:
+            self.database = place.connection
+            return
+        self.database = lancedb.connect(
             place.uri,
             storage_options={**place.storage_options, "new_table_enable_stable_row_ids": "true"},
             read_consistency_interval=timedelta(0) if is_consistent else None,
