@@ -2,6 +2,7 @@
 
 import logging
 
+import lancedb
 import pytest
 from langchain_core.documents import Document
 from langchain_core.example_selectors import (
@@ -10,7 +11,13 @@ from langchain_core.example_selectors import (
 )
 
 import manyvec
-from langchain_manyvec import Calibration, ManyvecEmbeddings, ManyvecVectorStore
+from langchain_manyvec import (
+    Calibration,
+    ManyvecEmbeddings,
+    ManyvecRecordManager,
+    ManyvecRetriever,
+    ManyvecVectorStore,
+)
 from manyvec import F
 from manyvec.testing import CountingEncoder, HashEncoder
 
@@ -215,3 +222,26 @@ def test_embeddings_are_normalized_means_and_zeros_for_a_text_without_tokens():
     assert sum(x * x for x in one) == pytest.approx(1)
     assert blank == [0.0] * 64 and embeddings.embed_documents([]) == []
     assert isinstance(one[0], float)
+
+
+def test_several_stores_share_a_database_by_table_name_or_connection(tmp_path):
+    connection = lancedb.connect(tmp_path / "db")
+    a = ManyvecVectorStore.from_texts(["red"], HashEncoder(), uri=tmp_path / "db", table_name="a")
+    b = ManyvecVectorStore.from_texts(["blue"], HashEncoder(), connection=connection, table_name="b", depth=5)
+    retriever = ManyvecRetriever.from_documents(
+        [Document("green")], encoder=HashEncoder(), connection=connection, table_name="c"
+    )
+    assert [store.similarity_search("red blue", k=5)[0].page_content for store in (a, b)] == ["red", "blue"]
+    assert [document.page_content for document in retriever.invoke("red")] == ["green"]
+    again = ManyvecVectorStore.from_existing_index(HashEncoder(), uri=tmp_path / "db", table_name="b")
+    assert again.index.table_name == "b" and again.index.count() == 1
+    assert ManyvecRetriever.from_uri(tmp_path / "db", encoder=HashEncoder(), table_name="c").index.count() == 1
+
+
+def test_storage_options_are_not_shown(tmp_path):
+    options = {"aws_secret_access_key": "s3cr3t"}
+    store = ManyvecVectorStore.from_texts(["red"], HashEncoder(), uri=tmp_path / "i", storage_options=options)
+    retriever = ManyvecRetriever(index=store.index)
+    records = ManyvecRecordManager("x", store.index.uri, storage_options=options)
+    shown = [repr(store), repr(store.as_retriever()), repr(retriever), str(retriever.model_dump()), repr(records)]
+    assert not [text for text in shown if "s3cr3t" in text]

@@ -8,6 +8,7 @@ import copy
 import io
 from pathlib import Path
 
+import lancedb
 import pytest
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import (
@@ -23,6 +24,7 @@ from llama_index.core.schema import (
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 from llama_index.embeddings.manyvec import ManyvecEmbedding
+from llama_index.postprocessor.manyvec import ManyvecRerank
 from llama_index.retrievers.manyvec import ManyvecRetriever
 from llama_index.vector_stores.manyvec import ManyvecVectorStore
 
@@ -417,3 +419,17 @@ def test_an_unreadable_image_is_an_error_that_names_the_node(
     with pytest.raises(manyvec.InputError, match=message):
         store.add([ImageNode(id_="bad", **fields)])
     assert store.get_nodes() == []
+
+
+def test_a_store_names_its_table_in_a_shared_database(tmp_path):
+    options = {"aws_secret_access_key": "s3cr3t"}
+    store = ManyvecVectorStore.create(tmp_path, HashEncoder(), table_name="menu", storage_options=options)
+    store.add(MENU)
+    other = ManyvecVectorStore.create(connection=lancedb.connect(tmp_path), encoder=HashEncoder(), table_name="other")
+    assert len(other.get_nodes()) == 0
+    assert "s3cr3t" not in repr(store) + store.to_json()
+    assert len(ManyvecVectorStore.from_dict(store.to_dict()).get_nodes()) == 4
+    assert len(ManyvecVectorStore.from_uri(tmp_path, HashEncoder(), table_name="menu").get_nodes()) == 4
+    retriever = ManyvecRetriever.from_nodes(MENU, tmp_path, HashEncoder(), table_name="third", similarity_top_k=1)
+    assert ManyvecRetriever.from_uri(tmp_path, HashEncoder(), table_name="third").index.count() == 4
+    assert ManyvecRerank.from_dict(ManyvecRerank(index=retriever.index).to_dict())._index.table_name == "third"

@@ -73,7 +73,7 @@ class RecentRows:
                     self.n_bytes -= _size(self._rows.pop(key))
                 self._rows[key] = row
                 self.n_bytes += _size(row)
-            while self.n_bytes > self._budget:
+            while self._rows and self.n_bytes > self._budget:
                 self.n_bytes -= _size(self._rows.popitem(last=False)[1])
 
 
