@@ -112,11 +112,11 @@ def test_a_table_name_with_odd_characters_is_refused(tmp_path: Path, name: str) 
 
 def test_the_command_line_names_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Index.create(tmp_path / "i", HashEncoder(), table_name="notes").add(DOCUMENTS[:3])
-    assert main(["info", "--index", str(tmp_path / "i"), "--table", "notes"]) == 0
+    assert main(["info", "--index", str(tmp_path / "i"), "--table-name", "notes"]) == 0
     assert "hash-64" in capsys.readouterr().out
     assert main(["info", "--index", str(tmp_path / "i")]) == 1
     assert main(["info", "--index", str(tmp_path / "i"), "--storage-option", SECRET]) == 2
-    assert main(["check", "--index", str(tmp_path / "i"), "--table", "notes"]) == 0
+    assert main(["check", "--index", str(tmp_path / "i"), "--table-name", "notes"]) == 0
 
 
 def test_an_existing_connection_names_the_database(tmp_path: Path) -> None:

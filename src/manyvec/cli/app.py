@@ -83,8 +83,10 @@ def _with_status(run: Callable[..., None]) -> Callable[..., None]:
     """
 
     @functools.wraps(run)
-    def wrapped(*args: Any, storage_option: list[str] | None = None, table: str | None = None, **kwargs: Any) -> None:
-        set_place(storage_option, table)
+    def wrapped(
+        *args: Any, storage_option: list[str] | None = None, table_name: str | None = None, **kwargs: Any
+    ) -> None:
+        set_place(storage_option, table_name)
         try:
             run(*args, **kwargs)
         except ManyvecError as error:
@@ -102,12 +104,12 @@ def _with_status(run: Callable[..., None]) -> Callable[..., None]:
     # typer reads the signature.
     place = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in (("storage_option", StorageOption), ("table", TableOption))
+        for name, annotation in (("storage_option", StorageOption), ("table_name", TableOption))
     ]
     wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*signature.parameters.values(), *place]
     )
-    wrapped.__annotations__ = {**wrapped.__annotations__, "storage_option": StorageOption, "table": TableOption}
+    wrapped.__annotations__ = {**wrapped.__annotations__, "storage_option": StorageOption, "table_name": TableOption}
     return wrapped
 
 

@@ -71,7 +71,7 @@ StorageOption: TypeAlias = Annotated[
 TableOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--table", metavar="NAME", help="Table of the index, if several share a database.", show_default=False
+        "--table-name", metavar="NAME", help="Table of the index, if several share a database.", show_default=False
     ),
 ]
 # Where the index of the running command lies, beside its URI: every command has the two options above.

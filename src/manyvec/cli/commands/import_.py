@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manyvec.cli.options import DEFAULT_INDEX, DeviceOption, IndexOption, JsonOption, Storage
+from manyvec.cli.options import DEFAULT_INDEX, DeviceOption, IndexOption, JsonOption, Storage, place_options
 from manyvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -127,15 +127,15 @@ def _opened(
     if "://" in uri or Path(uri).expanduser().is_dir():
         if (model, storage, any_length) != (None, None, False):
             raise InputError(f"--model, --storage and --any-length are for a new index: {uri} exists and has its own")
-        return Index.open(uri, encoder, device=device)
+        return Index.open(uri, encoder, device=device, **place_options())
     if first.vectors is None or adopt:
         if adopt and encoder is None:
             raise InputError("--adopt needs --encoder NAME: the model whose vectors these are")
-        return Index.create(uri, encoder or "minilm", storage=storage or "float16", device=device)
+        return Index.create(uri, encoder or "minilm", storage=storage or "float16", device=device, **place_options())
     if model is None:
         raise InputError(
             f"{first.vectors.shape[1]}-dim token vectors come along: name the model that computed them with --model, "
             "or store them as those of a model of this library with --adopt --encoder NAME"
         )
     outside = Vectors(model, first.vectors.shape[1], normalized=not any_length)
-    return Index.create(uri, outside, storage=storage or "float16")
+    return Index.create(uri, outside, storage=storage or "float16", **place_options())
