@@ -5,13 +5,15 @@ import io
 import json
 import os
 import sys
+import threading
+import time
 import zipfile
 
 import pytest
 
 from manyvec import Index, InputError
-from manyvec.files import FileReport, Splitter, read, split, sync
-from manyvec.testing import HashEncoder
+from manyvec.files import FileReport, Splitter, read, split, sync, watch
+from manyvec.testing import CountingEncoder, HashEncoder
 
 
 def write(path, content):
@@ -527,12 +529,55 @@ def test_sync_adds_updates_and_deletes_what_files_say_and_nothing_else(tmp_path,
     write(docs / "sub" / "c.txt", "other words")
     (other / "d.txt").unlink()
     # Only what lies under the given paths is deleted.
-    expected = (1, 1, 0, ["docs/a.txt", "docs/b.txt"])
-    assert counts(sync(index, docs, root=tmp_path, dry_run=True)) == expected
+    expected = (0, 1, 0, ["docs/a.txt"])
+    planned = sync(index, docs, root=tmp_path, dry_run=True)
+    assert counts(planned) == expected and planned.moved == {"docs/b.txt": "docs/moved.txt"}
     assert set(index.ids()) == {"by hand", "docs/a.txt", "docs/b.txt", "docs/sub/c.txt", "other/d.txt"}
     assert counts(sync(index, docs, root=tmp_path)) == expected
     assert set(index.ids()) == {"by hand", "docs/moved.txt", "docs/sub/c.txt", "other/d.txt"}
     assert counts(sync(index, [docs, other / "d.txt"], root=tmp_path)) == (0, 0, 2, ["other/d.txt"])
+
+
+def test_sync_recognises_moved_files_by_their_content_and_encodes_none_of_them(tmp_path):
+    encoder = CountingEncoder()
+    index = Index.create(tmp_path / "index", encoder)
+    long = "\n\n".join(f"Paragraph {n} is about topic {n}." for n in range(30))
+    write(tmp_path / "docs" / "long.md", long)
+    tree(tmp_path / "docs", "a.txt", "b.txt", "old/c.txt")
+    sync(index, tmp_path / "docs", root=tmp_path, splitter=Splitter(40))
+    n_passages = index.count() - 3
+    encoder.texts.clear()
+    (tmp_path / "docs" / "long.md").rename(tmp_path / "docs" / "renamed.md")
+    (tmp_path / "docs" / "old").rename(tmp_path / "docs" / "new")
+    # A copy is new, and needs no encoding either.
+    write(tmp_path / "docs" / "copy of a.txt", "words of a.txt")
+    report = sync(index, tmp_path / "docs", root=tmp_path, splitter=Splitter(40))
+    assert counts(report) == (1, 0, 2, []) and report.moved["docs/old/c.txt"] == "docs/new/c.txt"
+    assert (len(report.moved), encoder.texts) == (n_passages + 1, [])
+    assert not {id for id in index.ids() if id.startswith(("docs/long.md", "docs/old"))}
+    (hit,) = index.search("topic 7", 1)
+    assert hit.metadata["source"] == "docs/renamed.md" and "topic 7" in hit.text
+
+
+def test_watch_keeps_an_index_current_until_it_is_stopped(tmp_path, index):
+    pytest.importorskip("watchfiles")
+    docs, stop = tmp_path / "docs", threading.Event()
+    tree(docs, "a.txt", "b.txt")
+    write(docs / ".gitignore", "*.tmp")
+    reports = watch(index, docs, root=tmp_path, stop=stop)
+    assert counts(next(reports)) == (2, 0, 0, [])
+    tree(docs, "c.txt", "d.tmp")
+    (docs / "a.txt").unlink()
+    tree(tmp_path, "outside.txt")
+    # The system may report one change before the other.
+    deadline = time.monotonic() + 60
+    while index.ids() != ["docs/b.txt", "docs/c.txt"] and time.monotonic() < deadline:
+        next(reports)
+    assert index.ids() == ["docs/b.txt", "docs/c.txt"]
+    stop.set()
+    assert list(reports) == []
+    with pytest.raises(InputError, match="nowhere: no such file"):
+        next(watch(index, tmp_path / "nowhere"))
 
 
 def test_sync_keeps_what_cannot_be_read_now(tmp_path, index):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -175,11 +176,29 @@ def test_sync_deletes_what_is_gone_and_a_dry_run_changes_nothing(tmp_path, capsy
     run(capsys, "index", "docs")
     (tmp_path / "docs" / "b.txt").rename(tmp_path / "docs" / "c.txt")
     _, out, _ = run(capsys, "index", "docs", "--sync", "--dry-run", "--json")
-    assert {key: json.loads(out)[key] for key in ("added", "unchanged", "deleted", "documents")} == {
-        "added": 1, "unchanged": 1, "deleted": 1, "documents": 2,
+    assert {key: json.loads(out)[key] for key in ("added", "moved", "unchanged", "deleted", "documents")} == {
+        "added": 0, "moved": 1, "unchanged": 1, "deleted": 0, "documents": 2,
     }  # fmt: skip
     run(capsys, "index", "docs", "--sync")
     assert Index.open(".manyvec").ids() == ["docs/a.txt", "docs/c.txt"]
+
+
+def test_watch_prints_a_line_for_each_set_of_changes(tmp_path):
+    pytest.importorskip("watchfiles")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("flour")
+    script = "import sys; from manyvec.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "index", "docs", "--watch"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        assert "1 added, 0 updated, 0 unchanged; 1 documents" in process.stdout.readline()
+        (tmp_path / "docs" / "b.txt").write_text("water")
+        assert "1 added" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert Index.open(tmp_path / ".manyvec").ids() == ["docs/a.txt", "docs/b.txt"]
+    status = main(["index", str(tmp_path), "--watch", "--json"])
+    assert status == 1
 
 
 def test_a_long_file_comes_back_as_passages(tmp_path, capsys, monkeypatch):

@@ -6,3 +6,4 @@ from .splitting import Splitter as Splitter
 from .splitting import split as split
 from .syncing import SyncReport as SyncReport
 from .syncing import sync as sync
+from .syncing import watch as watch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from manyvec.errors import InputError
 
 if TYPE_CHECKING:
     from manyvec.cli.estimate import Estimate
-    from manyvec.files import FileReport
+    from manyvec.files import FileReport, SyncReport
     from manyvec.index import Index
     from manyvec.models.protocol import Encoder
     from manyvec.types import Document
@@ -26,6 +26,8 @@ manyvec index docs/
 
 manyvec index docs/ --sync
 
+manyvec index docs/ --watch
+
 manyvec index papers.jsonl notes/ --index ./papers --column year=int --column 'tags=list\\[str]'
 
 manyvec index reports/ --encoder vidore/colqwen2.5-v0.2 --estimate
@@ -33,6 +35,8 @@ manyvec index reports/ --encoder vidore/colqwen2.5-v0.2 --estimate
 Exit status: 0 all was read, 1 nothing could be read, 3 some files could not be read."""
 _SOME_NOT_READ = 3
 _SHOWN_PROBLEMS = 50
+# Documents that --watch writes before it merges files and extends the lists again; new ones are found all the same.
+_OPTIMIZE_AFTER = 1000
 
 
 def run(
@@ -48,6 +52,9 @@ def run(
     index: IndexOption = DEFAULT_INDEX,
     sync: Annotated[
         bool, typer.Option("--sync", help="Delete documents under PATH whose file, page or passage is gone.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Sync, and again whenever files change, until Ctrl-C (extra 'files').")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report what would change, and change nothing.")] = False,
     include: Annotated[
@@ -117,6 +124,8 @@ def run(
         raise InputError(f"--pool-factor must be at least 1, got {pool_factor}")
     if passage_tokens < 0:
         raise InputError(f"--passage-tokens must be a non-negative integer, got {passage_tokens}")
+    if watch and (dry_run or strict or as_json):
+        raise InputError("--watch goes with neither --dry-run nor --strict nor --json")
     from manyvec.files.report import FileReport, StrictReport
     from manyvec.files.selection import Selection
 
@@ -128,7 +137,7 @@ def run(
     columns = parse_columns(column or [])
     existing = _existing(index, columns, storage, pool_factor)
     base = remembered_root(index, root)
-    from manyvec.cli.estimate import estimate_files
+    from manyvec.cli.estimate import estimate_survey, survey_files
     from manyvec.cli.output import duration, megabytes, print_json, say
     from manyvec.files.reading import Reading, read
     from manyvec.files.splitting import Splitter, tokenizer_of
@@ -140,15 +149,17 @@ def run(
     reads_images = isinstance(model, ImageReader)
     splitter = Splitter(passage_tokens, overlap, tokenizer_of(model)) if passage_tokens else None
     reading = Reading(base, pages or ("image" if reads_images else "text"), text_column, splitter)
-    expected = estimate_files(files, replace(reading, splitter=None), model, pool_factor or 1)
-    say(
-        f"{expected['documents']:,} documents: about {expected['tokens']:,} token vectors, "
-        f"{megabytes(expected['bytes_on_disk'][storage or 'float16'])} on disk, "
-        f"{duration(expected['seconds'])} on {model.device}"
-    )
-    if estimate:
-        _print_estimate(expected, as_json=as_json)
-        return
+    survey = survey_files(files, replace(reading, splitter=None))
+    if estimate or existing is None:
+        expected = estimate_survey(survey, model, pool_factor or 1)
+        say(
+            f"{expected['documents']:,} documents: about {expected['tokens']:,} token vectors, "
+            f"{megabytes(expected['bytes_on_disk'][storage or 'float16'])} on disk, "
+            f"{duration(expected['seconds'])} on {model.device}"
+        )
+        if estimate:
+            _print_estimate(expected, as_json=as_json)
+            return
     report = StrictReport() if strict else FileReport()
     place = "memory://" if dry_run and existing is None else index
     opened = _open_or_create(place, model, columns, storage, pool_factor, is_new=existing is None)
@@ -165,37 +176,64 @@ def run(
         "report": report,
     }
     prepare = _typed(opened, report, base)
+    progress: dict[str, Any] = {"show_progress": True, "expected_characters": survey.expected_characters}
+    if watch:
+        _watch(opened, paths, report, {**options, "prepare": prepare})
+        return
     started = time.monotonic()
-    deleted: list[str] = []
     if sync or dry_run:
-        done = sync_files(opened, paths, dry_run=dry_run, prepare=prepare, delete=sync, show_progress=True, **options)
-        changes = {"added": done.added, "updated": done.updated, "unchanged": done.unchanged}
-        deleted = done.deleted
+        done = sync_files(opened, paths, dry_run=dry_run, prepare=prepare, delete=sync, **progress, **options)
+        changes = _changes(done)
     else:
-        changes = asdict(opened.add(prepare(read(paths, **options)), on_blank="skip", show_progress=True))
-    if not dry_run:
+        added = opened.add(prepare(read(paths, **options)), on_blank="skip", **progress)
+        changes = {"added": added.added, "updated": added.updated, "unchanged": added.unchanged, "blank": added.blank}
+    if not dry_run and any(n for name, n in changes.items() if name not in ("unchanged", "blank")):
         opened.optimize(show_progress=True)
     seconds = round(time.monotonic() - started, 1)
     n_documents = opened.count()
     if as_json:
-        counts = {**changes, "deleted": len(deleted), "seconds": seconds, "documents": n_documents}
+        counts = {"deleted": 0, **changes, "seconds": seconds, "documents": n_documents}
         print_json({**counts, "files": report.to_dict()})
     else:
-        verb = "would be added" if dry_run else "added"
-        parts = [
-            f"{changes['added']:,} {verb}",
-            f"{changes['updated']:,} updated",
-            f"{changes['unchanged']:,} unchanged",
-        ]
-        parts += [f"{len(deleted):,} deleted"] if sync else []
-        print(f"{', '.join(parts)}; {n_documents:,} documents in {index}")
+        print(f"{_line(changes, would_be=dry_run)}; {n_documents:,} documents in {index}")
         _print_report(report)
-    if not report.n_files and not deleted:
+    if not report.n_files and not changes.get("deleted"):
         if not as_json:
             say("manyvec: nothing could be read")
         raise typer.Exit(1)
     if report.n_problems:
         raise typer.Exit(_SOME_NOT_READ)
+
+
+def _changes(done: SyncReport) -> dict[str, int]:
+    counts = {"added": done.added, "moved": len(done.moved), "updated": done.updated, "unchanged": done.unchanged}
+    return {**counts, "deleted": len(done.deleted)}
+
+
+def _line(changes: dict[str, int], *, would_be: bool = False) -> str:
+    """Return counts as words; of those that are seldom, only what there is."""
+    verb = "would be " if would_be else ""
+    shown = [(name, n) for name, n in changes.items() if n or name in ("added", "updated", "unchanged")]
+    return ", ".join(f"{n:,} {verb if name == 'added' else ''}{name}" for name, n in shown)
+
+
+def _watch(index: Index, paths: list[str], report: FileReport, options: dict[str, Any]) -> None:
+    """Sync, and print a line for each set of changes, until the user interrupts."""
+    from manyvec.cli.output import say
+    from manyvec.files.syncing import watch
+
+    # Each sync makes a report of its own; `report` has the values that did not fit their columns.
+    del options["report"]
+    n_written = _OPTIMIZE_AFTER
+    for done in watch(index, paths, **options):
+        print(f"{time.strftime('%H:%M:%S')} {_line(_changes(done))}; {index.count():,} documents", flush=True)
+        for problem in (*done.files.problems, *report.problems):
+            say(f"not read: {problem.path}: {problem.reason}")
+        report.problems.clear()
+        n_written += done.n_changes
+        if done.n_changes and n_written >= _OPTIMIZE_AFTER:
+            index.optimize()
+            n_written = 0
 
 
 def _existing(uri: str, columns: dict[str, str], storage: str | None, pool_factor: float | None) -> Index | None:
