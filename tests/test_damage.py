@@ -1,12 +1,18 @@
 """Vectors that were damaged on disk, and vectors that are not normalised: never a crash, never a wrong rank."""
 
+import shutil
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
 import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from manyvec import Document, Index, InputError, MaxSimScorer, Reranker, ShapeError, StoreError, TokenBatch
+from manyvec import Document, F, Index, InputError, MaxSimScorer, Reranker, ShapeError, StoreError, TokenBatch
 from manyvec.candidates import Auto
+from manyvec.storage.check import check
 from manyvec.storage.maintenance import encode_residuals
 from manyvec.testing import HashEncoder
 from manyvec.vectors.batch import CodedBatch, all_finite, offsets_of
@@ -28,7 +34,7 @@ def filled(folder, storage):
     return index
 
 
-def rewrite(index, id, change, column):
+def rewrite(index, id, change, column, *, keeps_checksum=False):
     """Change the vectors or codes of a document behind the library's back.
 
     Args:
@@ -36,6 +42,7 @@ def rewrite(index, id, change, column):
         id: The document.
         change: Function that changes a (n_tokens, width) array in place, or returns another column.
         column: `codes` or `tokens`.
+        keeps_checksum: Whether the row keeps its checksum; rows of earlier versions and of other programs have none.
     """
     table = lancedb.connect(index.uri).open_table("documents")
     row = table.search().where(f"id = '{id}'").limit(None).to_arrow()
@@ -44,6 +51,9 @@ def rewrite(index, id, change, column):
     other = change(values)
     array = pa.array([values.tolist()], field.type) if other is None else pa.array(other, field.type)
     row = row.set_column(row.schema.get_field_index(column), field, array)
+    if not keeps_checksum:
+        field = row.schema.field("vectors_checksum")
+        row = row.set_column(row.schema.get_field_index(field.name), field, pa.nulls(1, field.type))
     table.merge_insert("id").when_matched_update_all().execute(row)
 
 
@@ -91,6 +101,100 @@ def test_a_damaged_document_is_logged_and_the_others_are_found_as_before(
     assert damaged.search(TEXTS[7], k=1)[0].id == "07"
 
 
+def flip_a_bit(values):
+    values.view(np.uint8)[1, -1] ^= 1
+
+
+@pytest.mark.parametrize("cache_bytes", [2**30, 0])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_flipped_bit_that_leaves_a_valid_vector_is_logged_and_found_by_a_check(
+    tmp_path, caplog, storage, cache_bytes
+):
+    index = filled(tmp_path / "index", storage)
+    rewrite(index, "07", flip_a_bit, "tokens" if storage == "float16" else "codes", keeps_checksum=True)
+    damaged = Index.open(index.uri, ENCODER, cache_bytes=cache_bytes)
+    found = {hit.id for hit in damaged.search(TEXTS[8], k=N)}
+    assert len(found) == N - 1 and "07" not in found
+    assert (
+        "document '07' of the index" in caplog.text and "vectors that differ from those that were added" in caplog.text
+    )
+    (problem,) = check(index.uri).problems
+    assert problem.document == "07" and "vectors that differ" in problem.message
+    damaged.add([{"id": "07", "text": TEXTS[7] + " again"}])
+    assert damaged.search(TEXTS[7], k=1)[0].id == "07" and not check(index.uri).problems
+
+
+def test_a_changed_id_is_logged(tmp_path, caplog):
+    index = filled(tmp_path / "index", "float16")
+    lancedb.connect(index.uri).open_table("documents").update(where="id = '07'", values={"id": "70 000"})
+    assert index.search(TEXTS[7], k=1)[0].id == "70 000"
+    assert "document '70 000'" in caplog.text and "an id or metadata that differ" in caplog.text
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_an_index_without_checksums_is_searched_written_to_and_checked(tmp_path, caplog, storage):
+    index = filled(tmp_path / "index", storage)
+    lancedb.connect(index.uri).open_table("documents").drop_columns(["metadata_checksum", "vectors_checksum"])
+    old = Index.open(index.uri, ENCODER)
+    assert old.search(TEXTS[7], k=1)[0].id == "07"
+    assert old.add([{"id": "07", "text": TEXTS[7], "metadata": {"n": 1}}, {"id": "new", "text": "new"}]).added == 1
+    assert old.search(TEXTS[7], k=1)[0].metadata == {"n": 1} and old.search("new", k=1)[0].id == "new"
+    assert not check(index.uri).problems and not caplog.messages
+
+
+@pytest.mark.parametrize("file", ["part_0_tokens.lance", "part_0_invert.lance", "page_data.lance"])
+def test_a_changed_byte_in_a_search_index_is_logged_and_a_repair_builds_it_again(tmp_path, caplog, file):
+    index = Index.create(tmp_path / "index", ENCODER, filter_columns={"n": int})
+    index.add({"id": f"{i:02}", "text": text, "metadata": {"n": i}} for i, text in enumerate(TEXTS))
+    index.optimize(keep=timedelta(0))
+    search = {"k": N, "lexical_weight": 0.9, "filter": F("n") < 50}
+    expected = index.search("w7 w8", **search)
+    for path in (Path(index.uri) / "documents.lance" / "_indices").glob(f"*/{file}"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content)
+    damaged = Index.open(index.uri, ENCODER)
+    with suppress(StoreError):
+        damaged.search("w7 w8", **search)
+    assert "a search index of the index" in caplog.text and "differs from what was written" in caplog.text
+    assert any(file in problem.message for problem in check(index.uri).problems)
+    assert "search indexes were built again: text, meta_n" in check(index.uri, repair=True).repaired
+    assert not check(index.uri).problems
+    caplog.clear()
+    assert Index.open(index.uri, ENCODER).search("w7 w8", **search) == expected and not caplog.messages
+
+
+def versions(index):
+    return sorted((Path(index.uri) / "documents.lance" / "_versions").glob("*.manifest"))
+
+
+def test_a_lost_newest_version_is_logged_and_found_by_a_check(tmp_path, caplog):
+    index = filled(tmp_path / "index", "float16")
+    before = {*versions(index)}
+    index.delete("07")
+    for path in {*versions(index)} - before:
+        path.unlink()
+    older = Index.open(index.uri, ENCODER)
+    assert older.count() == N and "but version" in caplog.text and "its files are missing" in caplog.text
+    (problem,) = check(index.uri).problems
+    assert "was committed: its files are missing" in problem.message and not problem.is_repairable
+    older.delete("07")
+    assert not check(index.uri).problems
+
+
+def test_a_sound_index_is_not_said_to_have_lost_a_version(tmp_path, caplog):
+    index = filled(tmp_path / "index", "residual")
+    index.candidates = Auto(exhaustive_tokens=10)
+    for _ in range(2):
+        index.optimize(keep=timedelta(0))
+        index.add([{"id": "07", "text": TEXTS[7], "metadata": {"n": 1}}])
+    shutil.copytree(index.uri, tmp_path / "copy")
+    shutil.rmtree(index.uri)
+    rebuilt = filled(index.uri, "float16")
+    assert Index.open(rebuilt.uri, ENCODER).count() == Index.open(tmp_path / "copy", ENCODER).count() == N
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("storage", ["float16", "int8", "residual"])
 def test_a_reranker_encodes_a_document_whose_stored_vectors_are_damaged(tmp_path, storage):
     index = filled(tmp_path / "index", storage)
@@ -132,6 +236,25 @@ def test_a_list_of_a_centroid_that_does_not_exist_is_not_used_and_the_log_says_s
     assert index.uri in caplog.text
 
 
+def test_lists_with_another_centroid_that_exists_are_not_used_and_the_log_says_so(tmp_path, caplog):
+    index = Index.create(tmp_path / "index", ENCODER)
+    index.add({"id": f"{i:02}", "text": text} for i, text in enumerate(TEXTS))
+    index.candidates = Auto(exhaustive_tokens=10, depth_tokens=50, min_depth=5)
+    index.optimize()
+    database = lancedb.connect(index.uri)
+    (name,) = [name for name in database.list_tables().tables if name.startswith("assigned_")]
+    table = database.open_table(name)
+    rows = table.to_arrow()
+    lists = rows["centroids"].to_pylist()
+    lists[7] = [(lists[7][0] + 1) % 256, *lists[7][1:]]
+    table.delete("true")
+    table.add(rows.set_column(2, rows.schema.field("centroids"), pa.array(lists, pa.list_(pa.uint16()))))
+    damaged = Index.open(index.uri, ENCODER)
+    damaged.candidates = index.candidates
+    assert [hit.id for hit in damaged.search(TEXTS[7], k=3)] == [hit.id for hit in index.search(TEXTS[7], k=3)]
+    assert "differ from those that were written" in caplog.text and "every document is scored" in caplog.text
+
+
 def test_an_empty_list_table_is_no_error(tmp_path):
     index = Index.create(tmp_path / "index", ENCODER)
     index.add({"id": f"{i:02}", "text": text} for i, text in enumerate(TEXTS))
@@ -152,6 +275,7 @@ def test_an_empty_list_table_is_no_error(tmp_path):
         ({"metadata": ""}, "metadata that is not valid JSON"),
         ({"metadata": "\x00\x01"}, "metadata that is not valid JSON"),
         ({"text": "w7 w8 w0"}, "a text that differs from the one that was added"),
+        ({"metadata": "{ }"}, "an id or metadata that differ from what was added"),
     ],
 )
 def test_damaged_text_or_metadata_is_logged_and_keeps_no_search_from_answering(tmp_path, caplog, values, reason):

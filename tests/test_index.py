@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from manyvec import Document, F, Index, InputError, ManifestError, StoreError, TokenBatch
 from manyvec.candidates import Lexical, Pooled
 from manyvec.storage.ingest import AddReport, Checked, batches
+from manyvec.storage.snapshot import Snapshot
 from manyvec.storage.table import Store
 from manyvec.testing import CountingEncoder, HashEncoder
 from manyvec.vectors.maxsim import maxsim_reference
@@ -179,14 +180,14 @@ def test_unchanged_documents_are_not_encoded_again(tmp_path):
 
 
 def test_a_document_deleted_while_its_metadata_changes_is_encoded_again(index, monkeypatch):
-    find = index._store.find
+    find = Snapshot.find
 
-    def find_then_delete(ids):
-        found = find(ids)
+    def find_then_delete(self, ids):
+        found = find(self, ids)
         reopened(index).delete("paris")
         return found
 
-    monkeypatch.setattr(index._store, "find", find_then_delete)
+    monkeypatch.setattr(Snapshot, "find", find_then_delete)
     index.add([{"id": "paris", "text": TEXTS["paris"], "metadata": {"year": 1}}])
     assert ids(index.search("capital of france", k=1, filter=F("year") == 1)) == ["paris"]
 

@@ -315,3 +315,38 @@ def test_what_the_database_keeps_in_memory_is_bounded_and_part_of_the_budget(ind
     n_bytes = opened.info().bytes_in_memory
     none_left = Index.open(index.uri, ENCODER, cache_bytes=n_bytes + 40 * 520 + 1_000)
     assert none_left.search("text 3 again", k=1)[0].id == "3" and none_left.info().bytes_in_memory < n_bytes
+
+
+def test_a_long_lived_index_with_lists_takes_no_more_disk_than_at_the_start(index):
+    index.candidates = Auto(exhaustive_tokens=10)
+    n_files, n_rows = [], []
+    for round in range(6):
+        for start in (0, 20):
+            texts = {str(i): f"text n{i} of round r{round} with a few more words" for i in range(start, start + 20)}
+            index.add({"id": id, "text": text} for id, text in texts.items())
+        index.optimize(keep=timedelta(0))
+        n_files.append(sum(path.is_file() for path in Path(index.uri).rglob("*")))
+        database = lancedb.connect(index.uri)
+        (name,) = [name for name in database.list_tables().tables if name.startswith("assigned_")]
+        n_rows.append(database.open_table(name).count_rows())
+        assert not len(index._reader.lists.over(index._reader.current()).uncovered)
+    assert max(n_files[3:]) <= max(n_files[:3]) and max(n_rows) <= 120
+
+
+def test_optimize_with_nothing_to_keep_deletes_what_a_killed_writer_has_left_but_never_beside_a_writer(index):
+    data = Path(index.uri) / "documents.lance" / "data"
+    leftover = data / "0000000000000000000000001111111111.lance"
+    leftover.write_bytes(next(data.iterdir()).read_bytes() * 20)
+    index.optimize()
+    assert leftover.exists()
+    # Another writer that does not wait any longer.
+    writer = WriterLock(Path(index.uri), patience=0.05)
+    index._store._opened.lock._patience = 0.05
+    with writer.turn() as is_alone:
+        assert is_alone
+        with WriterLock(Path(index.uri), patience=0.05).turn() as is_alone:
+            assert not is_alone
+        index.optimize(keep=timedelta(0))
+        assert leftover.exists()
+    index.optimize(keep=timedelta(0))
+    assert not leftover.exists() and index.count() == 40

@@ -414,8 +414,9 @@ class Index(IndexHandle):
         If another program has appended rows whose ids existed, the newest row of each id stays.
 
         Args:
-            keep: How long replaced and deleted data stays on disk. `timedelta(0)` frees all of it, and makes searches
-                fail that other processes are running at that moment.
+            keep: How long replaced and deleted data stays on disk. `timedelta(0)` frees all of it, also what killed
+                writers have left, and makes searches fail that other processes are running at that moment. Programs
+                that write to the table without manyvec must not do so meanwhile.
             show_progress: Show a progress bar.
 
         Raises:

@@ -124,6 +124,10 @@ class CachedVersion:
         """Return the at most `limit` best documents by BM25 with their scores, best first, then by id."""
         row_ids, scores = self.snapshot.match(text, limit, where)
         positions = self.positions(row_ids)
+        is_known = self.states.row_ids.take(positions, mode="clip") == row_ids if len(self) else row_ids < 0
+        if not is_known.all():
+            self.snapshot.report_search_index("refers to rows that do not exist")
+            positions, scores = positions[is_known], scores[is_known]
         order = top_k(scores, self.states.ids[positions], limit)
         return ScoredPositions(positions[order], scores[order])
 

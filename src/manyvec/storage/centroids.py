@@ -10,6 +10,7 @@ is written completely before that metadata points to it. Where the documents' ta
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,11 +23,13 @@ from manyvec.vectors.codec import Codec
 
 if TYPE_CHECKING:
     import lancedb
+    import pyarrow as pa
     from lancedb.table import Table
 
 logger = logging.getLogger(__name__)
 
-# Keys in the metadata of the column `tokens`. The first holds a codebook's name and the number of rows assigned.
+# Keys in the metadata of the column `tokens`. The first holds a codebook's name, and the number of rows and the version
+# of its table of assignments.
 ASSIGNMENTS_KEY = "manyvec-codebook"
 _CODEC_KEY = "manyvec-codec"
 
@@ -108,39 +111,40 @@ class CentroidTables:
 
     def start_assignments(self, codebook: Codebook) -> None:
         """Write a codebook without assignments. Searches use it once `set_assignments` names it."""
-        import pyarrow as pa
-
-        name = codebook.fingerprint
-        assigned = {"row_id": pa.int64(), "updated": pa.int64(), "centroids": pa.list_(pa.uint16())}
+        name, nothing = codebook.fingerprint, np.empty(0, np.int64)
+        empty = Assignments(codebook, nothing, nothing, np.zeros(1, np.int64), np.empty(0, np.uint16))
         with translated(f"write to the index {self._uri}"):
             # An interrupted run, or damage, may have left tables of this name.
             self._database.create_table(f"{self._prefix}codebook_{name}", codebook_table(codebook), mode="overwrite")
-            self._database.create_table(f"{self._prefix}assigned_{name}", schema=pa.schema(assigned), mode="overwrite")
+            self._database.create_table(f"{self._prefix}assigned_{name}", _assigned_table(empty), mode="overwrite")
 
     def add_assignments(self, assignments: Assignments) -> None:
         """Append the centroids of documents to a codebook's assignments."""
-        import pyarrow as pa
-
-        columns = {
-            "row_id": assignments.row_ids,
-            "updated": assignments.updated,
-            "centroids": pa.ListArray.from_arrays(
-                pa.array(assignments.offsets.astype(np.int32)), pa.array(assignments.centroids)
-            ),
-        }
         with translated(f"write to the index {self._uri}"):
-            self._database.open_table(f"{self._prefix}assigned_{assignments.codebook.fingerprint}").add(
-                pa.table(columns)
-            )
+            table = self._database.open_table(f"{self._prefix}assigned_{assignments.codebook.fingerprint}")
+            # Lists of earlier versions have no checksums.
+            table.add(_assigned_table(assignments).select(table.schema.names))
+
+    def replace_assignments(self, assignments: Assignments) -> None:
+        """Replace a codebook's assignments, in one commit."""
+        with translated(f"write to the index {self._uri}"):
+            name = f"{self._prefix}assigned_{assignments.codebook.fingerprint}"
+            self._database.create_table(name, _assigned_table(assignments), mode="overwrite")
+
+    def optimize_assignments(self, codebook: Codebook, keep: timedelta) -> None:
+        """Merge the files of a codebook's assignments, and drop versions older than `keep`."""
+        with translated(f"optimize the index {self._uri}"):
+            table = self._database.open_table(f"{self._prefix}assigned_{codebook.fingerprint}")
+            table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
 
     def set_assignments(self, codebook: Codebook) -> None:
         """Let searches use a codebook whose assignments are complete, and drop all others."""
         name = codebook.fingerprint
         with translated(f"write to the index {self._uri}"):
             self._documents.checkout_latest()
-            count = self._database.open_table(f"{self._prefix}assigned_{name}").count_rows()
-            # The count makes the value differ when only the assignments grew: it tells readers to read them again.
-            self._point(ASSIGNMENTS_KEY, f"{name} {count}")
+            assigned = self._database.open_table(f"{self._prefix}assigned_{name}")
+            # The version makes the value differ when only the assignments changed: it tells readers to read them again.
+            self._point(ASSIGNMENTS_KEY, f"{name} {assigned.count_rows()} {assigned.version}")
             self._drop_assignments(except_for=name)
 
     def remove_assignments(self) -> None:
@@ -169,3 +173,17 @@ class CentroidTables:
         if not table.endswith(f"_{codebook.fingerprint}"):
             raise ValueError(f"the fingerprint of {table} is {codebook.fingerprint}")
         return codebook
+
+
+def _assigned_table(assignments: Assignments) -> pa.Table:
+    import pyarrow as pa
+
+    offsets = pa.array(assignments.offsets.astype(np.int32))
+    return pa.table(
+        {
+            "row_id": assignments.row_ids,
+            "updated": assignments.updated,
+            "centroids": pa.ListArray.from_arrays(offsets, pa.array(assignments.centroids)),
+            "checksum": assignments.checksums(),
+        }
+    )

@@ -16,7 +16,14 @@ from manyvec.errors import ManifestError, ManyvecError, ShapeError, StoreError
 from manyvec.storage.lance import Place
 from manyvec.storage.maintenance import extend_lists, remove_duplicates
 from manyvec.storage.schema import content_hash, image_hash, rows_of
-from manyvec.storage.snapshot import BUILD_WINDOW_BYTES, RowStates, Snapshot, windows
+from manyvec.storage.snapshot import (
+    BUILD_WINDOW_BYTES,
+    RowStates,
+    Snapshot,
+    damage_of,
+    is_other_metadata,
+    windows,
+)
 from manyvec.storage.table import Store
 from manyvec.vectors.batch import CodedBatch, TokenBatch, check_offsets
 
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
 
 # Replaced and deleted data that a repair leaves on disk; see `Index.optimize`.
 _KEEP = timedelta(days=7)
+_DAMAGED_SEARCH_INDEX = "a file of a search index differs from what was written"
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,8 @@ class CheckReport:
 def check(uri: str | Place, *, repair: bool = False, show_progress: bool = False) -> CheckReport:
     """Read all of an index once and report what is wrong.
 
-    Texts and images are compared with their stored hashes, token vectors with their counts and the range of their
-    codec. Damage that changes one valid number into another cannot be found: LanceDB's files have no checksums.
+    Texts, images, metadata and token vectors are compared with their stored hashes and checksums. What has none cannot
+    be checked: filter columns, spans, and the vectors of rows that other programs or earlier versions of manyvec wrote.
 
     Args:
         uri: Folder or URI of the index.
@@ -88,16 +96,23 @@ def check(uri: str | Place, *, repair: bool = False, show_progress: bool = False
     snapshot = store.snapshot()
     states = snapshot.states()
     problems = [
+        *_lost_versions(store),
         *_duplicates(states),
         *_centroids(snapshot),
         *(
             Problem(f"the search index of {column!r} is missing", is_repairable=True)
             for column in store.missing_indexes()
         ),
+        *(Problem(f"{_DAMAGED_SEARCH_INDEX}: {file}", is_repairable=True) for file in store.damaged_indexes()),
         *_documents(snapshot, states, show_progress=show_progress),
     ]
     repaired = tuple(_repaired(store, problems)) if repair else ()
     return CheckReport(store.uri, len(states.row_ids), int(states.n_tokens.sum()), tuple(problems), repaired)
+
+
+def _lost_versions(store: Store) -> Iterator[Problem]:
+    if lost := store.lost_versions():
+        yield Problem("is at version {}, but version {} was committed: its files are missing".format(*lost))
 
 
 def _duplicates(states: RowStates) -> Iterator[Problem]:
@@ -133,6 +148,7 @@ def _window(
     column = "codes" if is_coded else "tokens"
     columns = ["id", "text", "metadata", "content_hash", "n_tokens", "spans", column]
     columns += ["image"] if snapshot.manifest.images else []
+    columns = snapshot.with_checksums(columns)
     try:
         table = snapshot.take(states.row_ids[documents], columns)
         tokens = _tokens(snapshot, table, column)
@@ -144,7 +160,7 @@ def _window(
         yield from _window(snapshot, states, documents[:half], is_coded=is_coded)
         yield from _window(snapshot, states, documents[half:], is_coded=is_coded)
         return
-    damage = tokens.damage()
+    damage = damage_of(tokens, table)
     n_spans = table["spans"].combine_chunks().value_lengths().fill_null(0).to_numpy() // 2
     rows = table.drop_columns([column, "spans"]).to_pylist()
     for position, (row, n_tokens) in enumerate(zip(rows, tokens.lengths.tolist(), strict=True)):
@@ -183,6 +199,8 @@ def _row_problems(row: dict[str, Any]) -> Iterator[str]:
         is_dict = False
     if not is_dict:
         yield "has metadata that is no JSON object"
+    elif is_other_metadata(row):
+        yield "has another id or other metadata than was stored"
 
 
 def _repaired(store: Store, problems: list[Problem]) -> Iterator[str]:
@@ -195,7 +213,9 @@ def _repaired(store: Store, problems: list[Problem]) -> Iterator[str]:
             store.centroids.remove_assignments()
         extend_lists(store, more_than=0)
         yield "the centroid lists were built again"
-    if columns := store.create_missing_indexes():
+    is_damaged = any(message.startswith(_DAMAGED_SEARCH_INDEX) for message in messages)
+    missing = store.missing_indexes()
+    if columns := store.create_indexes() if is_damaged else store.create_indexes(missing) if missing else []:
         yield f"search indexes were built again: {', '.join(columns)}"
     before = store.place.disk_bytes()
     store.optimize(_KEEP, removes_leftovers=True)

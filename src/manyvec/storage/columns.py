@@ -99,7 +99,7 @@ def add_filter_columns(store: Store, columns: Mapping[str, ColumnType]) -> dict[
     _fill(store, added)
     _keep_assignments(store, before)
     store.declare(wanted)
-    store.create_missing_indexes()
+    store.create_indexes(store.missing_indexes())
     _fill(store, added)
     return counts
 

@@ -22,6 +22,7 @@ from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.storage.progress import Progress
 from manyvec.storage.reuse import StoredContent
 from manyvec.storage.schema import Manifest, Row, content_hash, filter_value
+from manyvec.storage.snapshot import Snapshot
 from manyvec.storage.table import Store
 from manyvec.types import Document
 from manyvec.vectors.batch import TokenBatch, offsets_of, pool
@@ -96,9 +97,9 @@ class Changes:
         return len(self.metadata) + len(self.content)
 
     @classmethod
-    def between(cls, rows: Sequence[Row], store: Store) -> Changes:
+    def between(cls, rows: Sequence[Row], snapshot: Snapshot) -> Changes:
         """Compare rows with distinct ids with what is stored."""
-        stored = store.find([row.id for row in rows])
+        stored = snapshot.find([row.id for row in rows])
         metadata, content, n_new = [], [], 0
         for row in rows:
             found = stored.get(row.id)
@@ -228,19 +229,20 @@ def add_batch(
         InputError: A document cannot be encoded or stored. Nothing with another text or image was written.
         StoreError: The database cannot be written, or another index has taken the place of this one meanwhile.
     """
-    generation = store.key.generation
+    snapshot = store.snapshot()
+    generation, manifest = snapshot.key.generation, snapshot.manifest
     repeated = _repeated_ids(documents, set() if seen is None else seen)
     latest = {document.id: document for document in documents}
-    rows = [to_row(document, store.manifest.columns) for document in latest.values()]
+    rows = [to_row(document, manifest.columns) for document in latest.values()]
     if page := next((row for row in rows if row.image is not None), None):
         _check_page(page, get_encoder(), store)
     _check_vectors(rows, store, adopts_vectors=adopts_vectors)
-    changes = Changes.between(rows, store)
+    changes = Changes.between(rows, snapshot)
     changed = changes.content
     n_metadata = len(changes.metadata)
     if n_metadata and store.update_metadata(changes.metadata, generation=generation) < n_metadata:
         # Rows that another process has deleted or changed meanwhile have no token vectors to keep.
-        again = Changes.between(changes.metadata, store)
+        again = Changes.between(changes.metadata, store.snapshot())
         changed = [*changed, *again.metadata, *again.content]
     if not changed:
         return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes), repeated=repeated)
@@ -251,7 +253,7 @@ def add_batch(
     others = sorted(set(range(len(changed))) - set(known))
     parts = [] if reused is None else [reused]
     if others:
-        parts.append(encode([changed[i] for i in others], get_encoder, store.manifest, allow_empty=skips_blank))
+        parts.append(encode([changed[i] for i in others], get_encoder, manifest, allow_empty=skips_blank))
     tokens = TokenBatch.concatenate(parts).select(np.argsort([*known, *others]))
     filled = np.flatnonzero(tokens.lengths)
     n_new, n_blank = changes.n_new, len(changed) - len(filled)

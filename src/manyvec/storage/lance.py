@@ -1,11 +1,14 @@
-"""Connections to LanceDB: how they are made, which errors they raise, and how ids become SQL conditions."""
+"""LanceDB: connections to it, the errors that it raises, its search indexes' files, and ids as SQL conditions."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import secrets
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from os import PathLike, fspath
@@ -33,6 +36,8 @@ _MEANINGS = {
     "ConnectError|dns error|kind: Connect": "the object store cannot be reached: check the network and the endpoint",
 }
 _MAX_MESSAGE = 300
+# In the folder of the documents' table; LanceDB ignores it.
+_CHECKSUMS = ".manyvec-checksums"
 # What LanceDB says when another writer committed first and when it has tried for too long.
 _CONFLICTS = ("commit conflict", "concurrent writers", "concurrent transaction")
 # LanceDB takes 6 ms for 1,000 values in an IN (...) and 40 ms for 10,000.
@@ -211,6 +216,68 @@ def _shortened(error: BaseException) -> str:
     message = re.sub(r",? *(location: Location \{[^}]*\}|backtrace: \w+|\S*/\.cargo/\S*)", "", str(error))
     message = " ".join(message.split())
     return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "…"
+
+
+class SearchIndexFiles:
+    """The files of the search indexes of an index in a folder, with checksums, which LanceDB's have not.
+
+    LanceDB writes the files of a search index into a new folder and never changes them.
+
+    Args:
+        folder: Folder of the documents' table; None for a bucket, where nothing is noted or compared.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._compared: dict[str, bool] = {}
+
+    def note(self, *, anew: bool = False) -> None:
+        """Note the checksums of files that are new, or of all files `anew`."""
+        if self._folder is None:
+            return
+        noted = {} if anew else self._noted()
+        checksums = {name: noted.get(name) or _file_checksum(path) for name, path in self._files()}
+        # What was committed counts, even if the disk is full now.
+        with suppress(OSError):
+            new = self._folder / f"{_CHECKSUMS}-{secrets.token_hex(4)}"
+            new.write_text(json.dumps(checksums))
+            new.replace(self._folder / _CHECKSUMS)
+
+    def damaged(self) -> list[str]:
+        """Return the files that differ from those that were written. Each is compared once for each connection."""
+        if self._folder is None:
+            return []
+        files = list(self._files())
+        if any(name not in self._compared for name, _ in files):
+            noted = self._noted()
+            for name, path in files:
+                if name not in self._compared and name in noted:
+                    self._compared[name] = _file_checksum(path) == noted[name]
+        return [name for name, _ in files if not self._compared.get(name, True)]
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        if self._folder is not None:
+            for path in sorted((self._folder / "_indices").glob("*/*")):
+                yield f"{path.parent.name}/{path.name}", path
+
+    def _noted(self) -> dict[str, int]:
+        try:
+            noted = json.loads((self._folder / _CHECKSUMS).read_text()) if self._folder else {}
+        except (OSError, ValueError):
+            return {}
+        return noted if isinstance(noted, dict) else {}
+
+
+def _file_checksum(path: Path) -> int | None:
+    """Return the CRC-32 of a file; None if it was deleted meanwhile."""
+    checksum = 0
+    try:
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                checksum = zlib.crc32(part, checksum)
+    except OSError:
+        return None
+    return checksum
 
 
 def where_ids(ids: Sequence[str]) -> Iterator[str]:

@@ -37,14 +37,17 @@ class WriterLock:
         self._threads = threading.Lock()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> Iterator[bool]:
         """Hold the lock during the block, which runs without it if it cannot be had in time.
+
+        Yields:
+            Whether no other writer that uses this lock is writing.
 
         Raises:
             OSError: The folder cannot be written.
         """
         if self._folder is None:
-            yield
+            yield False
             return
         until = time.monotonic() + self._patience
         with (
@@ -56,10 +59,11 @@ class WriterLock:
             # comes again at once cannot take the next turn too.
             is_next = _wait_for(following, until)
             is_held = _wait_for(writing, until)
-            if is_next:
+            # One that writes without its turn stays next, so that nobody takes itself for the only one.
+            if is_next and is_held:
                 _unlock(following)
             try:
-                yield
+                yield is_next and is_held
             finally:
                 if is_held:
                     _unlock(writing)

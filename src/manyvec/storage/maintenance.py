@@ -32,12 +32,12 @@ def optimize(store: Store, keep: timedelta, *, lists_above: int | None, show_pro
     remove_duplicates(store)
     conflict: WriteConflictError | None = None
     try:
-        store.optimize(keep)
+        store.optimize(keep, removes_leftovers=not keep)
     except WriteConflictError as error:
         conflict = error
     # The lists do not depend on merged files, and searches need them more.
     if lists_above is not None:
-        extend_lists(store, more_than=lists_above, show_progress=show_progress)
+        extend_lists(store, more_than=lists_above, keep=keep, show_progress=show_progress)
     if conflict is not None:
         raise conflict
 
@@ -123,7 +123,12 @@ def encode_residuals(
 
 
 def extend_lists(
-    store: Store, *, more_than: int, show_progress: bool = False, window_bytes: int = BUILD_WINDOW_BYTES
+    store: Store,
+    *,
+    more_than: int,
+    keep: timedelta = timedelta(days=7),
+    show_progress: bool = False,
+    window_bytes: int = BUILD_WINDOW_BYTES,
 ) -> None:
     """Assign documents that have no centroids yet; train a new codebook if the index has outgrown the old one.
 
@@ -132,6 +137,7 @@ def extend_lists(
     Args:
         store: The index.
         more_than: Indexes with at most this many token vectors get no lists.
+        keep: How long replaced assignments stay on disk.
         show_progress: Whether to draw a bar with documents per second.
         window_bytes: Bytes of token vectors per commit.
     """
@@ -150,6 +156,11 @@ def extend_lists(
     else:
         codebook, positions = assigned.codebook, assigned.positions_in(states.row_ids, states.updated)
         missing = np.setdiff1d(np.arange(len(states.row_ids)), positions)
+        covered = np.flatnonzero(positions >= 0)
+        n_stored = int(snapshot.assignments_key.split()[1])
+        if len(missing) and n_stored > 2 * len(covered):
+            # Most are of rows that have been changed or deleted since.
+            store.centroids.replace_assignments(assigned.select(covered))
     with tqdm(total=len(missing), unit=" documents", desc="centroids", disable=not show_progress) as bar:
         for window in windows(snapshot.token_bytes(states, missing), window_bytes):
             rows = missing[window]
@@ -161,3 +172,4 @@ def extend_lists(
     if len(missing):
         with store.turn():
             store.centroids.set_assignments(codebook)
+            store.centroids.optimize_assignments(codebook, keep)

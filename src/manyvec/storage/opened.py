@@ -8,20 +8,27 @@ apart by the random identity in its manifest, and one copy of an index from anot
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from manyvec.errors import IndexNotFoundError
 from manyvec.storage.centroids import CentroidTables
-from manyvec.storage.lance import Connection, Place, translated
+from manyvec.storage.lance import Connection, Place, SearchIndexFiles, translated
 from manyvec.storage.lock import WriterLock
 from manyvec.storage.schema import MANIFEST_KEY, Manifest
 
 if TYPE_CHECKING:
     from lancedb.table import Table
 
+logger = logging.getLogger(__name__)
+
+# In the folder of the documents' table; LanceDB ignores it.
+_VERSION = ".manyvec-version"
 _generations = itertools.count(1)
 # Versions after which a connection is replaced. LanceDB keeps files of search indexes open that `optimize`, in this
 # process or another, has replaced and deleted: one or two each time. A new connection takes 5 ms.
@@ -53,6 +60,7 @@ class OpenedIndex:
         table: Handle of the documents' table, always at its newest version.
         centroids: The tables of centroids beside the documents.
         lock: Lets the writers of the index take turns.
+        search_index_files: Files of the search indexes.
     """
 
     def __init__(self, connection: Connection, table: Table, manifest: Manifest) -> None:
@@ -66,6 +74,7 @@ class OpenedIndex:
         self._looking = threading.Lock()
         self.lock = WriterLock(place.folder)
         self._folder = None if place.folder is None else place.folder / f"{place.table}.lance"
+        self.search_index_files = SearchIndexFiles(self._folder)
         self._probe = self._open_probe()
         self._folder_inode = self._inode()
         self._times = self._version_times()
@@ -94,7 +103,15 @@ class OpenedIndex:
                     f"there is no index at {place.uri}: no table {place.table!r}. Index.create makes one"
                 )
             table = connection.documents()
-            return cls(connection, table, Manifest.parse(manifest_json(table), str(place)))
+            opened = cls(connection, table, Manifest.parse(manifest_json(table), str(place)))
+        if lost := opened.lost_versions():
+            logger.warning(
+                "the index %s is at version %d, but version %d was committed: its files are missing, or an older copy "
+                "was put in its place",
+                place,
+                *lost,
+            )
+        return opened
 
     def newest(self) -> int | None:
         """Return the newest version of the index, or None if another index has taken its place."""
@@ -113,6 +130,24 @@ class OpenedIndex:
                     self.reconnect()
             return now.number
 
+    def note(self, version: int) -> None:
+        """Note a version that was committed, beside the table: without its last file, an older one would be served."""
+        if self._folder is not None:
+            # What was committed counts, even if the disk is full now.
+            with suppress(OSError):
+                (self._folder / _VERSION).write_text(f"{self.manifest.identity} {version}")
+
+    def lost_versions(self) -> tuple[int, int] | None:
+        """Return the newest version there is and the newest one that was noted, if the second is newer."""
+        try:
+            noted = "" if self._folder is None else (self._folder / _VERSION).read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+        identity, _, version = noted.partition(" ")
+        if identity != self.manifest.identity or not version.isdecimal() or int(version) <= self._seen.number:
+            return None
+        return self._seen.number, int(version)
+
     def reconnect(self) -> None:
         """Replace the connection by a new one. Snapshots keep the old one until they are dropped."""
         # A database in memory exists in its connection only.
@@ -127,8 +162,10 @@ class OpenedIndex:
 
     def is_of(self, table: Table, version: int) -> bool:
         """Return whether a handle at this version, the newest, belongs to this index."""
-        is_same_file = self._seen.number != version or self._file(version) == self._seen.file
-        return is_same_file and Manifest.parse(manifest_json(table), self.uri).identity == self.manifest.identity
+        seen = self._seen
+        if seen.number == version and seen.file is not None:
+            return self._file(version) == seen.file
+        return Manifest.parse(manifest_json(table), self.uri).identity == self.manifest.identity
 
     def identify(self) -> None:
         """Write an identity into a manifest of format 1, which has none."""
@@ -192,7 +229,7 @@ class OpenedIndex:
         # Lance's two ways to name the file of a version.
         for name in (f"{2**64 - 1 - version:020}.manifest", f"{version}.manifest"):
             try:
-                stat = (self._folder / "_versions" / name).stat()
+                stat = os.stat(f"{self._folder}/_versions/{name}")  # pathlib takes five times as long
             except OSError:
                 continue
             return stat.st_ino, stat.st_mtime_ns, stat.st_size

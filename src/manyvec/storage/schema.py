@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import InputError, ManifestError
+from manyvec.errors import InputError, ManifestError, ShapeError
 from manyvec.filters import ColumnType
 from manyvec.filters.columns import is_column_name, value_at
 from manyvec.filters.values import read_metadata
@@ -199,6 +200,11 @@ def image_hash(hashes: str) -> str:
     return hashes.split(":")[1] if ":" in hashes else ""
 
 
+def metadata_checksum(id: str, metadata: str) -> int:
+    """Return the CRC-32 of an id and of metadata as JSON."""
+    return zlib.crc32(f"{id}\0{metadata}".encode())
+
+
 def schema_of(manifest: Manifest) -> pa.Schema:
     """Return the schema of the documents' table."""
     import pyarrow as pa
@@ -214,6 +220,9 @@ def schema_of(manifest: Manifest) -> pa.Schema:
         pa.field("tokens", pa.list_(pa.list_(pa.float16(), manifest.dim)), metadata=token_metadata),
         # Flat, because LanceDB does not compress lists of fixed-size lists: 1 byte per token instead of 8.
         pa.field("spans", pa.list_(pa.uint32())),
+        # LanceDB hands damaged bytes on as they are. Null, or without these columns, for what others have written.
+        pa.field("metadata_checksum", pa.uint32()),
+        pa.field("vectors_checksum", pa.uint32()),
     ]
     if manifest.storage != "float16":
         codes = pa.list_(pa.list_(pa.uint8(), bytes_per_token(manifest.storage, manifest.dim)))
@@ -239,7 +248,8 @@ def column_field(name: str, kind: ColumnType) -> pa.Field:
 def row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
     """Return the columns of rows by name, without those of the token vectors."""
     names = ["id", "text", "metadata", "content_hash", *(["image"] if manifest.images else [])]
-    columns = {name: [getattr(row, name) for row in rows] for name in names}
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in names}
+    columns["metadata_checksum"] = [metadata_checksum(row.id, row.metadata) for row in rows]
     return columns | {
         stored_as(name): [_value_of(row, name, kind) for row in rows] for name, kind in manifest.columns.items()
     }
@@ -321,4 +331,9 @@ def assignments_of(codebook: Codebook, rows: pa.Table) -> Assignments:
     lists = rows["centroids"].chunk(0) if len(rows) else None
     centroids = np.empty(0, np.uint16) if lists is None else lists.flatten().to_numpy()
     lengths = [] if lists is None else np.diff(lists.offsets.to_numpy())
-    return Assignments(codebook, row_ids[order[is_last]], updated[order[is_last]], offsets_of(lengths), centroids)
+    assignments = Assignments(
+        codebook, row_ids[order[is_last]], updated[order[is_last]], offsets_of(lengths), centroids
+    )
+    if "checksum" in rows.column_names and not np.array_equal(assignments.checksums(), rows["checksum"].to_numpy()):
+        raise ShapeError("the centroids of a document differ from those that were written")
+    return assignments

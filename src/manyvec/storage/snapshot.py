@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 
 from manyvec.errors import ManifestError, ShapeError, StoreError
 from manyvec.storage.centroids import ASSIGNMENTS_KEY, CentroidTables
-from manyvec.storage.lance import translated, where_ids
-from manyvec.storage.schema import Manifest, content_hash, image_hash, rows_of, spans_of
+from manyvec.storage.lance import SearchIndexFiles, translated, where_ids
+from manyvec.storage.schema import Manifest, content_hash, image_hash, metadata_checksum, rows_of, spans_of
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, check_offsets, offsets_of
 from manyvec.vectors.codebook import Assignments
@@ -38,7 +39,8 @@ LOAD_WINDOW_BYTES = 2**20
 BUILD_WINDOW_BYTES = 64 * 2**20
 _ROWS_PER_BATCH = 100_000
 _MAX_WARNINGS = 10
-_ROWS_PER_BATCH = 8192
+_ROWS_PER_SCAN = 8192
+_NO_ROW = -1
 
 
 class VersionKey(NamedTuple):
@@ -95,14 +97,17 @@ class Snapshot:
         key: Which version of which index. What is derived from a version and kept must be kept under its key.
         manifest: The index's manifest.
         centroids: The tables of centroids beside the documents.
+        search_index_files: Files of the search indexes, which are compared with their checksums at the first use.
     """
 
     uri: str
     key: VersionKey
     manifest: Manifest
     centroids: CentroidTables
+    search_index_files: SearchIndexFiles
     _table: Table
     _damaged: set[int] = field(default_factory=set, compare=False, repr=False)
+    _are_compared: list[bool] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def version(self) -> int:
@@ -112,9 +117,19 @@ class Snapshot:
     @property
     def assignments_key(self) -> str:
         """A string that changes whenever `assignments` has something new to read; empty if there are none."""
-        with translated(f"read the index {self.uri}"):
-            metadata = self._table.schema.field("tokens").metadata or {}
+        metadata = self._schema.field("tokens").metadata or {}
         return str(metadata.get(ASSIGNMENTS_KEY.encode(), b"").decode())
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        with translated(f"read the index {self.uri}"):
+            return self._table.schema
+
+    def with_checksums(self, columns: list[str]) -> list[str]:
+        """Return columns with those of their checksums, which indexes of earlier versions do not have."""
+        checksums = ["metadata_checksum"] if "metadata" in columns else []
+        checksums += ["vectors_checksum"] if not {"tokens", "codes"}.isdisjoint(columns) else []
+        return [*columns, *(name for name in checksums if name in self._schema.names)]
 
     def assignments(self) -> Assignments | None:
         """Return the codebook of the centroid lists with each document's centroids; None if there are none."""
@@ -127,6 +142,7 @@ class Snapshot:
 
     def row_ids(self, where: str | None = None) -> NDArray[np.int64]:
         """Return the row ids, ascending, of all rows or of those that satisfy a condition."""
+        self._compare_search_indexes()
         with translated(f"read the index {self.uri}"):
             query = self._table.search().select(["id"]).with_row_id(True).limit(None)
             found = _all_rows(query.where(where) if where else query)["_rowid"]
@@ -148,7 +164,7 @@ class Snapshot:
         """Yield columns of all rows, with `_rowid`, a few thousand rows at a time, in no order."""
         with translated(f"read the index {self.uri}"):
             query = self._table.search().select(columns).with_row_id(True).limit(None)
-            for batch in query.to_batches(batch_size=_ROWS_PER_BATCH):
+            for batch in query.to_batches(batch_size=_ROWS_PER_SCAN):
                 yield batch.to_pylist()
 
     def states(self) -> RowStates:
@@ -199,7 +215,7 @@ class Snapshot:
 
         A text that was damaged on disk is logged, and so is metadata, which is empty then.
         """
-        columns = ["id", "text", "metadata", "content_hash"]
+        columns = self.with_checksums(["id", "text", "metadata", "content_hash"])
         table = self.take(row_ids, [*columns, "spans"] if spans else columns)
         # A page is known by its hash, so its image need not be read.
         rows = [row | {"is_page": image_hash(row["content_hash"]) != ""} for row in table.select(columns).to_pylist()]
@@ -211,6 +227,9 @@ class Snapshot:
             except ValueError:
                 self._log_damage(int(row_id), row["id"], "metadata that is not valid JSON")
                 row["metadata"] = "{}"
+            else:
+                if is_other_metadata(row):
+                    self._log_damage(int(row_id), row["id"], "an id or metadata that differ from what was added")
         if spans and rows:
             all_spans, offsets = _spans_in(table)
             for row, row_spans in zip(rows, np.split(all_spans, offsets[1:-1]), strict=True):
@@ -256,15 +275,17 @@ class Snapshot:
             return self.uncoded_tokens(row_ids)
         if (codec := self.centroids.codec()) is None:
             raise ManifestError(f"the index {self.uri} holds codes, but its manifest names no centroids for them")
-        codes, offsets = self._rows_of(self.take(row_ids, ["codes"])["codes"], np.uint8)
-        return self._undamaged(CodedBatch.unchecked(codes, offsets, codec), row_ids)
+        table = self.take(row_ids, self.with_checksums(["codes"]))
+        codes, offsets = self._rows_of(table["codes"], np.uint8)
+        return self._undamaged(CodedBatch.unchecked(codes, offsets, codec), row_ids, table)
 
     def uncoded_tokens(self, row_ids: RowIds, *, spans: bool = False) -> TokenBatch:
         """Return the token vectors of rows that are stored as float16, in this order, with their spans if asked."""
-        table = self.take(row_ids, ["tokens", "spans"] if spans else ["tokens"])
+        columns = ["tokens", "spans"] if spans else ["tokens"]
+        table = self.take(row_ids, self.with_checksums(columns))
         vectors, offsets = self._rows_of(table["tokens"], np.float16)
         tokens = TokenBatch.unchecked(vectors, offsets, _spans_in(table)[0] if spans else None)
-        return self._undamaged(tokens, row_ids)
+        return self._undamaged(tokens, row_ids, table)
 
     def report_damage(self, row_ids: RowIds, reasons: Sequence[str]) -> None:
         """Log documents whose token vectors cannot be used, each once per snapshot."""
@@ -272,6 +293,20 @@ class Snapshot:
         ids = self.take([row_id for row_id, _ in new], ["id"])["id"].to_pylist() if new else []
         for id, (row_id, reason) in zip(ids, new, strict=True):
             self._log_damage(int(row_id), id, f"{reason}, and cannot be found")
+
+    def report_search_index(self, reason: str) -> None:
+        """Log that a search index is damaged, once per snapshot."""
+        if _NO_ROW not in self._damaged:
+            self._damaged.add(_NO_ROW)
+            logger.warning(
+                "a search index of the index %s %s: `manyvec check --repair` builds it again", self.uri, reason
+            )
+
+    def _compare_search_indexes(self) -> None:
+        if not self._are_compared:
+            self._are_compared.append(True)
+            if damaged := self.search_index_files.damaged():
+                self.report_search_index(f"differs from what was written ({damaged[0]})")
 
     def _log_damage(self, row_id: int, id: str, reason: str) -> None:
         if row_id not in self._damaged:
@@ -287,9 +322,9 @@ class Snapshot:
             raise StoreError(f"the index {self.uri} is damaged: {error}") from error
         return rows, offsets
 
-    def _undamaged(self, tokens: Batch, row_ids: RowIds) -> Batch:
+    def _undamaged(self, tokens: Batch, row_ids: RowIds, table: pa.Table) -> Batch:
         """Return token vectors without those of damaged documents, so that the other documents can be searched."""
-        if not (damage := tokens.damage()):
+        if not (damage := damage_of(tokens, table)):
             return tokens
         self.report_damage([int(row_ids[position]) for position in damage], list(damage.values()))
         return tokens.emptied(list(damage))
@@ -300,6 +335,7 @@ class Snapshot:
 
         if limit < 1:  # LanceDB would take it for no limit.
             return np.empty(0, np.int64), np.empty(0, np.float32)
+        self._compare_search_indexes()
         with translated(f"search the index {self.uri}"):
             words = MatchQuery(text, "text")  # type: ignore[call-arg]  # its defaults are pydantic's
             # Selecting the ids too would take half as long again.
@@ -335,6 +371,23 @@ def _all_rows(query: LanceQueryBuilder) -> pa.Table:
     # In small batches, of LanceDB's default size, 100,000 rows take five to eight times as long.
     batches = query.to_batches(batch_size=_ROWS_PER_BATCH)
     return pa.Table.from_batches(batches, batches.schema)
+
+
+def damage_of(tokens: StoredBatch, table: pa.Table) -> dict[int, str]:
+    """Return what is wrong with the token vectors of each damaged row, by position; see `RaggedBatch.damage`."""
+    damage = tokens.damage()
+    if "vectors_checksum" in table.column_names:
+        stored = table["vectors_checksum"].to_pylist()
+        for position, checksum in enumerate(tokens.checksums().tolist()):
+            if stored[position] not in (None, checksum):
+                damage.setdefault(position, "token vectors that differ from those that were added")
+    return damage
+
+
+def is_other_metadata(row: Mapping[str, Any]) -> bool:
+    """Return whether the id and the metadata of a row differ from what was written, as far as a checksum tells."""
+    stored = row.get("metadata_checksum")
+    return stored is not None and stored != metadata_checksum(row["id"], row["metadata"] or "")
 
 
 def windows(n_bytes: NDArray[np.int64], window_bytes: int = SCORE_WINDOW_BYTES) -> Iterator[slice]:

@@ -21,12 +21,11 @@ from manyvec.storage.lance import Connection, Place, translated
 from manyvec.storage.opened import OpenedIndex
 from manyvec.storage.schema import Manifest, Row, ragged, row_columns, schema_of, span_steps, stored_as
 from manyvec.storage.snapshot import Snapshot, Stored, VersionKey
-from manyvec.vectors.batch import TokenBatch
+from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch
 from manyvec.vectors.codec import check_range
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from lancedb.table import Table
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,9 @@ class Store:
             # Created now, so that text is split into words the same way before and after `optimize`.
             for column, config in _column_indexes(manifest).items():
                 table.create_index(column, config=config)
-            return cls(OpenedIndex(connection, table, manifest))
+            opened = OpenedIndex(connection, table, manifest)
+            opened.search_index_files.note()
+            return cls(opened)
 
     @classmethod
     def open(cls, place: Place | str, cache_bytes: int = 0) -> Store:
@@ -131,7 +132,8 @@ class Store:
                 # Another index may have taken the place of this one between the two calls.
                 if opened.is_of(table, version):
                     key = VersionKey(opened.generation, version)
-                    return Snapshot(self.uri, key, opened.manifest, opened.centroids, table)
+                    files = opened.search_index_files
+                    return Snapshot(self.uri, key, opened.manifest, opened.centroids, files, table)
         raise StoreError(f"the index {self.uri} was replaced while it was being read: try again")
 
     def _newest(self) -> tuple[OpenedIndex, int]:
@@ -149,9 +151,11 @@ class Store:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Let other writers wait during the block."""
-        with translated(f"write to the index {self.uri}"), self._opened.lock.turn():
+        """Let other writers wait during the block, which commits something."""
+        opened = self._opened
+        with translated(f"write to the index {self.uri}"), opened.lock.turn():
             yield
+            opened.note(int(opened.table.version))
 
     def _commit(self, work: Callable[[], T], made_for: Manifest | None = None) -> T:
         """Commit something when it is this writer's turn, and again if another program's writer came first.
@@ -164,11 +168,15 @@ class Store:
             _ColumnsChangedError: The index has been given other filter columns since.
         """
         for attempt in itertools.count(1):
+            opened = self._opened
             try:
-                with self.turn(), translated(f"write to the index {self.uri}"):
+                with translated(f"write to the index {self.uri}"), opened.lock.turn():
                     if made_for is not None and self._newest()[0].manifest.columns != made_for.columns:
                         raise _ColumnsChangedError
-                    return work()
+                    result = work()
+                    # Results of merges and deletions have it.
+                    opened.note(int(getattr(result, "version", None) or opened.table.version))
+                    return result
             except WriteConflictError:
                 if attempt == _ATTEMPTS:
                     raise
@@ -202,7 +210,9 @@ class Store:
         opened = self._written_to(generation)
         manifest = opened.manifest
         with translated(f"write to the index {self.uri}"):
-            values = _to_arrow({**row_columns(rows, manifest), **_token_columns(tokens, opened)}, opened.table)
+            schema = opened.table.schema
+            columns = {**row_columns(rows, manifest), **_token_columns(tokens, opened, schema)}
+            values = _to_arrow(columns, schema)
             # Concurrent upserts of a new id insert it twice if they use a BTree index on it; the primary key prevents
             # that only without the index.
             merge = opened.table.merge_insert("id").use_index(False)
@@ -242,7 +252,7 @@ class Store:
         """
 
         def columns(opened: OpenedIndex) -> dict[str, Any]:
-            return {"id": ids, "content_hash": content_hashes, **_token_columns(tokens, opened)}
+            return {"id": ids, "content_hash": content_hashes, **_token_columns(tokens, opened, opened.table.schema)}
 
         return self._update(self._written_to(), columns)
 
@@ -293,6 +303,10 @@ class Store:
             result = self._commit(lambda: opened.table.delete(where))
             return int(result.num_deleted_rows)  # type: ignore[attr-defined]  # not in lancedb's stubs
 
+    def lost_versions(self) -> tuple[int, int] | None:
+        """See `OpenedIndex.lost_versions`."""
+        return self._newest()[0].lost_versions()
+
     def missing_indexes(self) -> list[str]:
         """Return the columns that should have a search index and have none."""
         opened, _ = self._newest()
@@ -301,22 +315,30 @@ class Store:
             indexed = {column.strip("`") for index in opened.table.list_indices() for column in index.columns}
         return [column for column in _column_indexes(opened.manifest) if column not in indexed]
 
-    def create_missing_indexes(self) -> list[str]:
-        """Create the search indexes of `missing_indexes`, and return their columns."""
-        opened, missing = self._written_to(), self.missing_indexes()
-        for column, config in _column_indexes(opened.manifest).items():
-            if column in missing:
-                with self.turn():
-                    opened.table.create_index(column, config=config)
-        return missing
+    def damaged_indexes(self) -> list[str]:
+        """Return the files of search indexes that differ from those that were written."""
+        return self._newest()[0].search_index_files.damaged()
+
+    def create_indexes(self, columns: Sequence[str] | None = None) -> list[str]:
+        """Create search indexes anew: of these columns, or of all; return their columns."""
+        opened = self._written_to()
+        indexes = _column_indexes(opened.manifest)
+        chosen = {column: indexes[column] for column in (indexes if columns is None else columns)}
+        for column, config in chosen.items():
+            with self.turn():
+                opened.table.create_index(column, config=config, replace=True)
+        # Damaged files belong to older versions now.
+        opened.search_index_files.note(anew=columns is None)
+        return [*chosen]
 
     def optimize(self, keep: timedelta, *, removes_leftovers: bool = False) -> None:
         """Merge small files, index new rows, and drop versions older than `keep`.
 
         Args:
             keep: How long replaced and deleted data stays on disk.
-            removes_leftovers: Whether to delete files that no version refers to. Those of a writer that has not
-                committed yet are among them, so there must be none; LanceDB itself deletes them after seven days.
+            removes_leftovers: Whether to delete files that no version refers to, as killed writers leave them. Those of
+                a writer that has not committed yet are among them, so this waits for writers to finish, and programs
+                other than manyvec must not write meanwhile. LanceDB itself deletes such files after seven days.
 
         Raises:
             WriteConflictError: Other writers left no gap between their commits; nothing is lost.
@@ -332,9 +354,14 @@ class Store:
                     opened.table.checkout_latest()
                     # At 0 LanceDB warns of what our docstring says.
                     cleanup_older_than = max(keep, timedelta(milliseconds=1))
-                    opened.table.optimize(cleanup_older_than=cleanup_older_than, delete_unverified=removes_leftovers)
+                    opened.table.optimize(cleanup_older_than=cleanup_older_than)
+                if removes_leftovers:
+                    with translated(f"optimize the index {self.uri}"), opened.lock.turn() as is_alone:
+                        opened.table.optimize(cleanup_older_than=cleanup_older_than, delete_unverified=is_alone)
+                with translated(f"optimize the index {self.uri}"):
+                    opened.search_index_files.note()
                     opened.reconnect()
-                    return
+                return
             except WriteConflictError as error:
                 if attempt == _ATTEMPTS:
                     raise WriteConflictError(
@@ -351,17 +378,17 @@ class Store:
         if not stored_at or snapshot.key.generation != opened.generation:
             return 0
         # Whole rows: to write some of their columns, LanceDB would read the whole table into memory, images included.
-        names = opened.table.schema.names
-        kept = [name for name in names if name not in columns]
+        schema = opened.table.schema
+        kept = [name for name in schema.names if name not in columns]
         stored = snapshot.take([known[columns["id"][position]].row_id for position in stored_at], kept)
-        new = _to_arrow(columns, opened.table).take(stored_at)
-        rows = {name: (new if name in columns else stored)[name] for name in names}
+        new = _to_arrow(columns, schema).take(stored_at)
+        rows = {name: (new if name in columns else stored)[name] for name in schema.names}
         # Someone may have changed text or metadata since they were read: such a row must not get the old ones back.
         unchanged = "target.content_hash = source.content_hash"
         has_new_metadata = {"metadata", "content_hash"}.isdisjoint(kept)
         unchanged += "" if has_new_metadata else " AND target.metadata = source.metadata"
         with translated(f"write to the index {self.uri}"):
-            values = _to_arrow(rows, opened.table)
+            values = _to_arrow(rows, schema)
             merge = opened.table.merge_insert("id").use_index(False).when_matched_update_all(where=unchanged)
             try:
                 return int(self._commit(lambda: merge.execute(values), manifest).num_updated_rows)
@@ -369,11 +396,11 @@ class Store:
                 return self._update(opened, make_columns)
 
 
-def _to_arrow(columns: Mapping[str, Any], table: Table) -> pa.Table:
-    """Return columns in the types and the order of a table's schema."""
+def _to_arrow(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    """Return columns in the types and the order of a schema."""
     import pyarrow as pa
 
-    schema = pa.schema([field for field in table.schema if field.name in columns])
+    schema = pa.schema([field for field in schema if field.name in columns])
     arrays = [
         column if isinstance(column, (pa.Array, pa.ChunkedArray)) else pa.array(column, type=field.type)
         for field in schema
@@ -382,21 +409,25 @@ def _to_arrow(columns: Mapping[str, Any], table: Table) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _token_columns(tokens: TokenBatch, opened: OpenedIndex) -> dict[str, Any]:
+def _token_columns(tokens: TokenBatch, opened: OpenedIndex, schema: pa.Schema) -> dict[str, Any]:
     """Return the columns of token vectors, encoded as the index stores new ones."""
     import pyarrow as pa
 
-    storage, schema, codec = opened.manifest.storage, opened.table.schema, opened.centroids.codec()
+    storage, codec = opened.manifest.storage, opened.centroids.codec()
     spans = tokens.spans if tokens.spans is not None else np.full((tokens.n_tokens, 2), -1, np.int32)
     columns = {"n_tokens": tokens.lengths, "spans": span_steps(spans, tokens.offsets)}
     if codec is None:
         check_range(tokens.vectors, "float16")
-        columns["tokens"] = ragged(tokens.vectors.astype(np.float16, copy=False), tokens.offsets)
+        stored: StoredBatch
+        stored = TokenBatch.unchecked(tokens.vectors.astype(np.float16, copy=False), tokens.offsets)
+        columns["tokens"] = ragged(stored.vectors, tokens.offsets)
         codes = None
     else:
         columns["tokens"] = pa.nulls(len(tokens), schema.field("tokens").type)
         codebook = opened.centroids.codec_codebook()
         codes = codec.encode(tokens.vectors, None if codebook is None else codebook.assign(tokens.vectors))
+        stored = CodedBatch.unchecked(codes, tokens.offsets, codec)
+    columns["vectors_checksum"] = stored.checksums()
     if storage != "float16":
         kind = schema.field("codes").type
         columns["codes"] = pa.nulls(len(tokens), kind) if codes is None else ragged(codes, tokens.offsets)

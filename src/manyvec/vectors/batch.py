@@ -6,9 +6,11 @@ with rows of zeros let a zero win over a negative similarity, which changes the 
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +104,10 @@ class RaggedBatch(ABC):
         lengths = self.lengths
         lengths[np.asarray(positions, np.int64)] = 0
         return self._taken(ragged_rows(self.offsets[:-1], lengths), offsets_of(lengths))
+
+    def checksums(self) -> NDArray[np.uint32]:
+        """(n_items,) CRC-32 of the bytes of each item's rows."""
+        return checksums(self.rows, self.offsets)
 
     def _items_of(self, is_damaged: NDArray[np.bool_], reason: str) -> dict[int, str]:
         """Return the items that have these (n_tokens,) rows, with the reason."""
@@ -297,6 +303,15 @@ class CodedBatch(RaggedBatch):
 
     def _taken(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> CodedBatch:
         return CodedBatch.unchecked(self.codes[rows], offsets, self.codec)
+
+
+def checksums(rows: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """(n_items,) CRC-32 of the bytes of each item's rows; see `RaggedBatch` for the arguments."""
+    # zlib reads 1.7 GB/s here; sums by numpy's reduceat were three to twenty times as slow.
+    bytes_of_row = rows.itemsize * (rows.shape[1] if rows.ndim > 1 else 1)
+    data = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+    ends = (offsets * bytes_of_row).tolist()
+    return np.array([zlib.crc32(data[start:end]) for start, end in pairwise(ends)], np.uint32)
 
 
 # Token vectors of documents as an index stores them.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import InputError, ShapeError
 from manyvec.vectors.backend import Backend, CentroidSearch, default_backend, in_parallel
-from manyvec.vectors.batch import TokenBatch, check_offsets, offsets_of
+from manyvec.vectors.batch import TokenBatch, check_offsets, checksums, offsets_of, ragged_rows
 
 # Vectors that are grouped at a time, and vectors that a thread assigns at a time.
 _WINDOW_ROWS = 131_072
@@ -213,6 +213,22 @@ class Assignments:
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+    def select(self, positions: NDArray[np.int64]) -> Assignments:
+        """Return the assignments of some documents.
+
+        Args:
+            positions: Strictly increasing.
+        """
+        lengths = np.diff(self.offsets)[positions]
+        centroids = self.centroids[ragged_rows(self.offsets[positions], lengths)]
+        return Assignments(
+            self.codebook, self.row_ids[positions], self.updated[positions], offsets_of(lengths), centroids
+        )
+
+    def checksums(self) -> NDArray[np.uint32]:
+        """(n,) checksum of each document's row id and centroids."""
+        return checksums(self.centroids, self.offsets) ^ self.row_ids.astype(np.uint32)
 
     def positions_in(self, row_ids: NDArray[np.int64], updated: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the position of each row in a version of the table.
