@@ -1,5 +1,6 @@
 """`Reranker`: any documents in the order of MaxSim, from stored vectors where there are any."""
 
+import io
 import json
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from manyvec import Document, Index, InputError, Reranker, TokenBatch
-from manyvec.testing import HashEncoder
+from manyvec.testing import ColorEncoder, HashEncoder
 
 # float16 storage: a word's similarity to itself is 1 within 2**-10.
 FLOAT16 = 2**-10
@@ -160,3 +161,39 @@ def test_stored_documents_of_a_real_model_come_in_the_order_that_encoding_them_g
     fast, slow = Reranker(index=index).rerank(query, documents), Reranker("minilm").rerank(query, documents)
     assert [hit.id for hit in fast] == [hit.id for hit in slow]
     np.testing.assert_allclose([hit.score for hit in fast], [hit.score for hit in slow], atol=8 * 2**-10)
+
+
+def picture(color: str) -> bytes:
+    buffer = io.BytesIO()
+    pytest.importorskip("PIL.Image").new("RGB", (32, 16), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_pages_are_scored_by_their_images_whether_or_not_an_index_holds_them(tmp_path):
+    pages = [Document(color, "a page", image=picture(color)) for color in ("red", "green", "blue")]
+    given = [*pages, Document("text", "a green text")]
+    index = Index.create(tmp_path / "pages", ColorEncoder())
+    index.add(pages[:2])
+    (tmp_path / "blue.png").write_bytes(picture("blue"))
+    given[2] = Document("blue", "a page", image=tmp_path / "blue.png")
+    expected = Reranker(ColorEncoder()).rerank("green", given)
+    assert [hit.id for hit in expected[:2]] == ["green", "text"]
+    assert expected[0].score == pytest.approx(1, abs=FLOAT16)
+    for reranker in (Reranker(index=index), Reranker(ColorEncoder())):
+        assert [(hit.id, hit.score) for hit in reranker.rerank("green", given)] == [
+            (hit.id, pytest.approx(hit.score, abs=FLOAT16)) for hit in expected
+        ]
+        assert reranker.rerank((picture("blue"), "a"), given, 1)[0].id == "blue"
+    # A page that the index holds needs no image, and one with another image is encoded anew.
+    assert Reranker(index=index).rerank("red", [Document("red", "a page"), Document("x", "a page")])[0].id == "red"
+    changed = [Document("red", "a page", image=picture("blue")), Document("green", "a page")]
+    assert [hit.id for hit in Reranker(index=index).rerank("blue", changed)] == ["red", "green"]
+
+
+def test_an_image_that_cannot_be_read_is_an_error_and_a_text_model_goes_by_the_text(tmp_path):
+    pages = [Document("a", "red", image=b"no image"), Document("b", "green", image=b"no image")]
+    assert [hit.id for hit in Reranker(HashEncoder()).rerank("green", pages)] == ["b", "a"]
+    with pytest.raises(InputError, match="the image of a document"):
+        Reranker(ColorEncoder()).rerank("green", pages)
+    with pytest.raises(InputError, match="document 0: its image cannot be read"):
+        Reranker(ColorEncoder()).rerank("green", [Document("a", image=tmp_path / "missing.png")])

@@ -37,6 +37,7 @@ from .models.windowed import TruncationWarning as TruncationWarning
 from .reranker import Reranker as Reranker
 from .retrieval.mixing import LEXICAL_WEIGHT as LEXICAL_WEIGHT
 from .storage.ingest import AddReport as AddReport
+from .threads import in_thread as in_thread
 from .timing import timings as timings
 from .tools.catalog import ToolHit as ToolHit
 from .tools.catalog import ToolIndex as ToolIndex

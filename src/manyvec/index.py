@@ -10,7 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 from manyvec.errors import InputError, ManifestError, check_count, check_fraction, check_ids
-from manyvec.filters import FilterLike, parse_filter, to_sql
+from manyvec.filters import FilterLike
 from manyvec.filters.columns import parse_columns
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
@@ -23,8 +23,9 @@ from manyvec.storage.columns import add_filter_columns, infer_given, infer_store
 from manyvec.storage.ingest import AddReport, add_documents
 from manyvec.storage.lance import Place, where_ids
 from manyvec.storage.maintenance import optimize
-from manyvec.storage.schema import Manifest, content_hash, stored_as
+from manyvec.storage.schema import Manifest, content_hash
 from manyvec.storage.table import Store
+from manyvec.threads import in_thread
 from manyvec.timing import stage
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
@@ -41,6 +42,9 @@ class Index(IndexHandle):
 
     May be shared by threads. Commits of other processes are visible to the next call. An index can be pickled and
     copied: the copy opens it again at its first use. `close`, or a `with` block, frees its memory.
+
+    Methods that wait for a model or a disk have twins to await, which run in a thread: `asearch`, `asearch_many`,
+    `ascore`, `aadd`, `aget`, `aids`, `acount`, `adelete`, `aadd_filter_columns` and `aoptimize`.
 
     Attributes:
         uri: Folder or URI of the index.
@@ -247,28 +251,6 @@ class Index(IndexHandle):
                 columns = {**infer_stored(self._store), **self.filter_columns}
             return add_filter_columns(self._store, parse_columns(columns))
 
-    def get(self, ids: str | Sequence[str], *, vectors: bool = False) -> list[Document]:
-        """Return the documents with these ids, in this order, images as bytes; unknown ids are left out.
-
-        Args:
-            ids: One id or several.
-            vectors: Whether documents are to have their token vectors, as float16, and spans.
-        """
-        return self._reader.documents(list(dict.fromkeys(check_ids(ids))), with_vectors=vectors)
-
-    def ids(self, filter: FilterLike | None = None) -> list[str]:
-        """Return the ids of all documents, or of those that pass a filter, sorted."""
-        snapshot = self._store.snapshot()
-        return snapshot.document_ids(self._where(filter, snapshot.manifest))
-
-    def token_vectors(self, ids: str | Sequence[str]) -> TokenBatch:
-        """Return the token vectors of documents as they are stored, for scoring them without encoding them again.
-
-        Returns:
-            One entry for each id, in this order. An id may occur more than once; an unknown id has no tokens.
-        """
-        return self._reader.token_vectors(check_ids(ids))
-
     def delete(self, ids: str | Sequence[str] | None = None, *, filter: FilterLike | None = None) -> int:
         """Delete documents by id, or all that pass a filter.
 
@@ -284,11 +266,6 @@ class Index(IndexHandle):
             if ids is None:
                 return self._store.delete(self._where(filter, self._store.snapshot().manifest) or "true")
             return sum(self._store.delete(where) for where in where_ids(check_ids(ids)))
-
-    def count(self, filter: FilterLike | None = None) -> int:
-        """Return the number of documents, or of those that pass a filter."""
-        snapshot = self._store.snapshot()
-        return snapshot.count(self._where(filter, snapshot.manifest))
 
     def search(
         self,
@@ -368,13 +345,22 @@ class Index(IndexHandle):
         find = partial(self._reader.search, version, texts, tokens, self.candidates, where=where)
         return find(options) if group_by is None else search_grouped(find, options, group_by, group_size)
 
-    def score(self, query: str | TokenBatch, ids: Sequence[str], *, texts: Sequence[str] | None = None) -> Scores:
+    def score(
+        self,
+        query: str | TokenBatch,
+        ids: Sequence[str],
+        *,
+        texts: Sequence[str] | None = None,
+        images: Sequence[bytes | None] | None = None,
+    ) -> Scores:
         """Score stored documents exactly, from their stored vectors, as rerankers need it.
 
         Args:
             query: Query string, or the token vectors of one query as a batch of one.
             ids: (n,) ids of documents in any order; an id may occur more than once.
-            texts: (n,) texts. A document that is stored with another text counts as unknown; images are not compared.
+            texts: (n,) texts. A document that is stored with another text counts as unknown.
+            images: (n,) images beside the texts. A document that is stored with another image, or with none, counts
+                as unknown; None for an image that is not compared.
 
         Returns:
             (n,) float32 in the order of `ids`, all from one version of the index; NaN for an unknown id or a document
@@ -383,8 +369,10 @@ class Index(IndexHandle):
         version = self._reader.current()
         tokens = self._encode_queries([query], version.snapshot.manifest)[1] if isinstance(query, str) else query
         ids = check_ids(ids)
-        text_hashes = [None] * len(ids) if texts is None else [*map(content_hash, texts)]
-        return self._reader.score(version, tokens, ids, text_hashes)
+        hashes: list[str | None] = [None] * len(ids)
+        if texts is not None:
+            hashes = [content_hash(*content) for content in zip(texts, images or hashes, strict=True)]  # type: ignore[arg-type]
+        return self._reader.score(version, tokens, ids, hashes)
 
     def rank(
         self, queries: Sequence[AnyQuery], candidates: Candidates, depth: int = 100, *, filter: FilterLike | None = None
@@ -427,11 +415,10 @@ class Index(IndexHandle):
             lists_above = self.candidates.exhaustive_tokens if isinstance(self.candidates, Auto) else None
             optimize(self._store, keep, lists_above=lists_above, show_progress=show_progress)
 
-    def _where(self, condition: FilterLike | None, manifest: Manifest) -> str | None:
-        if condition is None:
-            return None
-        return to_sql(parse_filter(condition), manifest.columns, stored_as)
-
     @stage("encode")
     def _encode_queries(self, queries: Sequence[AnyQuery], manifest: Manifest) -> tuple[list[str], TokenBatch]:
         return encode(queries, lambda: self._encoder_for(manifest), manifest.dim)
+
+    aadd, adelete, aoptimize = in_thread(add), in_thread(delete), in_thread(optimize)
+    aadd_filter_columns = in_thread(add_filter_columns)
+    asearch, asearch_many, ascore = in_thread(search), in_thread(search_many), in_thread(score)

@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from manyvec.errors import EncoderError, InputError, check_count, check_query, check_unicode
 from manyvec.index import Index
+from manyvec.models.image import read_image
 from manyvec.models.loading import load_encoder
-from manyvec.models.protocol import Encoder
+from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.handle import check_pickles
+from manyvec.retrieval.queries import AnyQuery, encode
+from manyvec.threads import in_thread
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, Scores
+
+# Pages that are decoded at a time: about 200 MB of pixels at 150 dots per inch.
+_DECODED_PAGES = 32
+# Text and image of a document.
+_Content: TypeAlias = "tuple[str, bytes | None]"
 
 
 class Reranker:
@@ -75,13 +84,15 @@ class Reranker:
             self._loaded_encoder = load_encoder(given, device=self._device) if isinstance(given, str) else given
         return self._loaded_encoder
 
-    def rerank(self, query: str, documents: Iterable[str | Document], top_n: int | None = None) -> list[Hit]:
+    def rerank(self, query: AnyQuery, documents: Iterable[str | Document], top_n: int | None = None) -> list[Hit]:
         """Return documents in the order of their scores.
 
         Args:
-            query: Query string. A query without tokens scores every document 0 and keeps the order.
-            documents: Strings or `Document`s. The id of a string is its position ("0", "1", ...). Ids may repeat. The
-                image of a page counts only if the index holds it under this id and text; elsewhere its text counts.
+            query: String, image, token vectors or a tuple of these, as for `Index.search`. A query without tokens
+                scores every document 0 and keeps the order.
+            documents: Strings or `Document`s. The id of a string is its position ("0", "1", ...). Ids may repeat. Of a
+                document with an image the image counts, if the model reads images, else the text. A page that the
+                index holds needs no image here: its id and text are enough.
             top_n: Maximum number of hits; None for all documents.
 
         Returns:
@@ -89,8 +100,8 @@ class Reranker:
             lowest score that there is: minus the number of query tokens, a similarity of -1. Metadata is copied.
 
         Raises:
-            InputError: The query is not a string, a document is neither a string nor a `Document`, or `top_n` is not a
-                non-negative integer.
+            InputError: The query is of another type, a document is neither a string nor a `Document`, an image cannot
+                be read, or `top_n` is not a non-negative integer.
         """
         given = list(documents)
         for position, document in enumerate(given):
@@ -98,6 +109,7 @@ class Reranker:
                 raise InputError(f"document {position} must be a string or a Document, got {type(document).__name__}")
         texts = [document if isinstance(document, str) else document.text for document in given]
         ids = [None if isinstance(document, str) else document.id for document in given]
+        images = [None if isinstance(document, str) else document.image for document in given]
         metadata = [{} if isinstance(d, str) else copy.deepcopy(dict(d.metadata)) for d in given]
         return [
             Hit(
@@ -108,53 +120,88 @@ class Reranker:
                 similarity=similarity,
                 rank=rank,
             )
-            for rank, (i, score, similarity) in enumerate(self.order(query, texts, top_n, ids=ids), start=1)
+            for rank, (i, score, similarity) in enumerate(
+                self.order(query, texts, top_n, ids=ids, images=images), start=1
+            )
         ]
 
     def order(
-        self, query: str, texts: Sequence[str], top_n: int | None = None, *, ids: Sequence[str | None] | None = None
+        self,
+        query: AnyQuery,
+        texts: Sequence[str],
+        top_n: int | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        images: Sequence[bytes | Path | None] | None = None,
     ) -> list[tuple[int, float, float]]:
         """Return positions and scores instead of hits, for callers with documents of their own; see `rerank`.
 
         Args:
-            query: Query string.
+            query: Query as in `rerank`.
             texts: (n,) texts of the documents.
             top_n: Maximum number of results; None for all documents.
-            ids: (n,) ids under which the index may hold the texts; None for a text that it does not hold.
+            ids: (n,) ids under which the index may hold the documents; None for one that it does not hold.
+            images: (n,) images of pages; None for a text.
 
         Returns:
             (position in `texts`, score, similarity) of the best, in the order of `rerank`.
         """
-        query = check_query(query)
         top_n = None if top_n is None else check_count(top_n, "top_n")
         for position, text in enumerate(texts):
             check_unicode(text, f"document {position}")
+        if isinstance(query, str):
+            check_query(query)
         if not texts or top_n == 0:
             return []
-        query_tokens = self.encoder.encode_queries([query])
+        tokens = encode([query], lambda: self.encoder, self.encoder.dim)[1]
+        pages = images if images is not None and isinstance(self.encoder, ImageReader) else [None] * len(texts)
+        contents = [(text, _bytes(image, i)) for i, (text, image) in enumerate(zip(texts, pages, strict=True))]
         # Not -inf, which JSON cannot hold: frameworks and web servers send scores as they are.
-        scores = np.maximum(self._scores(query_tokens, texts, ids), -query_tokens.n_tokens)
+        scores = np.maximum(self._scores(tokens, contents, ids), -tokens.n_tokens)
         best = np.argsort(-scores, kind="stable")[:top_n]
-        return [(int(i), float(scores[i]), float(scores[i]) / max(1, query_tokens.n_tokens)) for i in best]
+        return [(int(i), float(scores[i]), float(scores[i]) / max(1, tokens.n_tokens)) for i in best]
 
-    def _scores(self, query: TokenBatch, texts: Sequence[str], ids: Sequence[str | None] | None) -> Scores:
-        scores = np.full(len(texts), np.nan, np.float32)
+    arerank, aorder = in_thread(rerank), in_thread(order)
+
+    def _scores(self, query: TokenBatch, contents: Sequence[_Content], ids: Sequence[str | None] | None) -> Scores:
+        scores = np.full(len(contents), np.nan, np.float32)
         if self.index is not None and ids is not None and (named := [i for i, id in enumerate(ids) if id]):
-            scores[named] = self.index.score(query, [str(ids[i]) for i in named], texts=[texts[i] for i in named])
-        # Equal texts are encoded once.
-        unknown = list(dict.fromkeys(texts[i] for i in np.flatnonzero(np.isnan(scores)).tolist() if texts[i].strip()))
-        score_of = dict(zip(unknown, self._encoded_scores(query, unknown), strict=True))
+            texts, images = zip(*(contents[i] for i in named), strict=True)
+            scores[named] = self.index.score(query, [str(ids[i]) for i in named], texts=texts, images=images)
+        # Equal documents are encoded once.
+        unknown = dict.fromkeys(contents[i] for i in np.flatnonzero(np.isnan(scores)).tolist())
+        score_of: dict[_Content, float] = {}
+        for are_pages in (False, True):
+            group = [c for c in unknown if (c[1] is not None) is are_pages and (are_pages or c[0].strip())]
+            score_of |= zip(group, self._encoded_scores(query, group, are_pages=are_pages).tolist(), strict=True)
         for i in np.flatnonzero(np.isnan(scores)).tolist():
-            scores[i] = score_of.get(texts[i], -np.inf)
+            scores[i] = score_of.get(contents[i], -np.inf)
         return scores
 
-    def _encoded_scores(self, query: TokenBatch, texts: Sequence[str]) -> Scores:
-        if not texts:
+    def _encoded_scores(self, query: TokenBatch, contents: Sequence[_Content], *, are_pages: bool) -> Scores:
+        if not contents:
             return np.empty(0, np.float32)
-        tokens = self.encoder.encode_documents(texts)
-        if len(tokens) != len(texts):
-            raise EncoderError(f"{self.model} returned {tokens!r} for {len(texts)} documents")
+        if are_pages:
+            encoder, parts = cast("ImageReader", self.encoder), []
+            for start in range(0, len(contents), _DECODED_PAGES):
+                part = contents[start : start + _DECODED_PAGES]
+                pages = [read_image(image or b"", f"the image of a document ({text[:40]!r})") for text, image in part]
+                parts.append(encoder.encode_images(pages))
+            tokens = TokenBatch.concatenate(parts)
+        else:
+            tokens = self.encoder.encode_documents([text for text, _ in contents])
+        if len(tokens) != len(contents):
+            raise EncoderError(f"{self.model} returned {tokens!r} for {len(contents)} documents")
         with np.errstate(over="ignore"):
             # float16 like stored vectors, so that new and stored documents compare fairly and equal texts tie.
             half = TokenBatch(tokens.vectors.astype(np.float16), tokens.offsets, allow_empty=True)
         return self._scorer.score(query[0], half)
+
+
+def _bytes(image: bytes | Path | None, position: int) -> bytes | None:
+    if not isinstance(image, Path):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise InputError(f"document {position}: its image cannot be read: {error}") from error

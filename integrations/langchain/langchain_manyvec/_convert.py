@@ -5,6 +5,8 @@ Every function returns new objects and leaves the caller's documents and metadat
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 import logging
@@ -87,6 +89,25 @@ def page_document(path: Path, text: str, metadata: dict[str, Any], id: str | Non
         return manyvec.Document(id, text, metadata, image=image)
     unnamed = manyvec.Document("(no id)", text, metadata, image=image)
     return replace(unnamed, id=_content_id(unnamed))
+
+
+def image_of(document: Document, key: str) -> bytes | Path | None:
+    """Return the image of a page from its metadata: bytes, a path, or what a data URL holds; None for anything else.
+
+    A plain string is no image: it may come from a stranger, who must not choose which file is read.
+
+    Raises:
+        InputError: A data URL is not base64.
+    """
+    image = document.metadata.get(key)
+    if isinstance(image, (bytes, Path)):
+        return image
+    if not isinstance(image, str) or not image.startswith("data:image/"):
+        return None
+    try:
+        return base64.b64decode(image.partition(";base64,")[2], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise manyvec.InputError(f"document {document.id!r}: its image is not base64: {error}") from error
 
 
 def store(

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from langchain_core.documents import Document
-from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
 from langchain_manyvec._convert import as_stored, page_document, store
-from manyvec import FilterLike, Index, InputError
+from manyvec import FilterLike, Index, InputError, in_thread
 
 
 class DocumentCollection(VectorStore):
@@ -114,9 +113,7 @@ class DocumentCollection(VectorStore):
         self.index.add(pages)
         return [page.id for page in pages]
 
-    async def aadd_images(self, uris: Sequence[str | PathLike[str]], *args: Any, **kwargs: Any) -> list[str]:
-        """Run `add_images` in a thread."""
-        return await run_in_executor(None, self.add_images, uris, *args, **kwargs)
+    aadd_images = in_thread(add_images)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return the documents with these ids, in this order. Unknown ids are skipped."""
@@ -164,9 +161,7 @@ class DocumentCollection(VectorStore):
             columns["embeddings"] = list(self.index.token_vectors(columns["ids"]))
         return columns
 
-    async def aget(self, *args: Any, **kwargs: Any) -> dict[str, list[Any]]:
-        """Run `get` in a thread."""
-        return await run_in_executor(None, self.get, *args, **kwargs)
+    aget = in_thread(get)
 
     def update_documents(self, ids: Sequence[str], documents: Sequence[Document]) -> list[str]:
         """Replace the documents with these ids. A document whose text is unchanged is not re-encoded.
@@ -180,9 +175,7 @@ class DocumentCollection(VectorStore):
         """
         return self.add_documents(documents, ids=ids)
 
-    async def aupdate_documents(self, ids: Sequence[str], documents: Sequence[Document]) -> list[str]:
-        """Run `update_documents` in a thread."""
-        return await run_in_executor(None, self.update_documents, ids, documents)
+    aupdate_documents = in_thread(update_documents)
 
     def delete(self, ids: list[str] | None = None, *, filter: FilterLike | None = None, **options: Any) -> bool:
         """Delete documents by id, or all that pass a filter.
@@ -210,9 +203,7 @@ class DocumentCollection(VectorStore):
         self.index.delete(filter={})
         self.index.optimize(keep=timedelta(0))
 
-    async def adelete_collection(self) -> None:
-        """Run `delete_collection` in a thread."""
-        await run_in_executor(None, self.delete_collection)
+    adelete_collection = in_thread(delete_collection)
 
 
 def _reject(method: str, options: Mapping[str, Any]) -> None:

@@ -15,11 +15,11 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, run_in_executor
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from langchain_manyvec._convert import with_scores
-from manyvec import Encoder, Index, Reranker
+from langchain_manyvec._convert import image_of, with_scores
+from manyvec import Encoder, Index, Reranker, in_thread
 
 
 class ManyvecReranker(BaseDocumentCompressor):
@@ -37,6 +37,8 @@ class ManyvecReranker(BaseDocumentCompressor):
         index: Index whose stored vectors are used for documents that it holds with the same id and text.
         top_n: Maximum number of documents to return. Defaults to all.
         scores: Whether to add `score` and `relevance_score` to the metadata.
+        image_key: Metadata key of the image of a page: bytes, a `Path`, or a data URL. If the model reads images, such
+            a document is scored by its image. A page that the index holds needs none: its stored vectors are used.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -45,6 +47,7 @@ class ManyvecReranker(BaseDocumentCompressor):
     index: Index | None = None
     top_n: int | None = Field(default=None, ge=0)
     scores: bool = True
+    image_key: str = "image"
     _reranker: Reranker = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
@@ -71,7 +74,7 @@ class ManyvecReranker(BaseDocumentCompressor):
         manager = AsyncCallbackManager.configure(inheritable_callbacks=callbacks)
         run = await manager.on_chain_start(None, self._inputs(documents, query), name=type(self).__name__)
         try:
-            ranked, scores = await run_in_executor(None, self._rerank, documents, query)
+            ranked, scores = await self._arerank(documents, query)
         except BaseException as error:
             # A cancelled task could be cancelled again while it awaits, and the run would stay open.
             await asyncio.shield(run.on_chain_error(error))
@@ -93,11 +96,15 @@ class ManyvecReranker(BaseDocumentCompressor):
 
     def _rerank(self, documents: Sequence[Document], query: str) -> tuple[list[Document], list[float]]:
         texts = [document.page_content for document in documents]
-        best = self._reranker.order(query, texts, self.top_n, ids=[document.id for document in documents])
+        ids = [document.id for document in documents]
+        images = [image_of(document, self.image_key) for document in documents]
+        best = self._reranker.order(query, texts, self.top_n, ids=ids, images=images)
         scores = [score for _, score, _ in best]
         if not self.scores:
             return [documents[position].model_copy(deep=True) for position, _, _ in best], scores
         return [with_scores(documents[position], score, similarity) for position, score, similarity in best], scores
+
+    _arerank = in_thread(_rerank)
 
     def _inputs(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
         ids = [document.id for document in documents]

@@ -12,9 +12,8 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.indexing import RecordManager
-from langchain_core.runnables import run_in_executor
 
-from manyvec import InputError, StoreError
+from manyvec import InputError, StoreError, in_thread
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,36 +148,12 @@ class ManyvecRecordManager(RecordManager):
             with self._table() as table:
                 table.delete(condition)
 
-    async def acreate_schema(self) -> None:
-        await run_in_executor(None, self.create_schema)
-
-    async def aget_time(self) -> float:
-        return await run_in_executor(None, self.get_time)
-
-    async def aupdate(
-        self,
-        keys: Sequence[str],
-        *,
-        group_ids: Sequence[str | None] | None = None,
-        time_at_least: float | None = None,
-    ) -> None:
-        await run_in_executor(None, self.update, keys, group_ids=group_ids, time_at_least=time_at_least)
-
-    async def aexists(self, keys: Sequence[str]) -> list[bool]:
-        return await run_in_executor(None, self.exists, keys)
-
-    async def alist_keys(
-        self,
-        *,
-        before: float | None = None,
-        after: float | None = None,
-        group_ids: Sequence[str] | None = None,
-        limit: int | None = None,
-    ) -> list[str]:
-        return await run_in_executor(None, self.list_keys, before=before, after=after, group_ids=group_ids, limit=limit)
-
-    async def adelete_keys(self, keys: Sequence[str]) -> None:
-        await run_in_executor(None, self.delete_keys, keys)
+    acreate_schema = in_thread(create_schema)
+    aget_time = in_thread(get_time)
+    aupdate = in_thread(update)
+    aexists = in_thread(exists)
+    alist_keys = in_thread(list_keys)
+    adelete_keys = in_thread(delete_keys)
 
     def _id(self, key: str) -> str:
         """Return the primary key, which is unique for each pair of namespace and key."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from langchain_core.runnables import RunnableConfig, run_in_executor
+from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict
 
 from langchain_manyvec._convert import reject_filters, split_place, store, to_langchain, trace_params
-from manyvec import Encoder, FilterLike, Index
+from manyvec import Encoder, FilterLike, Index, in_thread
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -130,9 +130,7 @@ class ManyvecRetriever(BaseRetriever):
         """
         return store(self.index, list(documents), show_progress=show_progress)
 
-    async def aadd_documents(self, documents: Iterable[Document], *, show_progress: bool = False) -> list[str]:
-        """Run `add_documents` in a thread."""
-        return await run_in_executor(None, self.add_documents, documents, show_progress=show_progress)
+    aadd_documents = in_thread(add_documents)
 
     def batch(
         self,
@@ -180,7 +178,7 @@ class ManyvecRetriever(BaseRetriever):
         documents = await shared.atake(query) if shared else None
         if documents is not None:
             return documents
-        return (await run_in_executor(None, self._search, [query], **options))[0]
+        return (await self._asearch([query], **options))[0]
 
     def _search(
         self,
@@ -208,6 +206,8 @@ class ManyvecRetriever(BaseRetriever):
             [to_langchain(hit, scores=with_scores) for hit in hits if threshold is None or hit.similarity >= threshold]
             for hits in results
         ]
+
+    _asearch = in_thread(_search)
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         return trace_params("manyvec", self.index)
@@ -243,4 +243,6 @@ class _SharedSearch:
 
     async def atake(self, query: str) -> list[Document] | None:
         async with self._async_lock:
-            return await run_in_executor(None, self.take, query)
+            return await self._atake(query)
+
+    _atake = in_thread(take)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import LangSmithRetrieverParams
-from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from langchain_manyvec._convert import clipped, reject_filters, split_place, to_langchain, trace_params
 from langchain_manyvec.calibration import Calibration
 from langchain_manyvec.collection import DocumentCollection
 from langchain_manyvec.embeddings import ManyvecEmbeddings
-from manyvec import LEXICAL_WEIGHT, Encoder, FilterLike, Hit, Index, InputError, diversify
+from manyvec import LEXICAL_WEIGHT, Encoder, FilterLike, Hit, Index, InputError, diversify, in_thread
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -187,10 +186,7 @@ class ManyvecVectorStore(DocumentCollection):
         relevance = self._select_relevance_score_fn()
         return [(self._document(hit), relevance(hit.similarity)) for hit in self._hits(query, k, filter, **options)]
 
-    async def _asimilarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, **kwargs: Any
-    ) -> list[tuple[Document, float]]:
-        return await run_in_executor(None, self._similarity_search_with_relevance_scores, query, k, **kwargs)
+    _asimilarity_search_with_relevance_scores = in_thread(_similarity_search_with_relevance_scores)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         if self._relevance_score_fn is not None:
@@ -217,9 +213,7 @@ class ManyvecVectorStore(DocumentCollection):
         """
         return self.similarity_search(query, k, filter, lexical_weight=lexical_weight, **options)
 
-    async def ahybrid_search(self, query: str, k: int = 4, **options: Any) -> list[Document]:
-        """Run `hybrid_search` in a thread."""
-        return await run_in_executor(None, self.hybrid_search, query, k, **options)
+    ahybrid_search = in_thread(hybrid_search)
 
     def similarity_search_by_vector(
         self, embedding: Any, k: int = 4, filter: FilterLike | None = None, **options: Any
@@ -241,11 +235,7 @@ class ManyvecVectorStore(DocumentCollection):
         """Return up to `k` documents that match token vectors best, with scores, see `similarity_search_by_vector`."""
         return [(self._document(hit), hit.final_score) for hit in self._hits(embedding, k, filter, **options)]
 
-    async def asimilarity_search_with_score_by_vector(
-        self, embedding: Any, k: int = 4, **options: Any
-    ) -> list[tuple[Document, float]]:
-        """Run `similarity_search_with_score_by_vector` in a thread."""
-        return await run_in_executor(None, self.similarity_search_with_score_by_vector, embedding, k, **options)
+    asimilarity_search_with_score_by_vector = in_thread(similarity_search_with_score_by_vector)
 
     def similarity_search_by_image(
         self, uri: str | PathLike[str], k: int = 4, filter: FilterLike | None = None, **options: Any
@@ -260,9 +250,7 @@ class ManyvecVectorStore(DocumentCollection):
         """
         return [self._document(hit) for hit in self._hits(Path(uri), k, filter, **options)]
 
-    async def asimilarity_search_by_image(self, uri: str | PathLike[str], k: int = 4, **options: Any) -> list[Document]:
-        """Run `similarity_search_by_image` in a thread."""
-        return await run_in_executor(None, self.similarity_search_by_image, uri, k, **options)
+    asimilarity_search_by_image = in_thread(similarity_search_by_image)
 
     def calibrate(self, unanswerable: Sequence[str] | None = None) -> Calibration:
         """Measure and set `calibration`, so that relevance scores have a meaning a threshold can be chosen for.

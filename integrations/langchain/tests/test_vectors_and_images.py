@@ -1,11 +1,14 @@
 """`ManyvecVectorStore`: search by token vectors and by images, and page images added by path."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
 from langchain_core.documents import Document
 
 import manyvec
-from langchain_manyvec import ManyvecEmbeddings, ManyvecVectorStore
+from langchain_manyvec import ManyvecEmbeddings, ManyvecReranker, ManyvecVectorStore
 from manyvec.testing import ColorEncoder, HashEncoder
 
 Image = pytest.importorskip("PIL.Image", reason="needs manyvec[images]")
@@ -30,6 +33,12 @@ def save(folder, color):
     path = folder / f"{color}.png"
     Image.new("RGB", (32, 16), color).save(path)
     return path
+
+
+def picture(color):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 16), color).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def ids(documents):
@@ -133,3 +142,22 @@ def test_a_model_that_reads_no_images_is_an_error(index, tmp_path):
         store.add_images([save(tmp_path, "red")])
     with pytest.raises(manyvec.InputError, match="hash-64 reads no images"):
         store.similarity_search_by_image(save(tmp_path, "red"))
+
+
+def test_pages_are_reranked_by_their_images_stored_or_not(tmp_path):
+    def as_url(color):
+        return "data:image/png;base64," + base64.b64encode(picture(color)).decode()
+
+    index = manyvec.Index.create(tmp_path / "i", ColorEncoder())
+    index.add([{"id": "red", "image": picture("red")}])
+    documents = [
+        Document("", id="red"),
+        Document("", id="green", metadata={"image": picture("green")}),
+        Document("", id="blue", metadata={"image": as_url("blue")}),
+        Document("white", id="white", metadata={"image": "/etc/passwd"}),
+    ]
+    reranker = ManyvecReranker(index=index, top_n=1)
+    for color in ("red", "green", "blue", "white"):
+        assert reranker.compress_documents(documents, color)[0].id == color
+    with pytest.raises(manyvec.InputError, match="document 'x': its image is not base64"):
+        reranker.compress_documents([Document("", id="x", metadata={"image": "data:image/png;base64,?"})], "red")

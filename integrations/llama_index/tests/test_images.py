@@ -252,3 +252,22 @@ def test_ids_of_image_nodes_stay_with_their_nodes_when_a_blank_node_comes_before
     index.insert_nodes([TextNode(id_="blank", text=" "), image])
 
     assert index.index_struct.nodes_dict == {"image": "image"}
+
+
+def test_pages_that_no_index_holds_are_reranked_by_their_images(tmp_path):
+    red = tmp_path / "red.png"
+    red.write_bytes(picture("red"))
+    pages = [
+        ImageNode(id_="red", image_path=str(red)),
+        ImageNode(id_="green", image=as_base64(picture("green"))),
+        Node(id_="blue", image_resource=MediaResource(data=picture("blue"))),
+        TextNode(id_="text", text="white"),
+    ]
+    given = [NodeWithScore(node=page, score=0.5) for page in pages]
+    rerank = ManyvecRerank(ColorEncoder(), top_n=1)
+    for color, id in (("red", "red"), ("green", "green"), ("blue", "blue"), ("white", "text")):
+        assert rerank.postprocess_nodes(given, query_str=color)[0].node.node_id == id
+    bundle = QueryBundle("", image_path=str(red))
+    assert rerank.postprocess_nodes(given, query_bundle=bundle)[0].node.node_id == "red"
+    with pytest.raises(manyvec.InputError, match="reads no images"):
+        ManyvecRerank(HashEncoder()).postprocess_nodes(given, query_bundle=bundle)

@@ -6,18 +6,22 @@ import copy
 import pickle
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from manyvec.errors import EncoderError, InputError, StoreError
+from manyvec.errors import EncoderError, InputError, StoreError, check_ids
+from manyvec.filters import FilterLike, parse_filter, to_sql
 from manyvec.models.loading import load_encoder
 from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.reader import IndexReader, scorer_for
 from manyvec.storage.lance import TABLE, Place
-from manyvec.storage.schema import Manifest
+from manyvec.storage.schema import Manifest, stored_as
 from manyvec.storage.table import Store
-from manyvec.types import IndexInfo
+from manyvec.threads import in_thread
+from manyvec.types import Document, IndexInfo
+from manyvec.vectors.batch import TokenBatch
 
 _Handle = TypeVar("_Handle", bound="IndexHandle")
 
@@ -124,6 +128,40 @@ class IndexHandle:
             bytes_in_memory=self._reader.bytes_held,
             cache_bytes=self.cache_bytes,
         )
+
+    def get(self, ids: str | Sequence[str], *, vectors: bool = False) -> list[Document]:
+        """Return the documents with these ids, in this order, images as bytes; unknown ids are left out.
+
+        Args:
+            ids: One id or several.
+            vectors: Whether documents are to have their token vectors, as float16, and spans.
+        """
+        return self._reader.documents(list(dict.fromkeys(check_ids(ids))), with_vectors=vectors)
+
+    def ids(self, filter: FilterLike | None = None) -> list[str]:
+        """Return the ids of all documents, or of those that pass a filter, sorted."""
+        snapshot = self._store.snapshot()
+        return snapshot.document_ids(self._where(filter, snapshot.manifest))
+
+    def token_vectors(self, ids: str | Sequence[str]) -> TokenBatch:
+        """Return the token vectors of documents as they are stored, for scoring them without encoding them again.
+
+        Returns:
+            One entry for each id, in this order. An id may occur more than once; an unknown id has no tokens.
+        """
+        return self._reader.token_vectors(check_ids(ids))
+
+    def count(self, filter: FilterLike | None = None) -> int:
+        """Return the number of documents, or of those that pass a filter."""
+        snapshot = self._store.snapshot()
+        return snapshot.count(self._where(filter, snapshot.manifest))
+
+    aget, aids, acount = in_thread(get), in_thread(ids), in_thread(count)
+
+    def _where(self, condition: FilterLike | None, manifest: Manifest) -> str | None:
+        if condition is None:
+            return None
+        return to_sql(parse_filter(condition), manifest.columns, stored_as)
 
     @property
     def _store(self) -> Store:

@@ -142,7 +142,7 @@ class IndexReader:
         return self._read(version, search_version)
 
     def score(
-        self, version: CachedVersion, tokens: TokenBatch, ids: Sequence[str], text_hashes: Sequence[str | None]
+        self, version: CachedVersion, tokens: TokenBatch, ids: Sequence[str], hashes: Sequence[str | None]
     ) -> Scores:
         """Return the exact scores of documents by id, all of one version; see `Index.score`.
 
@@ -150,15 +150,15 @@ class IndexReader:
             version: Version to score, that `tokens` were made for.
             tokens: Token vectors of one query.
             ids: (n,) ids of documents.
-            text_hashes: (n,) hashes of the texts that count as known; None for any text.
+            hashes: (n,) hashes of the texts, or of texts and images, that count as known; None for any.
         """
 
         def score_version(version: CachedVersion) -> Scores:
             stored = version.snapshot.find(list(dict.fromkeys(ids)))
             rows = {
                 i: stored[id].row_id
-                for i, (id, text_hash) in enumerate(zip(ids, text_hashes, strict=True))
-                if id in stored and text_hash in (None, stored[id].text_hash)
+                for i, (id, hashes_of) in enumerate(zip(ids, hashes, strict=True))
+                if id in stored and (hashes_of is None or stored[id].has_content(hashes_of))
             }
             scores = np.full(len(ids), np.nan, np.float32)
             if rows:

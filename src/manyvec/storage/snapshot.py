@@ -63,6 +63,10 @@ class Stored:
     metadata: str
     content_hash: str
 
+    def has_content(self, hashes: str) -> bool:
+        """Return whether a `content_hash` of less, such as the text alone, is part of the stored one."""
+        return f"{self.content_hash}:".startswith(f"{hashes}:")
+
     @property
     def text_hash(self) -> str:
         """The part of the hash that covers the text; see `schema.content_hash`."""

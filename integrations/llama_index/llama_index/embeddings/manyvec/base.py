@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
 from llama_index.core.schema import ImageType
 
-from manyvec import Encoder, ImageReader, InputError, TokenBatch, load_encoder
+from manyvec import Encoder, ImageReader, InputError, TokenBatch, in_thread, load_encoder
 
 
 class ManyvecEmbedding(BaseEmbedding):
@@ -58,8 +57,7 @@ class ManyvecEmbedding(BaseEmbedding):
     def _get_query_embedding(self, query: str) -> Embedding:
         return _pooled(self._loaded().encode_queries([query]))[0]
 
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+    _aget_query_embedding = in_thread(_get_query_embedding)
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
@@ -67,11 +65,9 @@ class ManyvecEmbedding(BaseEmbedding):
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return _pooled(self._loaded().encode_documents(texts))
 
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+    _aget_text_embedding = in_thread(_get_text_embedding)
 
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+    _aget_text_embeddings = in_thread(_get_text_embeddings)
 
     def _loaded(self) -> Encoder:
         if self._encoder is None:
@@ -103,11 +99,9 @@ class ManyvecMultiModalEmbedding(ManyvecEmbedding, MultiModalEmbedding):
         images: list[Any] = [path.read() if isinstance(path, BytesIO) else Path(path) for path in img_file_paths]
         return _pooled(encoder.encode_images(images))
 
-    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        return await asyncio.to_thread(self._get_image_embedding, img_file_path)
+    _aget_image_embedding = in_thread(_get_image_embedding)
 
-    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_image_embeddings, img_file_paths)
+    _aget_image_embeddings = in_thread(_get_image_embeddings)
 
 
 def _pooled(tokens: TokenBatch) -> list[Embedding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from llama_index.core import instrumentation
@@ -11,8 +12,9 @@ from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayloa
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.retrievers.manyvec._convert import image_of
 
-from manyvec import Encoder, Index, InputError, Reranker, load_encoder
+from manyvec import Encoder, ImageReader, Index, InputError, Reranker, load_encoder
 
 dispatcher = instrumentation.get_dispatcher(__name__)  # type: ignore[attr-defined]
 
@@ -31,7 +33,8 @@ class ManyvecRerank(BaseNodePostprocessor):
     events.
 
     With an index, a node is scored by its text, which is what the index stores. Without one, it is scored by what
-    LlamaIndex shows an embedding model: the text with the metadata that is not excluded.
+    LlamaIndex shows an embedding model: the text with the metadata that is not excluded. A page, such as an
+    `ImageNode`, is scored by its image if the model reads images; so is a query with an `image_path`.
 
     Args:
         model: Encoder, or a name for `manyvec.load_encoder`. Defaults to the encoder of `index`, or to `minilm`.
@@ -114,17 +117,22 @@ class ManyvecRerank(BaseNodePostprocessor):
         }
         dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=self.model))
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-            ranked = self._rerank(nodes, query_bundle.query_str)
+            ranked = self._rerank(nodes, query_bundle)
             event.on_end(payload={EventPayload.NODES: ranked})
         dispatcher.event(ReRankEndEvent(nodes=ranked))
         return ranked
 
-    def _rerank(self, nodes: list[NodeWithScore], query: str) -> list[NodeWithScore]:
+    def _rerank(self, nodes: list[NodeWithScore], query: QueryBundle) -> list[NodeWithScore]:
         if not nodes:
             return []
         mode = MetadataMode.EMBED if self._index is None else MetadataMode.NONE
         texts = [found.node.get_content(mode) for found in nodes]
-        best = self._loaded().order(query, texts, self.top_n, ids=[found.node.node_id for found in nodes])
+        reranker, ids = self._loaded(), [found.node.node_id for found in nodes]
+        reads_images = isinstance(reranker.encoder, ImageReader)
+        images = [image_of(found.node) if reads_images else None for found in nodes]
+        # Unlike a retriever's query, not what a transform such as HyDE wrote.
+        parts = (query.query_str, Path(query.image_path)) if query.image_path else query.query_str
+        best = reranker.order(parts, texts, self.top_n, ids=ids, images=images)
         return [self._scored(nodes[position], score) for position, score, _ in best]
 
     def _loaded(self) -> Reranker:

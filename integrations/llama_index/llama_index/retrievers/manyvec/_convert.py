@@ -122,7 +122,7 @@ def to_document(node: BaseNode, index: Index) -> Document:
     rest = node.model_dump(mode="json", exclude=_STORED_APART, exclude_defaults=True)
     if not any((rest.get("text_resource") or {}).values()):
         rest.pop("text_resource", None)
-    image = _image(node) if index.reads_images else None
+    image = image_of(node) if index.reads_images else None
     text = node.get_content(MetadataMode.NONE)
     if image is None and not text.strip() and _has_image(node):
         raise InputError(
@@ -141,7 +141,7 @@ def to_document(node: BaseNode, index: Index) -> Document:
     return Document(node.node_id, text, metadata, image=image)
 
 
-def _image(node: BaseNode) -> bytes | Path | None:
+def image_of(node: BaseNode) -> bytes | Path | None:
     """Return the image of a node: its bytes, or the path of the file."""
     data, path, url = _image_source(node)
     if data:

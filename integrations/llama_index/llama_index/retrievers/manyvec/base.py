@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Iterable, Mapping
 from os import PathLike
@@ -22,7 +21,7 @@ from llama_index.retrievers.manyvec._convert import (
     to_query,
 )
 
-from manyvec import Encoder, Index
+from manyvec import Encoder, Index, in_thread
 
 
 class ManyvecRetriever(BaseRetriever):
@@ -192,5 +191,4 @@ class ManyvecRetriever(BaseRetriever):
         )
         return [to_node_with_score(hit, node) for hit, node in zip(hits, to_nodes(hits, self.index), strict=True)]
 
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+    _aretrieve = in_thread(_retrieve)

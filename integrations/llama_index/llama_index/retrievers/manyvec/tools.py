@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Iterable
 from os import PathLike
@@ -14,7 +13,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType, TextNode
 from llama_index.core.tools import BaseTool, FunctionTool
 
-from manyvec import Encoder, InputError, ToolIndex
+from manyvec import Encoder, InputError, ToolIndex, in_thread
 
 Tools = Iterable[BaseTool | Callable[..., Any]]
 
@@ -165,8 +164,7 @@ class _ToolNodes(BaseRetriever):
         known = [(tool, score) for tool, score in tools if tool is not None]
         return [NodeWithScore(node=self.mapping.to_node(tool), score=score) for tool, score in known]
 
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+    _aretrieve = in_thread(_retrieve)
 
 
 def _bundle(query: QueryType) -> QueryBundle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, TypeVar
@@ -12,7 +11,6 @@ from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
-    MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryMode,
     VectorStoreQueryResult,
@@ -28,7 +26,7 @@ from llama_index.retrievers.manyvec._convert import (
     to_nodes,
 )
 
-from manyvec import LEXICAL_WEIGHT, AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify
+from manyvec import LEXICAL_WEIGHT, AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify, in_thread
 from manyvec.candidates import Lexical, Pooled
 
 _Store = TypeVar("_Store", bound="ManyvecVectorStore")
@@ -241,27 +239,12 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             ids=[hit.id for hit in hits],
         )
 
-    async def aget_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
-    ) -> list[BaseNode]:
-        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
-
-    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        return await asyncio.to_thread(self.add, nodes, **kwargs)
-
-    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
-
-    async def adelete_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
-    ) -> None:
-        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
-
-    async def aclear(self) -> None:
-        await asyncio.to_thread(self.clear)
-
-    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        return await asyncio.to_thread(self.query, query, **kwargs)
+    aget_nodes = in_thread(get_nodes)
+    async_add = in_thread(add)
+    adelete = in_thread(delete)
+    adelete_nodes = in_thread(delete_nodes)
+    aclear = in_thread(clear)
+    aquery = in_thread(query)
 
     def _query_by_embedding(self, query: VectorStoreQuery, where: Filter) -> VectorStoreQueryResult:
         """Rank nodes by the cosine of the query embedding and their mean token vectors."""
