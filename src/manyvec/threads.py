@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
-Owner = TypeVar("Owner")
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def in_thread(method: Callable[Concatenate[Owner, P], T]) -> Callable[Concatenate[Owner, P], Coroutine[Any, Any, T]]:
+@overload
+def in_thread(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]: ...
+
+
+# Matched by methods with **options, beside which mypy takes no `self` for a positional argument.
+@overload
+def in_thread(method: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]: ...  # type: ignore[overload-cannot-match]
+
+
+def in_thread(method: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]:
     """Return a method to await that runs another one in a thread, so that the event loop goes on meanwhile.
 
         class Store:
@@ -25,7 +33,7 @@ def in_thread(method: Callable[Concatenate[Owner, P], T]) -> Callable[Concatenat
     name = method.__name__
 
     @functools.wraps(method)
-    async def twin(self: Owner, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def twin(self: Any, *args: Any, **kwargs: Any) -> T:
         return await asyncio.to_thread(getattr(self, name), *args, **kwargs)
 
     twin.__name__ = f"a{name}"
