@@ -33,7 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lancedb.index  # noqa: F401  # these are imported once, for all processes that are forked
+import lancedb.index  # these are imported once, for all processes that are forked
 import lancedb.query  # noqa: F401
 import numpy as np
 import results
