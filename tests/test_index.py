@@ -83,9 +83,9 @@ def test_batches_grow_with_the_index_and_end_before_a_million_characters():
     assert lengths[0] == 256
     assert sum(lengths) == 60_000
     assert all(n == max(256, -(-stored // 64)) for n, stored in zip(lengths[:-1], before[:-1], strict=True))
-    assert [len(batch) for batch in batches((Document(str(i), "short") for i in range(999)), 64_000)] == [999]
+    assert [len(batch) for batch in batches((Document(str(i), "short") for i in range(999)), lambda: 64_000)] == [999]
     long = [{"id": str(i), "text": "x" * 400_000} for i in range(5)]
-    assert [len(batch) for batch in batches(Checked(long, "raise"), 64_000)] == [2, 2, 1]
+    assert [len(batch) for batch in batches(Checked(long, "raise"), lambda: 64_000)] == [2, 2, 1]
 
 
 def test_many_queries_at_once_find_what_each_finds_alone(index):

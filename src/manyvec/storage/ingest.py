@@ -124,12 +124,11 @@ def add_documents(
 ) -> AddReport:
     """Check, encode and store documents, batch by batch; see `Index.add`."""
     report, checked, seen = AddReport(), Checked(documents, on_blank), set[int]()
-    n_stored = (snapshot := store.snapshot()).count()
     options: dict[str, Any] = {"skips_blank": on_blank == "skip", "adopts_vectors": adopt_vectors, "seen": seen}
-    options["content"] = StoredContent(snapshot) if reuse_vectors else None
+    options["content"] = StoredContent(store.snapshot()) if reuse_vectors else None
     with Progress(documents, expected_characters=expected_characters, is_shown=show_progress) as progress:
         try:
-            for batch in batches(checked, n_stored):
+            for batch in batches(checked, lambda: store.snapshot().count()):
                 with progress.batch(batch):
                     report += add_batch(store, batch, get_encoder, **options)
         except (InputError, EncoderError, StoreError) as error:
@@ -179,13 +178,15 @@ def _is_blank(value: Any) -> bool:
     return text is None or (isinstance(text, str) and not text.strip())
 
 
-def batches(documents: Iterable[Document], n_stored: int = 0) -> Iterator[list[Document]]:
+def batches(documents: Iterable[Document], count_stored: Callable[[], int] = int) -> Iterator[list[Document]]:
     """Yield documents in lists that are committed together. An error comes after the batches before it.
 
     Args:
         documents: Documents with images as bytes.
-        n_stored: Documents that the index holds already; large indexes get large batches.
+        count_stored: Returns how many documents the index holds already; large indexes get large batches. It is called
+            only if there are documents for more than one batch.
     """
+    n_stored: int | None = None
     batch: list[Document] = []
     fill = 0.0
     for document in documents:
@@ -194,9 +195,11 @@ def batches(documents: Iterable[Document], n_stored: int = 0) -> Iterator[list[D
             share += len(document.image) / _BATCH_IMAGE_BYTES
         if document.vectors is not None:
             share += document.vectors.nbytes / _BATCH_VECTOR_BYTES
-        if batch and (len(batch) >= max(_BATCH_DOCUMENTS, _BATCH_SHARE * n_stored) or fill + share > 1):
+        if len(batch) >= _BATCH_DOCUMENTS and n_stored is None:
+            n_stored = count_stored()
+        if batch and (len(batch) >= max(_BATCH_DOCUMENTS, _BATCH_SHARE * (n_stored or 0)) or fill + share > 1):
             yield batch
-            n_stored += len(batch)
+            n_stored = None if n_stored is None else n_stored + len(batch)
             batch, fill = [], 0.0
         batch.append(document)
         fill += share

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +102,7 @@ class Manifest:
         """Return the manifest with further filter columns."""
         return replace(self, filter_columns={**self.filter_columns, **columns})
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, ColumnType]:
         """The filter columns with parsed types."""
         return {name: ColumnType.parse(written) for name, written in self.filter_columns.items()}

@@ -381,10 +381,10 @@ def damage_of(tokens: StoredBatch, table: pa.Table) -> dict[int, str]:
     """Return what is wrong with the token vectors of each damaged row, by position; see `RaggedBatch.damage`."""
     damage = tokens.damage()
     if "vectors_checksum" in table.column_names:
-        stored = table["vectors_checksum"].to_pylist()
-        for position, checksum in enumerate(tokens.checksums().tolist()):
-            if stored[position] not in (None, checksum):
-                damage.setdefault(position, "token vectors that differ from those that were added")
+        stored = table["vectors_checksum"]
+        differs = stored.is_valid().to_numpy() & (stored.fill_null(0).to_numpy() != tokens.checksums())
+        for position in np.flatnonzero(differs).tolist():
+            damage.setdefault(position, "token vectors that differ from those that were added")
     return damage
 
 
