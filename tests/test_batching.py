@@ -13,7 +13,7 @@ pytest.importorskip("pydantic")
 
 from manyvec.server.api import Api, RequestError, Searches
 from manyvec.server.batching import Batcher, BusyError
-from manyvec.server.records import Condition, SearchRequest
+from manyvec.server.records import SearchRequest
 
 
 class Doubler:
@@ -180,7 +180,7 @@ def test_queries_with_equal_options_are_encoded_in_one_pass_with_the_results_of_
 
 
 async def test_queries_with_different_options_keep_their_own(api):
-    later = [Condition(column="year", op=">=", value=1)]
+    later = [{"column": "year", "op": ">=", "value": 1}]
     requests = [
         SearchRequest(query="word", k=1),
         SearchRequest(query="word", k=3, filter=later),
@@ -200,8 +200,11 @@ async def test_queries_with_different_options_keep_their_own(api):
     [
         (SearchRequest(query="x " * 2000, k=11), "2000 words can have at most 10 hits, got k=11"),
         (SearchRequest.model_construct(query="\ud800", k=10, filter=[], passage_chars=9), "surrogate"),
-        (SearchRequest(query="a", filter=[Condition(column="author", value="me")]), "no filter column 'author'"),
-        (SearchRequest(query="a", filter=[Condition(column="year", value=2**70)]), "64 bits"),
+        (
+            SearchRequest(query="a", filter=[{"column": "author", "op": "==", "value": "me"}]),
+            "no filter column 'author'",
+        ),
+        (SearchRequest(query="a", filter=[{"column": "year", "op": "==", "value": 2**70}]), "64 bits"),
     ],
 )
 async def test_a_search_that_fails_does_not_fail_its_neighbors(api, bad, message):

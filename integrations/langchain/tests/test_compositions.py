@@ -69,7 +69,6 @@ def compare(comparator: str, attribute: str, value: Any) -> Comparison:
             {"colpali"},
         ),
     ],
-    ids=str,
 )
 def test_a_structured_query_selects_the_documents_it_describes(store, directive, expected):
     query, arguments = ManyvecTranslator().visit_structured_query(StructuredQuery(query="papers", filter=directive))
