@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "other"
     [
         ("haystack_component", "haystack", ["Oxygen__"]),
         ("dspy_retriever", "dspy", ["Oxygen__", "Priestley"]),
-        ("crewai_tool", "crewai", ["[squad_sample", "Priestley"]),
+        ("crewai_tool", "crewai", ["squad_sample.jsonl] Oxygen", "Priestley"]),
         ("openai_tool", "manyvec", ["Priestley", '{"error": "\'query\'"}']),
     ],
 )

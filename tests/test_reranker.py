@@ -197,3 +197,39 @@ def test_an_image_that_cannot_be_read_is_an_error_and_a_text_model_goes_by_the_t
         Reranker(ColorEncoder()).rerank("green", pages)
     with pytest.raises(InputError, match="document 0: its image cannot be read"):
         Reranker(ColorEncoder()).rerank("green", [Document("a", image=tmp_path / "missing.png")])
+
+
+LONG = "Cheese is made of milk. The red apple fell from the tree. Nobody saw it fall, because it was night."
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_passage_of_each_best_document_can_be_returned(tmp_path, is_stored):
+    encoder = CountingEncoder()
+    documents = [Document("a", LONG, {"source": "fruit.md"}), Document("b", "green pear"), Document("c", "blue")]
+    index = Index.create(tmp_path / "i", encoder)
+    index.add(documents)
+    CountingEncoder.batches.clear()
+    reranker = Reranker(index=index) if is_stored else Reranker(encoder)
+    hits = reranker.rerank("red apple", documents, 2, passage_chars=40)
+    assert [hit.id for hit in hits] == ["a", "b"]
+    passage = hits[0].passage
+    assert passage is not None and passage.text == "The red apple fell from the tree."
+    assert LONG[passage.start : passage.end] == passage.text
+    assert passage.origin("a", LONG, {"source": "fruit.md"}) == {
+        "start": 24, "end": 57, "n_chars": len(LONG), "source": "fruit.md",
+    }  # fmt: skip
+    # A part of a file says where in the file its passage is.
+    assert passage.origin("a", LONG, {"start": 1000, "end": 1100})["start"] == 1024
+    assert not is_stored or not CountingEncoder.batches
+    assert index.search("red apple", 1, passage_chars=40)[0].passage == passage
+
+
+def test_passages_of_pages_and_blank_texts_are_none(tmp_path):
+    page = Document("p", "red", image=picture("red"))
+    index = Index.create(tmp_path / "i", ColorEncoder())
+    index.add([page])
+    (hit,) = Reranker(index=index).rerank("red", [page], passage_chars=10)
+    assert hit.passage is None
+    assert Reranker(HashEncoder()).passages("red", ["", " "], 10) == [None, None]
+    with pytest.raises(InputError, match="passage_chars must be a positive integer"):
+        Reranker(HashEncoder()).passages("red", ["x"], 0)

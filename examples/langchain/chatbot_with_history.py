@@ -32,7 +32,7 @@ def main(model: BaseChatModel | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         index = manyvec.Index.create(Path(folder) / "index", encoder="minilm")
         index.add(files.read(PASSAGES))
-        retriever = ManyvecRetriever(index=index, k=3)
+        retriever = ManyvecRetriever(index=index, k=3, passage_chars=600)
 
         @dynamic_prompt
         def with_passages(request: ModelRequest) -> str:

@@ -32,7 +32,10 @@ PROMPT = ChatPromptTemplate.from_messages(
 
 
 def numbered(documents: list[Document]) -> str:
-    return "\n\n".join(f"[{number}] {document.page_content}" for number, document in enumerate(documents, start=1))
+    return "\n\n".join(
+        f"[{number}] ({document.metadata['source']}) {document.page_content}"
+        for number, document in enumerate(documents, start=1)
+    )
 
 
 def main(model: BaseChatModel | None = None) -> None:
@@ -42,7 +45,7 @@ def main(model: BaseChatModel | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         index = manyvec.Index.create(Path(folder) / "index", encoder="minilm")
         index.add(files.read(PASSAGES))
-        find = itemgetter("question") | ManyvecRetriever(index=index, k=3, evidence=True)
+        find = itemgetter("question") | ManyvecRetriever(index=index, k=3, evidence=True, passage_chars=600)
         read = RunnablePassthrough.assign(sources=lambda given: numbered(given["documents"]))
         chain = RunnablePassthrough.assign(documents=find).assign(answer=read | PROMPT | model | StrOutputParser())
         found = chain.invoke({"question": QUESTION})

@@ -32,7 +32,7 @@ def main(llm: LLM | None = None) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         retriever = ManyvecRetriever.from_nodes(
-            nodes, folder, filter_columns={"article": str}, filters=only_amazon, similarity_top_k=2
+            nodes, folder, filter_columns={"article": str}, filters=only_amazon, similarity_top_k=2, passage_chars=600
         )
         chat = ContextChatEngine.from_defaults(retriever=retriever, llm=llm)
         for turn in TURNS:

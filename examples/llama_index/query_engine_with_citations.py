@@ -27,7 +27,7 @@ def main(llm: LLM | None = None) -> None:
     lines = map(json.loads, PASSAGES.read_text(encoding="utf-8").splitlines())
     nodes = [TextNode(id_=line["_id"], text=line["text"], metadata={"title": line["title"]}) for line in lines]
     with tempfile.TemporaryDirectory() as folder:
-        retriever = ManyvecRetriever.from_nodes(nodes, folder, similarity_top_k=3, evidence=True)
+        retriever = ManyvecRetriever.from_nodes(nodes, folder, similarity_top_k=3, evidence=True, passage_chars=600)
         # The engine numbers chunks; with this size each passage is one chunk.
         engine = CitationQueryEngine.from_args(None, llm=llm, retriever=retriever, citation_chunk_size=1024)
         response = engine.query(QUESTION)

@@ -13,12 +13,14 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from manyvec.errors import EncoderError, InputError, check_count, check_query, check_unicode
+from manyvec.evidence.passages import Passage
+from manyvec.evidence.text import explain
 from manyvec.index import Index
 from manyvec.models.image import read_image
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.handle import check_pickles
-from manyvec.retrieval.queries import AnyQuery, encode
+from manyvec.retrieval.queries import AnyQuery, check_passages, encode
 from manyvec.threads import in_thread
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
@@ -84,7 +86,14 @@ class Reranker:
             self._loaded_encoder = load_encoder(given, device=self._device) if isinstance(given, str) else given
         return self._loaded_encoder
 
-    def rerank(self, query: AnyQuery, documents: Iterable[str | Document], top_n: int | None = None) -> list[Hit]:
+    def rerank(
+        self,
+        query: AnyQuery,
+        documents: Iterable[str | Document],
+        top_n: int | None = None,
+        *,
+        passage_chars: int | None = None,
+    ) -> list[Hit]:
         """Return documents in the order of their scores.
 
         Args:
@@ -94,6 +103,7 @@ class Reranker:
                 document with an image the image counts, if the model reads images, else the text. A page that the
                 index holds needs no image here: its id and text are enough.
             top_n: Maximum number of hits; None for all documents.
+            passage_chars: Maximum length of the passage to return with each hit (`Hit.passage`), see `passages`.
 
         Returns:
             Hits, best first; equal scores keep the order of `documents`. A text without tokens comes last, with the
@@ -111,6 +121,13 @@ class Reranker:
         ids = [None if isinstance(document, str) else document.id for document in given]
         images = [None if isinstance(document, str) else document.image for document in given]
         metadata = [{} if isinstance(d, str) else copy.deepcopy(dict(d.metadata)) for d in given]
+        order = self.order(query, texts, top_n, ids=ids, images=images)
+        passages: list[Passage | None] = [None] * len(order)
+        if passage_chars is not None:
+            best = [i for i, _, _ in order]
+            are_pages = [images[i] is not None for i in best]
+            passages = self.passages(query, [texts[i] for i in best], passage_chars, ids=[ids[i] for i in best])
+            passages = [None if is_page else p for p, is_page in zip(passages, are_pages, strict=True)]
         return [
             Hit(
                 id=str(i) if (id := ids[i]) is None else id,
@@ -119,10 +136,9 @@ class Reranker:
                 score=score,
                 similarity=similarity,
                 rank=rank,
+                passage=passages[rank - 1],
             )
-            for rank, (i, score, similarity) in enumerate(
-                self.order(query, texts, top_n, ids=ids, images=images), start=1
-            )
+            for rank, (i, score, similarity) in enumerate(order, start=1)
         ]
 
     def order(
@@ -161,7 +177,41 @@ class Reranker:
         best = np.argsort(-scores, kind="stable")[:top_n]
         return [(int(i), float(scores[i]), float(scores[i]) / max(1, tokens.n_tokens)) for i in best]
 
-    arerank, aorder = in_thread(rerank), in_thread(order)
+    def passages(
+        self, query: AnyQuery, texts: Sequence[str], n_chars: int, *, ids: Sequence[str | None] | None = None
+    ) -> list[Passage | None]:
+        """Return the passage of each text that matches a query best.
+
+        Texts that the index holds are not encoded again; the others are, so pass only those that are to be shown.
+
+        Args:
+            query: String, or token vectors.
+            texts: (n,) texts of the documents.
+            n_chars: Maximum number of characters of a passage.
+            ids: (n,) ids under which the index may hold the texts; None for one that it does not hold.
+
+        Returns:
+            (n,) passages; None for a page image, and where it is not known which characters a token covers.
+        """
+        n_chars = check_count(n_chars, "passage_chars", minimum=1)
+        check_passages([query])
+        words, tokens = encode([query], lambda: self.encoder, self.encoder.dim)
+        stored: dict[str, Document] = {}
+        if self.index is not None and ids is not None:
+            stored = {document.id: document for document in self.index.get([id for id in ids if id], vectors=True)}
+        known = [stored.get(id) if id else None for id in (ids or [None] * len(texts))]
+        known = [d if d is not None and d.text == text else None for d, text in zip(known, texts, strict=True)]
+        unknown = list(dict.fromkeys(t for t, d in zip(texts, known, strict=True) if d is None and t.strip()))
+        encoded = self.encoder.encode_documents(unknown) if unknown else []
+        batches: dict[str, TokenBatch] = {text: encoded.select([i]) for i, text in enumerate(unknown)}  # type: ignore[union-attr]
+        found: list[Passage | None] = []
+        for text, document in zip(texts, known, strict=True):
+            batch = batches.get(text) if document is None else _batch_of(document)
+            evidence = None if batch is None or not batch.n_tokens else explain(words[0], tokens, [text], batch)[0]
+            found.append(None if evidence is None or evidence.problem else evidence.best_passage(n_chars))
+        return found
+
+    arerank, aorder, apassages = in_thread(rerank), in_thread(order), in_thread(passages)
 
     def _scores(self, query: TokenBatch, contents: Sequence[_Content], ids: Sequence[str | None] | None) -> Scores:
         scores = np.full(len(contents), np.nan, np.float32)
@@ -196,6 +246,13 @@ class Reranker:
             # float16 like stored vectors, so that new and stored documents compare fairly and equal texts tie.
             half = TokenBatch(tokens.vectors.astype(np.float16), tokens.offsets, allow_empty=True)
         return self._scorer.score(query[0], half)
+
+
+def _batch_of(document: Document) -> TokenBatch | None:
+    """Return the token vectors of a stored text; None for a page."""
+    if document.image is not None or document.vectors is None or document.spans is None:
+        return None
+    return TokenBatch(document.vectors, np.array([0, len(document.vectors)]), document.spans, allow_empty=True)
 
 
 def _bytes(image: bytes | Path | None, position: int) -> bytes | None:

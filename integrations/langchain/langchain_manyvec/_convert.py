@@ -27,7 +27,7 @@ _MAX_NAMED = 5
 
 
 def to_langchain(hit: manyvec.Hit, *, scores: bool = True) -> Document:
-    """Convert a hit.
+    """Convert a hit. If it has a passage, that is the text of the document, with where it is from in the metadata.
 
     Args:
         hit: Hit of a search.
@@ -37,12 +37,21 @@ def to_langchain(hit: manyvec.Hit, *, scores: bool = True) -> Document:
     added: dict[str, Any] = {"score": hit.score, "relevance_score": clipped(hit.similarity)} if scores else {}
     if hit.evidence is not None:
         added["evidence"] = hit.evidence.to_dict()
-    return Document(page_content=hit.text, id=hit.id, metadata={**added, **hit.metadata})
+    document = Document(page_content=hit.text, id=hit.id, metadata={**added, **hit.metadata})
+    return with_passage(document, hit.passage)
 
 
 def as_stored(document: manyvec.Document | manyvec.Hit) -> Document:
     """Convert a stored document or a hit, with exactly the metadata it was stored with."""
     return Document(page_content=document.text, id=document.id, metadata=dict(document.metadata))
+
+
+def with_passage(document: Document, passage: manyvec.Passage | None) -> Document:
+    """Copy a document with a passage in place of its text, and with where that is from in the metadata."""
+    if passage is None:
+        return document
+    metadata = {**document.metadata, **passage.origin(document.id, document.page_content, document.metadata)}
+    return document.model_copy(update={"page_content": passage.text, "metadata": metadata})
 
 
 def with_scores(document: Document, score: float, similarity: float) -> Document:

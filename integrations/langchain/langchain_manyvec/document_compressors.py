@@ -18,7 +18,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from langchain_manyvec._convert import image_of, with_scores
+from langchain_manyvec._convert import image_of, with_passage, with_scores
 from manyvec import Encoder, Index, Reranker, in_thread
 
 
@@ -37,6 +37,9 @@ class ManyvecReranker(BaseDocumentCompressor):
         index: Index whose stored vectors are used for documents that it holds with the same id and text.
         top_n: Maximum number of documents to return. Defaults to all.
         scores: Whether to add `score` and `relevance_score` to the metadata.
+        passage_chars: Maximum length of the text of a returned document: the passage that matches the query best, with
+            `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. Documents that the index does
+            not hold are encoded once more for that.
         image_key: Metadata key of the image of a page: bytes, a `Path`, or a data URL. If the model reads images, such
             a document is scored by its image. A page that the index holds needs none: its stored vectors are used.
     """
@@ -47,6 +50,7 @@ class ManyvecReranker(BaseDocumentCompressor):
     index: Index | None = None
     top_n: int | None = Field(default=None, ge=0)
     scores: bool = True
+    passage_chars: int | None = Field(default=None, ge=1)
     image_key: str = "image"
     _reranker: Reranker = PrivateAttr()
 
@@ -99,10 +103,18 @@ class ManyvecReranker(BaseDocumentCompressor):
         ids = [document.id for document in documents]
         images = [image_of(document, self.image_key) for document in documents]
         best = self._reranker.order(query, texts, self.top_n, ids=ids, images=images)
-        scores = [score for _, score, _ in best]
+        chosen, scores = [documents[position] for position, _, _ in best], [score for _, score, _ in best]
+        if self.passage_chars is not None:
+            of_best = [ids[position] for position, _, _ in best]
+            passages = self._reranker.passages(query, [d.page_content for d in chosen], self.passage_chars, ids=of_best)
+            chosen = [
+                document if images[position] is not None else with_passage(document, passage)
+                for document, passage, (position, _, _) in zip(chosen, passages, best, strict=True)
+            ]
         if not self.scores:
-            return [documents[position].model_copy(deep=True) for position, _, _ in best], scores
-        return [with_scores(documents[position], score, similarity) for position, score, similarity in best], scores
+            return [document.model_copy(deep=True) for document in chosen], scores
+        both = zip(chosen, best, strict=True)
+        return [with_scores(document, score, similarity) for document, (_, score, similarity) in both], scores
 
     _arerank = in_thread(_rerank)
 

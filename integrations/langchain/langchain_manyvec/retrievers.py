@@ -42,6 +42,9 @@ class ManyvecRetriever(BaseRetriever):
         score_threshold: Minimum similarity (score per query token, in [-1, 1]) of a returned document.
         evidence: Whether to add `evidence` to the metadata: which words of the document matched which words of the
             query, in the JSON form of `Evidence.to_dict`.
+        passage_chars: Maximum length of the text of a returned document: the passage that matches the query best, with
+            `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. The whole text is
+            `retriever.index.get(document.id)`. By default the whole text is returned.
         scores: Whether to add `score` and `relevance_score` to the metadata. Set it to False for retrievers that merge
             the results of several queries: they compare documents with their metadata, and scores differ by query.
     """
@@ -56,6 +59,7 @@ class ManyvecRetriever(BaseRetriever):
     lexical_weight: float = 0
     score_threshold: float | None = None
     evidence: bool = False
+    passage_chars: int | None = None
     scores: bool = True
 
     @classmethod
@@ -190,6 +194,7 @@ class ManyvecRetriever(BaseRetriever):
         lexical_weight: float | None = None,
         score_threshold: float | None = None,
         evidence: bool | None = None,
+        passage_chars: int | None = None,
         scores: bool | None = None,
     ) -> list[list[Document]]:
         results = self.index.search_many(
@@ -199,6 +204,7 @@ class ManyvecRetriever(BaseRetriever):
             depth=depth if depth is not None else self.depth,
             lexical_weight=lexical_weight if lexical_weight is not None else self.lexical_weight,
             evidence=evidence if evidence is not None else self.evidence,
+            passage_chars=passage_chars if passage_chars is not None else self.passage_chars,
         )
         threshold = score_threshold if score_threshold is not None else self.score_threshold
         with_scores = scores if scores is not None else self.scores

@@ -32,8 +32,8 @@ class ManyvecVectorStore(DocumentCollection):
     with `manyvec.F`, or a dict such as `{"lang": "en"}`. Documents are returned with exactly the metadata they were
     stored with. Async methods run in a thread.
 
-    `depth`, `lexical_weight` and `evidence` are defaults for all searches. They can be given per search as well, also
-    through `as_retriever(search_kwargs={"lexical_weight": 0.3})`.
+    `depth`, `lexical_weight`, `evidence` and `passage_chars` are defaults for all searches. They can be given per
+    search as well, also through `as_retriever(search_kwargs={"lexical_weight": 0.3})`.
 
     Args:
         index: Index to search and write. It can be shared with retrievers, other stores and threads.
@@ -44,6 +44,9 @@ class ManyvecVectorStore(DocumentCollection):
         lexical_weight: Share of BM25 in the ranking, from 0 to 1, see `Index.search`.
         evidence: Whether to add `evidence` to the metadata: which words of the document matched which words of the
             query.
+        passage_chars: Maximum length of the text of a document that a search returns: the passage that matches best,
+            with `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. `get_by_ids` returns the
+            whole text. By default searches return it, too.
 
     Raises:
         InputError: Both `calibration` and `relevance_score_fn` are given.
@@ -58,6 +61,7 @@ class ManyvecVectorStore(DocumentCollection):
         depth: int | None = None,
         lexical_weight: float = 0,
         evidence: bool = False,
+        passage_chars: int | None = None,
     ) -> None:
         if calibration is not None and relevance_score_fn is not None:
             raise InputError("pass either calibration or relevance_score_fn, not both")
@@ -66,6 +70,7 @@ class ManyvecVectorStore(DocumentCollection):
         self.depth = depth
         self.lexical_weight = lexical_weight
         self.evidence = evidence
+        self.passage_chars = passage_chars
         self._relevance_score_fn = relevance_score_fn
 
     @classmethod
@@ -166,7 +171,7 @@ class ManyvecVectorStore(DocumentCollection):
             query: Text to search for.
             k: Maximum number of documents.
             filter: Condition that documents must pass.
-            **options: `depth`, `lexical_weight` and `evidence`, see the class.
+            **options: `depth`, `lexical_weight`, `evidence` and `passage_chars`, see the class.
         """
         return [self._document(hit) for hit in self._hits(query, k, filter, **options)]
 
@@ -209,7 +214,7 @@ class ManyvecVectorStore(DocumentCollection):
             k: Maximum number of documents.
             filter: Condition that documents must pass.
             lexical_weight: Share of BM25, from 0 to 1. The default measured best.
-            **options: `depth` and `evidence`, see the class.
+            **options: `depth`, `evidence` and `passage_chars`, see the class.
         """
         return self.similarity_search(query, k, filter, lexical_weight=lexical_weight, **options)
 
@@ -316,8 +321,11 @@ class ManyvecVectorStore(DocumentCollection):
         depth: int | None = None,
         lexical_weight: float | None = None,
         evidence: bool | None = None,
+        passage_chars: int | None = None,
     ) -> list[Hit]:
-        if not isinstance(query, str):
+        if isinstance(query, str):
+            passage_chars = passage_chars if passage_chars is not None else self.passage_chars
+        else:
             # BM25 and evidence need words; the defaults of the store are for queries that have them.
             lexical_weight = 0 if lexical_weight is None else lexical_weight
             evidence = False if evidence is None else evidence
@@ -328,6 +336,7 @@ class ManyvecVectorStore(DocumentCollection):
             depth=depth if depth is not None else self.depth,
             lexical_weight=lexical_weight if lexical_weight is not None else self.lexical_weight,
             evidence=evidence if evidence is not None else self.evidence,
+            passage_chars=passage_chars,
         )
 
     def _document(self, hit: Hit) -> Document:

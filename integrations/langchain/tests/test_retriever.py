@@ -414,3 +414,31 @@ async def test_an_index_deleted_from_disk_is_an_error_and_not_an_empty_answer(re
         retriever.add_documents([Document("one")])
     with pytest.raises(manyvec.ManyvecError):
         ManyvecReranker(index=retriever.index).compress_documents(DOCUMENTS, "late")
+
+
+LONG = "Cheese is made of milk. The red apple fell from the tree. Nobody saw it fall, because it was night."
+
+
+def test_passages_are_returned_in_place_of_texts_by_retriever_store_and_reranker(index):
+    index.add([{"id": "a", "text": LONG, "metadata": {"source": "fruit.pdf", "page": 3}}])
+    expected = {"start": 24, "end": 57, "n_chars": len(LONG), "source": "fruit.pdf", "page": 3}
+    store = ManyvecVectorStore(index, passage_chars=40)
+    base = ManyvecRetriever(index=index, k=1)
+    found = [
+        ManyvecRetriever(index=index, k=1, passage_chars=40, scores=False).invoke("red apple")[0],
+        base.invoke("red apple", passage_chars=40, scores=False)[0],
+        store.similarity_search("red apple", k=1)[0],
+        ManyvecVectorStore(index).as_retriever(search_kwargs={"k": 1, "passage_chars": 40}).invoke("red apple")[0],
+        store.max_marginal_relevance_search("red apple", k=1)[0],
+        ManyvecReranker(index=index, passage_chars=40, scores=False).compress_documents(
+            base.invoke("red apple", scores=False), "red apple"
+        )[0],
+        ManyvecReranker(encoder=HashEncoder(), passage_chars=40, scores=False).compress_documents(
+            [Document(LONG, metadata={"source": "fruit.pdf", "page": 3})], "red apple"
+        )[0],
+    ]
+    for document in found:
+        assert document.page_content == "The red apple fell from the tree." == LONG[24:57]
+        assert document.metadata == expected
+    assert store.get_by_ids(["a"])[0].page_content == LONG
+    assert base.invoke("red apple")[0].page_content == LONG

@@ -31,7 +31,10 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.vector_stores.types import VectorStoreQuery
+from llama_index.postprocessor.manyvec import ManyvecRerank
 from llama_index.retrievers.manyvec import ManyvecRetriever
+from llama_index.vector_stores.manyvec import ManyvecVectorStore
 
 import manyvec
 from manyvec import F, TokenBatch
@@ -338,3 +341,43 @@ def test_an_index_node_leads_to_the_retriever_in_the_object_map(tmp_path: Path, 
     )
     recursive = ManyvecRetriever(router.index, object_map={"menu": retriever})
     assert ids(recursive.retrieve("green tea")) == ids(retriever.retrieve("green tea"))
+
+
+LONG = "Cheese is made of milk. The red apple fell from the tree. Nobody saw it fall, because it was night."
+
+
+def test_passages_are_returned_in_place_of_texts_by_retriever_store_and_reranker(tmp_path: Path) -> None:
+    metadata = {"source": "fruit.pdf", "page": 3}
+    nodes = [TextNode(id_="t", text=LONG, metadata=metadata), Document(id_="d", text=LONG, metadata=metadata)]
+    retriever = ManyvecRetriever.from_nodes(nodes, tmp_path, HashEncoder(), passage_chars=40)
+    store = ManyvecVectorStore(retriever.index, passage_chars=40)
+    whole = retriever.with_options(passage_chars=1_000).retrieve("red apple")
+    assert [found.node.get_content() for found in whole] == [LONG, LONG]
+    plain = ManyvecRetriever(retriever.index).retrieve("red apple")
+    results = [
+        [found.node for found in retriever.retrieve("red apple")],
+        store.query(VectorStoreQuery(query_str="red apple", similarity_top_k=2)).nodes,
+        ManyvecVectorStore(retriever.index)
+        .query(VectorStoreQuery(query_str="red apple", similarity_top_k=2), passage_chars=40)
+        .nodes,
+        [
+            f.node
+            for f in ManyvecRerank(index=retriever.index, passage_chars=40).postprocess_nodes(
+                plain, query_str="red apple"
+            )
+        ],
+        [
+            f.node
+            for f in ManyvecRerank(HashEncoder(), passage_chars=40).postprocess_nodes(plain, query_str="red apple")
+        ],
+    ]
+    for found in results:
+        assert [node.node_id for node in found or []] == ["d", "t"]
+        for node in found or []:
+            assert node.get_content() == "The red apple fell from the tree." == LONG[24:57]
+            assert node.metadata == {**metadata, "start": 24, "end": 57, "n_chars": len(LONG)}
+            shown = node.get_content(MetadataMode.LLM)
+            assert "fruit.pdf" in shown and "n_chars" not in shown
+    assert plain[0].node.get_content() == LONG
+    assert store.get_nodes(["t"])[0].get_content() == LONG
+    assert ManyvecVectorStore.from_dict(store.to_dict()).passage_chars == 40

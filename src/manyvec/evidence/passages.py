@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,23 @@ class Passage:
     text: str
     start: int
     end: int
+
+    def origin(self, id: str | None, text: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what to keep in the metadata of a document whose text is replaced by this passage.
+
+        Args:
+            id: Id of the document.
+            text: Its whole text.
+            metadata: Its metadata. With `start` and `end`, the document is itself a part of a text (`files.split`).
+
+        Returns:
+            `start` and `end`, the characters of the passage in the text or in the text that it is a part of; `n_chars`,
+            the length of the whole text; and `source`, that of the metadata or else the id.
+        """
+        offset = metadata.get("start")
+        offset = offset if isinstance(offset, int) and "end" in metadata else 0
+        where = {"start": offset + self.start, "end": offset + self.end, "n_chars": len(text)}
+        return {**where, "source": metadata.get("source", id)}
 
 
 def best_passage(text: str, n_chars: int, similarities: NDArray[np.float32], starts: NDArray[np.int64]) -> Passage:

@@ -12,7 +12,7 @@ from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayloa
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from llama_index.retrievers.manyvec._convert import image_of
+from llama_index.retrievers.manyvec._convert import image_of, with_passage
 
 from manyvec import Encoder, ImageReader, Index, InputError, Reranker, load_encoder
 
@@ -43,6 +43,9 @@ class ManyvecRerank(BaseNodePostprocessor):
         keep_retrieval_score: Whether to keep the previous score in the metadata as `retrieval_score`, hidden from
             language and embedding models.
         index: Index whose stored vectors are used for nodes that it holds with the same id and text.
+        passage_chars: Maximum length of the text of a returned node: the passage that matches the query best, with
+            `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. Nodes that the index does not
+            hold are encoded once more for that.
         index_uri, index_table_name: Index to open if `index` is not given; `from_dict` passes them.
         callback_manager: LlamaIndex callback manager.
 
@@ -56,6 +59,7 @@ class ManyvecRerank(BaseNodePostprocessor):
     top_n: int = Field(default=5, ge=0, description="Maximum number of nodes to return.")
     device: str | None = Field(default=None, description="Device that the model runs on.")
     keep_retrieval_score: bool = Field(default=False, description="Whether to keep the previous score in the metadata.")
+    passage_chars: int | None = Field(default=None, ge=1, description="Maximum length of a returned node's text.")
     index_uri: str | None = Field(default=None, description="URI of the index whose stored vectors are used.")
     index_table_name: str | None = Field(default=None, description="Name of its table, if it is not the usual one.")
     _index: Index | None = PrivateAttr(default=None)
@@ -69,6 +73,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         keep_retrieval_score: bool = False,
         *,
         index: Index | None = None,
+        passage_chars: int | None = None,
         index_uri: str | None = None,
         index_table_name: str | None = None,
         callback_manager: CallbackManager | None = None,
@@ -85,6 +90,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         name = index.model if index is not None else "minilm" if model is None else model
         kwargs |= {"model": name if isinstance(name, str) else name.name, "top_n": top_n, "device": device}
         kwargs |= {"keep_retrieval_score": keep_retrieval_score, "index_uri": None if index is None else index.uri}
+        kwargs["passage_chars"] = passage_chars
         kwargs["index_table_name"] = None if index is None else index.table_name
         super().__init__(callback_manager=callback_manager or CallbackManager(), **kwargs)
         self._index = index
@@ -133,7 +139,15 @@ class ManyvecRerank(BaseNodePostprocessor):
         # Unlike a retriever's query, not what a transform such as HyDE wrote.
         parts = (query.query_str, Path(query.image_path)) if query.image_path else query.query_str
         best = reranker.order(parts, texts, self.top_n, ids=ids, images=images)
-        return [self._scored(nodes[position], score) for position, score, _ in best]
+        scored = [self._scored(nodes[position], score) for position, score, _ in best]
+        if self.passage_chars is None:
+            return scored
+        bare = [found.node.get_content(MetadataMode.NONE) for found in scored]
+        passages = reranker.passages(query.query_str, bare, self.passage_chars, ids=[f.node.node_id for f in scored])
+        for found, passage, (position, _, _) in zip(scored, passages, best, strict=True):
+            if images[position] is None:
+                found.node = with_passage(found.node, passage)
+        return scored
 
     def _loaded(self) -> Reranker:
         # If two threads get here, both rerankers share the encoder: a model is loaded once per process.

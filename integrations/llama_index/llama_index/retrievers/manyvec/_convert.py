@@ -35,6 +35,7 @@ from manyvec import (
     Index,
     IndexNotFoundError,
     InputError,
+    Passage,
     parse_filter,
 )
 
@@ -193,7 +194,27 @@ def to_nodes(hits: Sequence[Hit], index: Index) -> list[BaseNode]:
     """Convert hits to nodes, pages with their images. A page that was deleted since the search has no image."""
     pages = [hit.id for hit in hits if hit.is_page]
     images = {document.id: document.image for document in index.get(pages)} if pages else {}
-    return [to_node(hit, images.get(hit.id)) for hit in hits]
+    return [with_passage(to_node(hit, images.get(hit.id)), hit.passage) for hit in hits]
+
+
+def with_passage(node: BaseNode, passage: Passage | None) -> BaseNode:
+    """Copy a node with a passage in place of its text, and with where that is from in the metadata.
+
+    Where it starts and ends is hidden from models; its source is not.
+    """
+    if passage is None:
+        return node
+    where = passage.origin(node.node_id, node.get_content(MetadataMode.NONE), node.metadata)
+    hidden = [key for key in where if key != "source"]
+    changes: dict[str, Any] = {
+        "metadata": {**node.metadata, **where},
+        "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, *hidden],
+        "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, *hidden],
+    }
+    if isinstance(node, Node):
+        text = node.text_resource.model_copy(update={"text": passage.text}) if node.text_resource else None
+        return node.model_copy(update={**changes, "text_resource": text})
+    return node.model_copy(update={**changes, "text": passage.text})
 
 
 def to_node_with_score(hit: Hit, node: BaseNode) -> NodeWithScore:

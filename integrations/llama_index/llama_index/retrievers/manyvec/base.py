@@ -48,6 +48,9 @@ class ManyvecRetriever(BaseRetriever):
             the node matched which words of the query.
         lexical_weight: Share of BM25 in the score, from 0 to 1; 0.3 works well for names and rare words, see
             `manyvec.Index.search`. The score is then `manyvec.Hit.final_score`.
+        passage_chars: Maximum length of the text of a returned node: the passage that matches the query best, with
+            `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. The whole text is
+            `retriever.index.get(node.node_id)`. By default the whole text is returned.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class ManyvecRetriever(BaseRetriever):
         *,
         evidence: bool = False,
         lexical_weight: float = 0,
+        passage_chars: int | None = None,
     ) -> None:
         super().__init__(callback_manager=callback_manager, object_map=object_map, verbose=verbose)
         self.index = index
@@ -68,6 +72,7 @@ class ManyvecRetriever(BaseRetriever):
         self.filters = filters
         self.evidence = evidence
         self.lexical_weight = lexical_weight
+        self.passage_chars = passage_chars
 
     @classmethod
     def from_uri(
@@ -80,6 +85,7 @@ class ManyvecRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         evidence: bool = False,
         lexical_weight: float = 0,
+        passage_chars: int | None = None,
         **place: Any,
     ) -> ManyvecRetriever:
         """Open an existing index.
@@ -87,7 +93,7 @@ class ManyvecRetriever(BaseRetriever):
         Args:
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
             encoder: Encoder or its name. Defaults to the one the index was built with.
-            similarity_top_k, filters, callback_manager, evidence, lexical_weight: See the class.
+            similarity_top_k, filters, callback_manager, evidence, lexical_weight, passage_chars: See the class.
             **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
 
         Raises:
@@ -95,7 +101,8 @@ class ManyvecRetriever(BaseRetriever):
             ManifestError: The index was built with another encoder.
         """
         index = Index.open(uri, encoder, **place)
-        return cls(index, similarity_top_k, filters, callback_manager, evidence=evidence, lexical_weight=lexical_weight)
+        options: dict[str, Any] = {"evidence": evidence, "lexical_weight": lexical_weight}
+        return cls(index, similarity_top_k, filters, callback_manager, passage_chars=passage_chars, **options)
 
     @classmethod
     def from_nodes(
@@ -111,6 +118,7 @@ class ManyvecRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         evidence: bool = False,
         lexical_weight: float = 0,
+        passage_chars: int | None = None,
         **place: Any,
     ) -> ManyvecRetriever:
         """Create an index, or open an existing one, and add nodes to it. Unchanged nodes are not re-encoded.
@@ -122,7 +130,7 @@ class ManyvecRetriever(BaseRetriever):
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
                 "infer" declares those of the first batch. An existing index must have the same ones.
             show_progress: Whether to draw a progress bar.
-            similarity_top_k, filters, callback_manager, evidence, lexical_weight: See the class.
+            similarity_top_k, filters, callback_manager, evidence, lexical_weight, passage_chars: See the class.
             **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
 
         Raises:
@@ -130,9 +138,8 @@ class ManyvecRetriever(BaseRetriever):
             ManifestError: The existing index has another encoder or other filter columns.
         """
         index = open_or_create(uri, encoder, filter_columns, **place)
-        retriever = cls(
-            index, similarity_top_k, filters, callback_manager, evidence=evidence, lexical_weight=lexical_weight
-        )
+        options: dict[str, Any] = {"evidence": evidence, "lexical_weight": lexical_weight}
+        retriever = cls(index, similarity_top_k, filters, callback_manager, passage_chars=passage_chars, **options)
         retriever.add_nodes(nodes, show_progress=show_progress)
         return retriever
 
@@ -163,11 +170,12 @@ class ManyvecRetriever(BaseRetriever):
         filters: Filters | None = None,
         evidence: bool | None = None,
         lexical_weight: float | None = None,
+        passage_chars: int | None = None,
     ) -> ManyvecRetriever:
         """Return a copy over the same index with other options, for a single call or another thread.
 
         Args:
-            similarity_top_k, evidence, lexical_weight: See the class. None keeps the current value.
+            similarity_top_k, evidence, lexical_weight, passage_chars: See the class. None keeps the current value.
             filters: See the class. None keeps the current filters, `{}` removes them.
         """
         retriever = copy.copy(self)
@@ -179,6 +187,8 @@ class ManyvecRetriever(BaseRetriever):
             retriever.evidence = evidence
         if lexical_weight is not None:
             retriever.lexical_weight = lexical_weight
+        if passage_chars is not None:
+            retriever.passage_chars = passage_chars
         return retriever
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -188,6 +198,8 @@ class ManyvecRetriever(BaseRetriever):
             filter=to_filter(self.filters, self.index.filter_columns),
             lexical_weight=self.lexical_weight,
             evidence=self.evidence,
+            # Only words, or token vectors, match a passage.
+            passage_chars=None if query_bundle.image_path else self.passage_chars,
         )
         return [to_node_with_score(hit, node) for hit, node in zip(hits, to_nodes(hits, self.index), strict=True)]
 

@@ -39,7 +39,7 @@ _QUERY_TYPES = {
     "fts": VectorStoreQueryMode.TEXT_SEARCH,
     "hybrid": VectorStoreQueryMode.HYBRID,
 }
-_OPTIONS = ("depth", "evidence", "mmr_prefetch_factor", "mmr_threshold", "query_type")
+_OPTIONS = ("depth", "evidence", "mmr_prefetch_factor", "mmr_threshold", "passage_chars", "query_type")
 # Ranks nodes by their mean token vectors, which it computes once per version of an index.
 _POOLED = Pooled()
 # MMR chooses from this many times the number of nodes asked for.
@@ -71,6 +71,9 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         index: Index to search and write. It can be shared with retrievers, other stores and threads.
         uri: URI of the index to open if `index` is not given; `from_dict` passes it.
         table_name: Name of its table, if several indexes share the database; `from_dict` passes it.
+        passage_chars: Maximum length of the text of a node that a query returns: the passage that matches best, with
+            `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. `get_nodes` returns the whole
+            text. By default queries return it, too.
 
     Raises:
         InputError: Neither `index` nor `uri` is given.
@@ -80,16 +83,23 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     is_embedding_query: bool = False
     uri: str = ""
     table_name: str | None = None
+    passage_chars: int | None = None
     _index: Index = PrivateAttr()
 
     def __init__(
-        self, index: Index | None = None, *, uri: str | None = None, table_name: str | None = None, **_fields: Any
+        self,
+        index: Index | None = None,
+        *,
+        uri: str | None = None,
+        table_name: str | None = None,
+        passage_chars: int | None = None,
+        **_fields: Any,
     ) -> None:
         if index is None and not uri:
             raise InputError("ManyvecVectorStore needs an index, or the uri of one")
         index = Index.open(str(uri), table_name=table_name) if index is None else index
         super().__init__(stores_text=True, is_embedding_query=False)
-        self.uri, self.table_name = index.uri, index.table_name
+        self.uri, self.table_name, self.passage_chars = index.uri, index.table_name, passage_chars
         self._index = index
 
     def __getstate__(self) -> dict[str, Any]:
@@ -217,7 +227,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
                 `doc_ids`, `mode`, `alpha`, `hybrid_top_k` and `mmr_threshold`. See the class for the modes.
             **kwargs: `mmr_prefetch_factor` and `mmr_threshold`, as for LlamaIndex's own stores; `query_type` (`vector`,
                 `fts` or `hybrid`), which replaces the mode of the query; `depth` and `evidence`, see
-                `manyvec.Index.search`.
+                `manyvec.Index.search`; and `passage_chars`, see the class.
 
         Raises:
             InputError: The query has neither text nor an embedding of the index's dimension, its mode is not supported,
@@ -267,6 +277,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     def _search(self, text: str, query: VectorStoreQuery, where: Filter, options: Mapping[str, Any]) -> list[Hit]:
         k, mode = query.similarity_top_k, _mode(query, options.get("query_type"))
         search: dict[str, Any] = {"depth": options.get("depth"), "evidence": options.get("evidence", False)}
+        search["passage_chars"] = options.get("passage_chars", self.passage_chars)
         if mode == VectorStoreQueryMode.HYBRID:
             k = query.hybrid_top_k if query.hybrid_top_k is not None else k
             alpha = query.alpha if query.alpha is not None else 1 - LEXICAL_WEIGHT
