@@ -26,6 +26,7 @@ from manyvec import Document, Index, TokenBatch
 from manyvec.testing import HashEncoder
 
 _QUERY_TOKENS = 32
+_CENTERS = np.random.default_rng(0).standard_normal((500, 128))
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class PageEncoder(HashEncoder):
 
     def _vectors(self, seed: int, n_tokens: int) -> np.ndarray[Any, Any]:
         rng = np.random.default_rng(seed)
-        centers = np.random.default_rng(0).standard_normal((500, self.dim))
-        vectors = centers[rng.integers(0, 500, n_tokens)] + 0.5 * rng.standard_normal((n_tokens, self.dim))
+        vectors = _CENTERS[rng.integers(0, 500, n_tokens)] + 0.5 * rng.standard_normal((n_tokens, self.dim))
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
     def encode_images(self, images: Sequence[Any]) -> TokenBatch:

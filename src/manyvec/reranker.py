@@ -202,8 +202,10 @@ class Reranker:
         known = [stored.get(id) if id else None for id in (ids or [None] * len(texts))]
         known = [d if d is not None and d.text == text else None for d, text in zip(known, texts, strict=True)]
         unknown = list(dict.fromkeys(t for t, d in zip(texts, known, strict=True) if d is None and t.strip()))
-        encoded = self.encoder.encode_documents(unknown) if unknown else []
-        batches: dict[str, TokenBatch] = {text: encoded.select([i]) for i, text in enumerate(unknown)}  # type: ignore[union-attr]
+        batches: dict[str, TokenBatch] = {}
+        if unknown:
+            encoded = self.encoder.encode_documents(unknown)
+            batches = {text: encoded.select([i]) for i, text in enumerate(unknown)}
         found: list[Passage | None] = []
         for text, document in zip(texts, known, strict=True):
             batch = batches.get(text) if document is None else _batch_of(document)

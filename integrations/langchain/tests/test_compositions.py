@@ -152,6 +152,20 @@ def test_embeddings_serve_a_store_of_single_vectors():
 
 
 @classic
+async def test_an_embeddings_filter_keeps_what_is_close_to_the_query():
+    pytest.importorskip(
+        "langchain_community", reason="EmbeddingsFilter needs langchain-community, which is discontinued"
+    )
+    compressors = pytest.importorskip("langchain_classic.retrievers.document_compressors")
+    embeddings = ManyvecEmbeddings(HashEncoder())
+    documents = [Document("late interaction", metadata={"n": 1}), Document("page images", metadata={"n": 2})]
+    for options in ({"k": 1}, {"k": None, "similarity_threshold": 0.5}):
+        close = compressors.EmbeddingsFilter(embeddings=embeddings, **options)
+        assert [d.metadata["n"] for d in close.compress_documents(documents, "images of a page")] == [2]
+        assert [d.metadata["n"] for d in await close.acompress_documents(documents, "late interaction")] == [1]
+
+
+@classic
 def test_a_parent_document_retriever_returns_the_documents_its_chunks_come_from(tmp_path):
     retrievers = pytest.importorskip("langchain_classic.retrievers", reason="needs langchain-classic")
     splitters = pytest.importorskip("langchain_text_splitters", reason="needs langchain-text-splitters")

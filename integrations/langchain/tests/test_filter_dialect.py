@@ -19,6 +19,16 @@ METADATA = [
         "happy": True,
     },
 ]
+
+
+def nested(depth):
+    """Return a filter that is nested as deeply as no sane one."""
+    condition = {"name": "adam"}
+    for _ in range(depth):
+        condition = {"$not": [condition]}
+    return condition
+
+
 COLUMNS = {
     "name": str,
     "date": str,
@@ -64,6 +74,21 @@ CASES = [
     ({"name": "adam", "count": 1}, "1"),
     ({"count": {"$gte": "2"}}, "23"),
     ({"name": {"$eq": "x' OR 1=1 --"}}, ""),
+    ({"name": {"$gt": "bob"}}, "3"),
+    ({"name": {"$gte": "bob"}}, "23"),
+    ({"name": {"$lt": "bob"}}, "1"),
+    ({"name": {"$lte": "bob"}}, "12"),
+    ({"name": {"$between": ["adam", "bob"]}}, "12"),
+    ({"height": {"$eq": 2.4}}, "3"),
+    ({"height": {"$ne": 2.4}}, "12"),
+    ({"height": {"$between": [2.4, 5.7]}}, "23"),
+    ({"name": {"$like": "a%"}}, "1"),
+    ({"name": {"$like": "%a%"}}, "13"),
+    ({"name": {"$ilike": "A%"}}, "1"),
+    ({"is_active": True, "count": {"$ne": 1}}, "3"),
+    ({"name": {"$not": {"$in": ["adam", "jane"]}}}, "2"),
+    ({"$and": [{"$or": [{"count": 1}, {"count": 2}]}, {"$not": {"is_active": True}}]}, "2"),
+    ({"$nor": [{"name": "adam"}, {"count": {"$gt": 2}}]}, "2"),
     ({}, "123"),
 ]
 
@@ -96,8 +121,14 @@ def test_a_filter_selects_the_documents_it_describes(store, condition, expected)
         {"name": {"$in": "adam"}},
         {"undeclared": {"$eq": 1}},
         {"$and": {"name": "adam"}, "count": {"$between": [1]}},
+        {"count": {"$contains": 1}},
+        {"is_active": {"$gt": "yes"}},
+        {"name": {"$exists": "x"}},
+        {"name`; DROP TABLE documents; --": "x"},
+        {"$or": [{"count": 1}] * 2_000},
+        nested(40),
     ],
-    ids=str,
+    ids=lambda condition: str(condition)[:60],
 )
 def test_a_filter_that_cannot_be_read_is_an_error_and_finds_nothing(store, condition):
     with pytest.raises(manyvec.FilterError):

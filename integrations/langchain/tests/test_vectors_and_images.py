@@ -136,6 +136,27 @@ def test_what_is_no_image_or_cannot_be_read_is_an_error_and_adds_nothing(store, 
     assert store.index.count() == n_before
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"%PDF-1.7 not an image", "not an image"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "image"),
+        ("bomb", "pixels"),
+    ],
+    ids=["a lie about its type", "damaged", "bomb"],
+)
+def test_an_image_of_a_stranger_is_refused_in_searches_and_when_it_is_added(store, tmp_path, content, message):
+    path = tmp_path / "page.png"
+    if content == "bomb":
+        Image.new("1", (30_000, 30_000)).save(path)
+    else:
+        path.write_bytes(content)
+    for call in (store.similarity_search_by_image, lambda path: store.add_images([path])):
+        with pytest.raises(manyvec.InputError, match=message):
+            call(path)
+    assert store.index.count() == 5
+
+
 def test_a_model_that_reads_no_images_is_an_error(index, tmp_path):
     store = ManyvecVectorStore(index)
     with pytest.raises(manyvec.InputError, match="images"):
