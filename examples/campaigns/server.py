@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import random
 import re
 import shutil
@@ -29,13 +28,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import results
 
 from manyvec import Index
 from manyvec.testing import HashEncoder
@@ -193,7 +191,8 @@ def malformed(rng: random.Random) -> bytes:
     fields = {key: hostile_value(rng) for key in rng.sample(keys, rng.randrange(1, 5))}
     if rng.random() < 0.5:
         condition = {key: hostile_value(rng) for key in ("column", "op", "value")}
-        fields |= {"query": "a1", "filter": [condition]}
+        dialect = {rng.choice(["year", "$and", "$not", "column"]): hostile_value(rng)}
+        fields |= {"query": "a1", "filter": rng.choice([[condition], dialect])}
     whole = bytearray(
         request(json.dumps(fields).encode(), rng.choice(["/api/search", "/mcp", "/api/documents/x", "/"]))
     )
@@ -271,7 +270,7 @@ def run(size: dict[str, int], seed: int) -> dict[str, Any]:
         folder = Path(temporary) / "index"
         build(folder, "a")
         with served(folder) as (url, process):
-            results: dict[str, Any] = {}
+            phases: dict[str, Any] = {}
 
             def phase(name: str, work: Callable[[], Record], kinds: str = "a") -> None:
                 patient = Record()
@@ -279,9 +278,9 @@ def run(size: dict[str, int], seed: int) -> dict[str, Any]:
                 with patient_client(url, patient, lambda: kinds):
                     record = work()
                 seconds = round(time.monotonic() - started, 1)
-                results[name] = {**record.summary(), "seconds": seconds, "patient client": patient.summary()}
-                results[name] |= resources(process)
-                print(name, json.dumps(results[name]), flush=True)
+                phases[name] = {**record.summary(), "seconds": seconds, "patient client": patient.summary()}
+                phases[name] |= resources(process)
+                print(name, json.dumps(phases[name]), flush=True)
 
             def send_all(requests: Iterator[tuple[str, bytes]]) -> Record:
                 record = Record()
@@ -314,8 +313,8 @@ def run(size: dict[str, int], seed: int) -> dict[str, Any]:
             build(folder, "a")
             phase("recovered", lambda: asyncio.run(run_clients(url, 8, 5)))
             if process.poll() is not None:
-                results["server"] = f"exited with {process.returncode}"
-    return results
+                phases["recovered"]["faults"].append(f"the server exited with {process.returncode}")
+    return phases
 
 
 def main() -> int:
@@ -331,18 +330,9 @@ def main() -> int:
         TimedProtocol.request_seconds = 3
         serve(Index.open(options.serve, HashEncoder()), port=0)
         return 0
-    results = run(SIZES[options.size], options.seed)
-    written = {
-        "date": date.today().isoformat(),
-        "command": f"python examples/campaigns/server.py --size {options.size} --seed {options.seed}",
-        "versions": {"python": platform.python_version(), "manyvec": version("manyvec"), "lancedb": version("lancedb")},
-        "results": results,
-    }
-    file = Path(__file__).parent / "results" / "server.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(written, indent=2) + "\n")
-    n_faults = sum(len(phase["faults"]) + len(phase["patient client"]["faults"]) for phase in results.values())
-    print(f"{n_faults} faults")
+    phases = run(SIZES[options.size], options.seed)
+    n_faults = sum(len(phase["faults"]) + len(phase["patient client"]["faults"]) for phase in phases.values())
+    results.write("server", {"faults": n_faults, **phases})
     return n_faults > 0
 
 
