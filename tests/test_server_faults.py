@@ -309,6 +309,15 @@ def test_metadata_that_is_too_long_is_left_out_and_this_is_said(tmp_path):
     assert (document.metadata, document.is_metadata_omitted, document.text) == ({}, True, "red")
 
 
+def test_dates_in_metadata_are_sent_as_iso_8601(tmp_path):
+    metadata = {"seen": datetime(2026, 1, 2, 3), "tags": ["new"], "other": datetime(2020, 5, 6)}
+    api = Api(make(tmp_path / "index", [{"id": "a", "text": "red", "metadata": metadata}]))
+    (hit,) = api.search(SearchRequest(query="red", filter={"seen": {"$gte": "2026-01-02"}})).hits
+    expected = {"seen": "2026-01-02T03:00:00Z", "tags": ["new"], "other": "2020-05-06T00:00:00"}
+    for record in (hit, api.document("a")):
+        assert json.loads(record.model_dump_json())["metadata"] == expected
+
+
 @pytest.mark.parametrize("score", [float("-inf"), float("inf"), float("nan")])
 def test_a_score_that_json_cannot_hold_is_null(tmp_path, score):
     index = make(tmp_path / "index", FRUIT)

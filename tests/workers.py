@@ -1,4 +1,4 @@
-"""An application as gunicorn, Celery and multiprocessing load it: index and encoder are used before a worker is forked.
+"""An application as gunicorn, Celery and multiprocessing load it: the model is used before workers are forked.
 
 The environment says which index (INDEX), which backend of its model (BACKEND) and where Celery's tasks write (ANSWERS).
 """
@@ -13,29 +13,27 @@ from pathlib import Path
 
 from manyvec import Index, load_encoder
 
-index = Index.open(os.environ["INDEX"], load_encoder("minilm", backend=os.environ["BACKEND"]))
+LOADED_IN = os.getpid()
+encoder = load_encoder("minilm", backend=os.environ["BACKEND"])
+encoder.encode_documents(["Red apples are sweet."] * 8)
+encoder.encode_queries(["red apples"])
 
 
-def search(searched=None):
-    """Return the process that searched, and what it found."""
-    hits = (searched or index).search("red apples", k=2, evidence=True)
+def search():
+    """Return which process has loaded the model, which one searched, and what it found."""
+    with Index.open(os.environ["INDEX"], encoder) as index:
+        hits = index.search("red apples", k=2, evidence=True, lexical_weight=0.3)
     return {
-        "pid": os.getpid(),
-        "found": [(hit.id, round(hit.score, 3)) for hit in hits],
+        "loaded in": LOADED_IN,
+        "searched in": os.getpid(),
+        "found": [[hit.id, hit.score] for hit in hits],
         "words": [word.text for word in hits[0].evidence.words],
     }
 
 
-BEFORE = search()
-
-
-def answer():
-    return json.dumps({"before": BEFORE, "after": search()})
-
-
-def wsgi(environ, start_response):
+def wsgi(_, start_response):
     """Answer every request with a search, slowly enough that the next one goes to the other worker."""
-    body = answer().encode()
+    body = json.dumps(search()).encode()
     time.sleep(0.3)
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
@@ -50,7 +48,7 @@ def celery_app():
     @app.task
     def search_and_write(number):
         path = Path(os.environ["ANSWERS"]) / f"{number}.json"
-        path.with_suffix(".part").write_text(answer())
+        path.with_suffix(".part").write_text(json.dumps(search()))
         path.with_suffix(".part").rename(path)
 
     @worker_ready.connect(weak=False)
@@ -61,18 +59,14 @@ def celery_app():
     return app
 
 
-def main():
-    fork, spawn = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, fork) as pool:
-        print(json.dumps({"before": BEFORE, "after": pool.submit(search).result()}))
-    with fork.Pool(2) as pool:
-        for after in pool.map(search, [None, index], chunksize=1):
-            print(json.dumps({"before": BEFORE, "after": after}))
-    with ProcessPoolExecutor(1, spawn) as pool:
-        print(json.dumps({"before": BEFORE, "after": pool.submit(search, index).result()}))
-
-
 if __name__ == "__main__":
-    main()
-elif os.path.basename(sys.argv[0]) == "celery" or "celery" in sys.argv[0]:
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, fork) as executor:
+        print(json.dumps(executor.submit(search).result()))
+    with fork.Pool(1) as pool:
+        print(json.dumps(pool.apply(search)))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        # The spawned process loads this module, and with it the model, again.
+        print(json.dumps(executor.submit(search).result() | {"loaded in": LOADED_IN}))
+elif "celery" in Path(sys.argv[0]).parts or "celery" in sys.argv[0]:
     app = celery_app()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from manyvec.errors import EncoderError, IndexNotFoundError, InputError, ManifestError, StoreError, check_unicode
 from manyvec.evidence.pages import PageEvidence, for_browser
 from manyvec.evidence.text import Evidence
+from manyvec.filters.values import json_default
 from manyvec.index import Index
 from manyvec.server.batching import Batcher, BusyError
 from manyvec.server.records import (
@@ -326,7 +327,7 @@ def _limit_metadata(record: HitRecord | DocumentRecord, n_free: int) -> int:
     """Remove the metadata if its JSON is longer than `n_free`, and return the length of the JSON that is left."""
     if not record.metadata:
         return 0
-    n_chars = len(json.dumps(record.metadata))
+    n_chars = len(json.dumps(record.metadata, default=json_default))
     if n_chars <= n_free:
         return n_chars
     record.metadata, record.is_metadata_omitted = {}, True
