@@ -459,3 +459,13 @@ def test_a_list_of_any_scalar_can_be_declared_and_filtered(tmp_path, declared):
     index.optimize(keep=timedelta(0))
     assert index.ids(F("values").contains(low)) == ["low"]
     assert index.get("high")[0].metadata == {"values": [high]}
+
+
+@pytest.mark.parametrize("edge", [-(2**63), -(2**63) + 1, 2**63 - 1, 2**53 + 1])
+def test_integers_at_the_edge_of_64_bits_are_found(tmp_path, edge):
+    index = Index.create(tmp_path / "index", HashEncoder(16), filter_columns={"n": int, "ns": list[int]})
+    index.add([{"id": "edge", "text": "a", "metadata": {"n": edge, "ns": [edge]}}])
+    index.add([{"id": "other", "text": "a", "metadata": {"n": 0, "ns": [0]}}])
+    for condition in (F("n") == edge, F("n").in_([edge, 7]), F("ns").contains(edge), ~F("n").in_([0]), F("n") != 0):
+        assert index.ids(condition) == ["edge"]
+    assert index.ids((F("n") >= edge) & (F("n") <= edge)) == ["edge"]

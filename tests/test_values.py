@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from manyvec import Document, F, Index, InputError
+from manyvec import Document, F, HasId, Index, InputError
 from manyvec.storage.ingest import AddReport
 from manyvec.testing import HashEncoder
 
@@ -280,3 +280,63 @@ def test_a_lone_surrogate_is_refused_wherever_text_is_taken(tmp_path, text):
     ):
         with pytest.raises(InputError, match="lone surrogate"):
             call(text)
+
+
+@pytest.mark.parametrize("id", [432, np.int64(432), UUID(int=3), b"a", 1.5, True])
+def test_an_id_that_is_no_string_is_an_error_that_says_how_to_write_it(tmp_path, id):
+    index = Index.create(tmp_path / "index", ENCODER)
+    calls = [
+        lambda: Document(id, "word"),  # type: ignore[arg-type]
+        lambda: index.add([{"id": id, "text": "word"}]),
+        lambda: index.get([id]),
+        lambda: index.delete([id]),
+        lambda: index.token_vectors([id]),
+        lambda: index.score("word", [id]),
+        lambda: index.ids(HasId([id])),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=r"str\(id\)"):
+            call()
+
+
+@pytest.mark.parametrize("k", [np.int64(1), np.uint8(1), np.array(1)])
+def test_a_number_of_hits_may_be_a_numpy_integer(tmp_path, k):
+    index = Index.create(tmp_path / "index", ENCODER)
+    index.add([{"id": id, "text": "red"} for id in "ab"])
+    assert [hit.id for hit in index.search("red", k=k)] == ["a"]
+
+
+@pytest.mark.parametrize("k", [True, 1.0, np.float64(1), "1", None, -1])
+def test_a_number_of_hits_that_is_no_integer_is_refused(tmp_path, k):
+    with pytest.raises(InputError, match="k must be a non-negative integer"):
+        Index.create(tmp_path / "index", ENCODER).search("red", k=k)
+
+
+def test_ids_that_come_again_batches_later_are_reported_and_the_last_one_stays(tmp_path):
+    index = Index.create(tmp_path / "index", ENCODER)
+    documents = [{"id": str(i % 300), "text": f"red {i}"} for i in range(303)]
+    report = index.add(documents)
+    assert (report.added, sorted(report.repeated)) == (300, ["0", "1", "2"])
+    assert [document.text for document in index.get(["0", "2", "3"])] == ["red 300", "red 302", "red 3"]
+
+
+def test_one_document_object_that_changes_between_yields_is_kept_as_it_was(tmp_path):
+    def pages():
+        page = {"id": "", "text": "", "metadata": {"at": {"page": 0}}}
+        for number in range(3):
+            page["id"], page["text"] = str(number), f"page {number}"
+            page["metadata"]["at"]["page"] = number  # type: ignore[index]
+            yield page
+
+    index = Index.create(tmp_path / "index", ENCODER)
+    index.add(pages())
+    assert [(d.text, d.metadata["at"]["page"]) for d in index.get(["0", "1", "2"])] == [
+        ("page 0", 0), ("page 1", 1), ("page 2", 2),
+    ]  # fmt: skip
+
+
+def test_metadata_that_contains_itself_is_refused(tmp_path):
+    metadata: dict[str, object] = {}
+    metadata["self"] = [metadata]
+    with pytest.raises(InputError, match="nested deeper"):
+        Index.create(tmp_path / "index", ENCODER).add([{"id": "a", "text": "word", "metadata": metadata}])

@@ -67,7 +67,8 @@ def test_both_workers_of_a_preloaded_gunicorn_answer(environment, expected):
     pytest.importorskip("gunicorn", reason="needs gunicorn, of the dev extra")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         bound = listening.fileno()
-        command = [sys.executable, "-m", "gunicorn", "--preload", "-w", "2", "-b", f"fd://{bound}", "workers:wsgi"]
+        command = [sys.executable, "-m", "gunicorn", "--preload", "-w", "2", "-t", str(SECONDS)]
+        command += ["-b", f"fd://{bound}", "workers:wsgi"]
         process = subprocess.Popen(command, env=environment, pass_fds=[bound], stderr=subprocess.PIPE, text=True)
         try:
             answers = []

@@ -11,6 +11,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+# Imported once, not by each worker. The index itself is opened in the workers: threads that LanceDB has started, and
+# the locks that they wait for, do not survive a fork.
+import lancedb  # noqa: F401
+
 from manyvec import Index, load_encoder
 
 LOADED_IN = os.getpid()

@@ -53,7 +53,9 @@ class Document:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
-            hint = f" of type {type(self.id).__name__}: use str(id)" if isinstance(self.id, (int, float)) else ""
+            hint = (
+                f" of type {type(self.id).__name__}: use str(id)" if not isinstance(self.id, (str, type(None))) else ""
+            )
             raise InputError(f"a document's id must be a non-empty string, got {shown(self.id)}{hint}")
         check_unicode(self.id, f"the id {self.id!r}")
         if not isinstance(self.text, str):

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -197,3 +198,9 @@ async def test_two_stages_work_as_one_retriever():
     assert texts(await retriever.ainvoke("red apple")) == ["a red apple", "red pear"]
     names = {run["name"] for run in recorder.runs.values()}
     assert names == {"ManyvecRerankRetriever", "Fixed", "ManyvecReranker"}
+
+
+@pytest.mark.parametrize("query", ["red apple", "", " "])
+def test_scores_of_blank_documents_and_queries_are_what_json_holds(query: str) -> None:
+    for found in ManyvecReranker(encoder=HashEncoder(), top_n=9).compress_documents(DOCUMENTS, query):
+        json.dumps(found.metadata, allow_nan=False)

@@ -442,3 +442,27 @@ def test_passages_are_returned_in_place_of_texts_by_retriever_store_and_reranker
         assert document.metadata == expected
     assert store.get_by_ids(["a"])[0].page_content == LONG
     assert base.invoke("red apple")[0].page_content == LONG
+
+
+def test_half_an_emoji_in_a_query_is_an_input_error(index):
+    reranker = ManyvecReranker(encoder=HashEncoder())
+    calls = [
+        lambda query: ManyvecRetriever(index=index).invoke(query),
+        lambda query: ManyvecVectorStore(index=index).similarity_search(query),
+        lambda query: reranker.compress_documents(DOCUMENTS, query),
+    ]
+    for call in calls:
+        for query in ("\ud83d", "red \udc00 apple"):
+            with pytest.raises(manyvec.InputError, match="lone surrogate"):
+                call(query)
+
+
+def test_documents_that_share_one_metadata_dict_keep_what_it_held_when_they_were_yielded(tmp_path):
+    def pages():
+        shared = {"page": 0}
+        for page in range(3):
+            shared["page"] = page
+            yield Document("text", id=str(page), metadata=shared)
+
+    retriever = ManyvecRetriever.from_documents(pages(), tmp_path / "index", encoder=HashEncoder())
+    assert [document.metadata["page"] for document in retriever.index.get(["0", "1", "2"])] == [0, 1, 2]

@@ -63,15 +63,12 @@ def test_an_encoder_that_cannot_be_pickled_is_an_error_and_not_dropped(component
 
 
 @copies
-def test_an_index_is_kept_or_the_copy_is_refused(tmp_path: Path, copied: Callable[[Any], Any]) -> None:
+def test_a_store_and_a_reranker_keep_their_index(tmp_path: Path, copied: Callable[[Any], Any]) -> None:
     store = ManyvecVectorStore.create(tmp_path / "index", HashEncoder())
     store.add([found.node for found in GIVEN])
     query = VectorStoreQuery(query_str="green tea", similarity_top_k=3)
     rerank = ManyvecRerank(index=store.client)
-    try:
-        other_store, other_rerank = copied(store), copied(rerank)
-    except (TypeError, ValueError):
-        return
+    other_store, other_rerank = copied(store), copied(rerank)
     assert other_store.query(query).ids == store.query(query).ids
     assert [n.score for n in other_rerank.postprocess_nodes(GIVEN, query_str="green tea")] == [
         n.score for n in rerank.postprocess_nodes(GIVEN, query_str="green tea")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,20 @@ def test_the_small_model_puts_the_answer_first() -> None:
     given = nodes("Bread is baked from flour and water.", "ColBERT keeps one vector for each token of a text.")
     found = ManyvecRerank(top_n=1).postprocess_nodes(given, query_str="late interaction with token vectors")
     assert found[0].node_id.startswith("ColBERT")
+
+
+@pytest.mark.parametrize("query", ["red apple", "", " "])
+def test_scores_of_blank_nodes_and_queries_are_what_json_holds(query: str) -> None:
+    given = [NodeWithScore(node=TextNode(id_=str(i), text=text)) for i, text in enumerate(["", "  ", "red apple"])]
+    for found in ManyvecRerank(HashEncoder(), top_n=9).postprocess_nodes(given, query_str=query):
+        json.dumps([found.score, found.metadata], allow_nan=False)
+
+
+def test_half_an_emoji_in_a_query_is_an_input_error(tmp_path: Path) -> None:
+    node = TextNode(id_="a", text="red apple")
+    retriever = ManyvecRetriever.from_nodes([node], tmp_path / "index", HashEncoder())
+    for query in ("\ud83d", "red \udc00 apple"):
+        with pytest.raises(manyvec.InputError, match="lone surrogate"):
+            retriever.retrieve(query)
+        with pytest.raises(manyvec.InputError, match="lone surrogate"):
+            ManyvecRerank(HashEncoder()).postprocess_nodes([NodeWithScore(node=node)], query_str=query)

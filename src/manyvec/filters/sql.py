@@ -171,4 +171,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, datetime):
         # Not strftime, which writes the year 999 with three digits.
         return f"timestamp '{value.isoformat(sep=' ', timespec='microseconds')}'"
+    if value == -(2**63) and isinstance(value, int):
+        # DataFusion reads the digits before the sign, and 2**63 as a float.
+        return f"({value + 1} - 1)"
     return repr(value)
