@@ -24,7 +24,7 @@ httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip instal
 mcp = pytest.importorskip("mcp", reason="needs the serve extra: pip install 'manyvec[serve]'")
 
 from manyvec.server.api import Api, _to_record  # noqa: E402
-from manyvec.server.app import create_app  # noqa: E402
+from manyvec.server.app import create_app, server_config  # noqa: E402
 from manyvec.server.connections import TimedProtocol  # noqa: E402
 from manyvec.server.records import SearchRequest  # noqa: E402
 
@@ -429,6 +429,11 @@ def test_an_idle_connection_between_two_requests_is_not_a_slow_request(address):
             assert received.startswith(b"HTTP/1.1 200 ")
             # Longer than a request may take, and shorter than a connection may be idle.
             time.sleep(0.6)
+
+
+def test_idle_connections_are_closed_by_clients_and_not_by_the_server(tmp_path):
+    config = server_config(create_app(make(tmp_path / "index", FRUIT)))
+    assert config.timeout_keep_alive > 2 * httpx2.Limits().keepalive_expiry
 
 
 async def test_a_search_whose_client_disconnects_is_cancelled_and_others_are_answered(tmp_path, running):

@@ -85,6 +85,8 @@ def server_config(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8765) ->
         server_header=False,
         proxy_headers=False,
         limit_concurrency=MAX_CONNECTIONS,
+        # Longer than clients keep idle connections: one that the server closes just then is an error for the client.
+        timeout_keep_alive=75,
         # MCP clients keep streams open that never end by themselves.
         timeout_graceful_shutdown=3,
     )
