@@ -14,8 +14,8 @@ from manyvec.evidence.words import Bounds, is_extender, sentences, words
 # Chosen on every fifth question of squad-dev (`examples/benchmarks/evidence.py passages`). Sentences are cut only for a
 # stretch that scores this much more, relatively: whole sentences read better and more often hold the whole answer.
 _CUTTING_THRESHOLD = 0.07
-# Stretches that score up to this much less than the best one count as equal to it, relatively.
-_TOLERANCE = 0.03
+# Stretches that score up to this much less than the best one count as equal to it, relatively: the rounding of float16.
+_TOLERANCE = 0.001
 # Weight of the score of the middle half of a stretch that cuts sentences.
 _MIDDLE_WEIGHT = 0.3
 
