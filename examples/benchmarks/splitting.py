@@ -8,8 +8,8 @@
 articles, each at the rank of its first passage; whether the first passage, the first three, or what a prompt of 2,000
 characters holds of the ranking contains an answer and comes from the right article. Another name is a data set in BEIR
 layout: the documents judged for a sample of its queries, and others up to the number asked for; nDCG@10 of documents.
-`pages` reads the PDFs of mmlongbench-pages as text and ranks their pages beside BM25. Size 0 keeps documents whole; they
-are encoded in overlapping windows. `--headings` encodes each passage behind its heading, which is not shown.
+`pages` reads the PDFs of mmlongbench-pages as text and ranks their pages beside BM25. Size 0 keeps documents whole, in
+windows. `--headings` encodes each passage behind its heading, which is not shown.
 """
 
 from __future__ import annotations
