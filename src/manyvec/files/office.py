@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from manyvec.errors import InputError, MissingPackageError, require
+from manyvec.files.text import encoding_of
 from manyvec.types import Document
 
 ZIPPED = (".docx", ".pptx", ".xlsx", ".epub")
 SUFFIXES = (*ZIPPED, ".html", ".htm", ".xhtml", ".ipynb", ".msg", ".eml")
-LEGACY = {".doc": ".docx", ".ppt": ".pptx", ".xls": ".xlsx"}
+# Formats that are not read, and what their programs can save instead.
+UNREAD = {".doc": ".docx", ".ppt": ".pptx", ".xls": ".xlsx", ".odt": ".docx", ".odp": ".pptx", ".ods": ".xlsx"}
+UNREAD |= {".rtf": ".docx", ".pages": ".docx", ".key": ".pptx", ".numbers": ".xlsx"}
+_CONVERTERS = ("Docx", "Pptx", "Xlsx", "Epub", "Html", "Ipynb", "OutlookMsg")
 _MAX_BYTES = 256 * 2**20
 # Office files hold text that shrinks well: bombs expand a thousandfold.
 _MAX_EXPANDED, _MAX_RATIO, _ALWAYS_EXPANDED = 2**30, 200, 32 * 2**20
@@ -41,6 +45,9 @@ def read_office(path: Path, source: str) -> Iterator[Document]:
         raise InputError(f"larger than {_MAX_BYTES // 2**20} MB")
     if suffix in ZIPPED:
         _check_archive(path)
+    elif suffix not in (".msg", ".eml"):
+        # A binary file under the name of a web page is refused here.
+        encoding_of(path)
     data = path.read_bytes()
     text, title = _mail(data) if suffix == ".eml" else _converted(data, suffix)
     metadata: dict[str, Any] = {"source": source} | ({"title": title} if title else {})
@@ -77,7 +84,14 @@ def _check_archive(path: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _converter() -> Any:
-    return require("markitdown", extra="files").MarkItDown(enable_plugins=False)
+    markitdown = require("markitdown", extra="files")
+    from markitdown import converters
+
+    # Not its built-in set: that opens any zip file, and zip files in it, and has converters that fetch pages.
+    converter = markitdown.MarkItDown(enable_builtins=False, enable_plugins=False)
+    for name in _CONVERTERS:
+        converter.register_converter(getattr(converters, f"{name}Converter")())
+    return converter
 
 
 def _converted(data: bytes, suffix: str) -> tuple[str, str]:

@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from manyvec.errors import InputError, MissingPackageError
-from manyvec.files.office import LEGACY, read_office
 from manyvec.files.office import SUFFIXES as OFFICE
+from manyvec.files.office import UNREAD, read_office
 from manyvec.files.pdf import Pages, read_pdf
 from manyvec.files.records import JSON, JSON_LINES, TABLES, read_records
 from manyvec.files.report import FileReport, StrictReport
@@ -85,13 +85,13 @@ class Reading:
             )
         elif name.endswith(ARCHIVES):
             raise InputError("an archive: unpack it")
-        elif (suffix := path.suffix.lower()) in LEGACY:
-            raise InputError(f"an old binary format: save it as {LEGACY[suffix]}")
+        elif (suffix := path.suffix.lower()) in UNREAD:
+            raise InputError(f"{suffix} files are not read: save it as {UNREAD[suffix]}")
         else:
             yield from self._split(self._texts(path, source, on_problem))
 
     def _texts(self, path: Path, source: str, on_problem: Callable[[str], None]) -> Iterator[Document]:
-        if path.name.lower().endswith(".pdf"):
+        if path.name.lower().endswith(".pdf") or _starts_as_pdf(path):
             yield from read_pdf(path, source, self.pages, on_problem)
         elif path.name.lower().endswith(OFFICE):
             yield from read_office(path, source)
@@ -162,6 +162,12 @@ def source_of(path: Path, root: Path) -> str:
     inside = absolute.relative_to(root) if absolute.is_relative_to(root) else absolute
     # A name that is not UTF-8 is written with escapes.
     return os.fsencode(inside.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _starts_as_pdf(path: Path) -> bool:
+    # Much of a PDF is plain letters: without its suffix it would pass for a text.
+    with path.open("rb") as file:
+        return file.read(5) == b"%PDF-"
 
 
 def _description(path: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,10 @@ TEXT_KEYS = ("text", "page_content", "content", "body", "passage", "document", "
 # A cell or line longer than this is damage: a quote that is never closed.
 _MAX_FIELD = 16 * 2**20
 _MAX_JSON_BYTES = 256 * 2**20
+# As much of a line tells the delimiter.
+_SAMPLE = 2**20
+# Excel's first line, which names the delimiter.
+_SEPARATOR = re.compile(r"\ufeff?sep=(.)\r?\n?$", re.IGNORECASE)
 
 Record = tuple[int, Mapping[str, Any]]
 OnProblem = Callable[[str], None]
@@ -146,7 +151,9 @@ def _rows(path: Path, text_key: str | None, on_note: OnProblem) -> Iterator[Reco
         with open_text(path, newline="") as file:
             dialect = _dialect(file, path)
             file.seek(0)
-            reader = csv.DictReader(file, dialect=dialect)
+            if _SEPARATOR.match(file.readline(_SAMPLE)) is None:
+                file.seek(0)
+            reader = csv.DictReader(_lines(file), dialect=dialect)
             columns = [column.lstrip("\ufeff") for column in reader.fieldnames or ()]
             reader.fieldnames = columns
             if text_key is not None and text_key not in columns:
@@ -162,6 +169,14 @@ def _rows(path: Path, text_key: str | None, on_note: OnProblem) -> Iterator[Reco
         raise InputError(f"not a table: {error}") from error
 
 
+def _lines(file: IO[str]) -> Iterator[str]:
+    """Yield the lines of a file; raise at one that is too long to be held in memory."""
+    while line := file.readline(_MAX_FIELD + 1):
+        if len(line) > _MAX_FIELD:
+            raise InputError(f"a line or field larger than {_MAX_FIELD // 2**20} MB")
+        yield line
+
+
 def _whole_row(row: Mapping[str, str | None]) -> Mapping[str, Any]:
     ids = {key: value for key, value in row.items() if key in ("_id", "id")}
     rest = {key: value for key, value in row.items() if key not in ids}
@@ -175,8 +190,11 @@ def _dialect(file: IO[str], path: Path) -> type[csv.Dialect]:
     class Chosen(csv.excel):
         delimiter = "\t" if ".tsv" in path.name.lower() else ","
 
-    header = file.readline(_MAX_FIELD)
-    lines = [header, *(file.readline(_MAX_FIELD) for _ in range(5))]
+    header = file.readline(_SAMPLE)
+    if named := _SEPARATOR.match(header):
+        Chosen.delimiter = named[1]
+        return Chosen
+    lines = [header, *(file.readline(_SAMPLE) for _ in range(5))]
     if ".tsv" not in path.name.lower():
         counts = {sign: _n_columns(lines, sign) for sign in (",", ";", "\t", "|")}
         best = max(counts, key=lambda sign: counts[sign])
@@ -196,7 +214,7 @@ def _n_columns(lines: Sequence[str], delimiter: str) -> int:
 
 def _json_lines(path: Path, on_problem: OnProblem) -> Iterator[Record]:
     with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_lines(lines), start=1):
             if not line.strip("\ufeff \t\r\n"):
                 continue
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,6 +213,7 @@ def _unseen(index: Index, ids: set[str]) -> Iterator[Document]:
 
 
 def _is_under(source: str, roots: Sequence[str], base: Path) -> bool:
+    source = posixpath.normpath(source)
     inside = not Path(source).is_absolute()
     return any(
         (root == "." and inside) or source == root or source.startswith(root.rstrip("/") + "/") for root in roots
