@@ -1,0 +1,123 @@
+"""A folder of many small files and a large one, by command: time, peak memory, a killed run, an unchanged sync.
+
+    python examples/benchmarks/folder.py [--files 10000] [--megabytes 200] [--minilm-files 300]
+
+Files are made of random words. A table of vectors in model2vec's layout, made here, encodes so fast that the time is
+that of reading, splitting, storing and comparing; `minilm` encodes some small files. `seconds` leave out the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import report
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from manyvec import Index
+
+DIM, N_WORDS = 32, 5000
+
+
+def make_words() -> list[str]:
+    generator = random.Random(0)
+    return ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(3, 9))) for _ in range(N_WORDS)]
+
+
+def make_files(folder: Path, words: list[str], n_files: int, megabytes: float) -> None:
+    generator = random.Random(1)
+    for n in range(n_files):
+        (folder / f"{n % 100}").mkdir(parents=True, exist_ok=True)
+        (folder / f"{n % 100}" / f"{n}.txt").write_text(f"File {n}. {' '.join(generator.choices(words, k=40))}.")
+    if megabytes:
+        with (folder / "large.txt").open("w") as file:
+            n_bytes = 0
+            while n_bytes < megabytes * 1e6:
+                n_bytes += file.write(" ".join(generator.choices(words, k=60)) + ".\n\n")
+
+
+def make_model(folder: Path, words: list[str]) -> Path:
+    """Write a table of random vectors in the layout of model2vec."""
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(["[UNK]", *dict.fromkeys(words)])}, "[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    vectors = np.random.default_rng(0).standard_normal((tokenizer.get_vocab_size(), DIM)).astype(np.float32)
+    save_file({"embeddings": vectors}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "model2vec", "architectures": ["StaticModel"]}))
+    kind = "sentence_transformers.models.StaticEmbedding"
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": ".", "type": kind}]))
+    return folder
+
+
+def run(folder: Path, index: Path, *options: str, kill_after: float | None = None) -> dict[str, Any]:
+    """Run `manyvec index`; return what it reports, its time from start to end, and its peak memory."""
+    command = [sys.executable, "-m", "manyvec", "index", str(folder), "--index", str(index), "--json", *options]
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            process.send_signal(signal.SIGKILL)
+        _, status, usage = os.wait4(process.pid, 0)
+        output.seek(0)
+        written = output.read()
+    shown = {"wall_seconds": round(time.monotonic() - started, 1), "peak_memory_mb": round(usage.ru_maxrss / 1024)}
+    if kill_after is not None:
+        return {**shown, "documents": Index.open(index).count() if index.is_dir() else 0}
+    if status:
+        raise SystemExit(f"{command} ended with {os.waitstatus_to_exitcode(status)}: {written.decode()}")
+    counts = json.loads(written)
+    names = ("added", "updated", "unchanged", "deleted", "documents", "seconds")
+    return {**shown, **{name: counts[name] for name in names}}
+
+
+def measure(top: Path, folder: Path, encoder: str, *, is_killed: bool) -> dict[str, Any]:
+    results = {"first_run": run(folder, top / "index", "--encoder", encoder)}
+    print(results, file=sys.stderr)
+    results["unchanged_sync"] = run(folder, top / "index", "--sync")
+    share = results["unchanged_sync"]["seconds"] / results["first_run"]["seconds"]
+    results["sync_takes_of_the_first_run"] = round(share, 3)
+    print(results, file=sys.stderr)
+    if is_killed:
+        half = results["first_run"]["wall_seconds"] / 2
+        results["killed_at_half_time"] = run(folder, top / "killed", "--encoder", encoder, kill_after=half)
+        results["run_again"] = run(folder, top / "killed", "--encoder", encoder)
+        results["has_the_same_documents"] = Index.open(top / "killed").ids() == Index.open(top / "index").ids()
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--megabytes", type=float, default=200)
+    parser.add_argument("--minilm-files", type=int, default=300)
+    options = parser.parse_args()
+    words = make_words()
+    results: dict[str, Any] = {"files": options.files, "megabytes_of_the_large_file": options.megabytes}
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        make_files(top / "files", words, options.files, options.megabytes)
+        results["table_of_vectors"] = measure(top, top / "files", str(make_model(top / "model", words)), is_killed=True)
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        make_files(top / "files", words, options.minilm_files, 0)
+        results["minilm"] = {"files": options.minilm_files, **measure(top, top / "files", "minilm", is_killed=False)}
+    report.write("folder", results)
+
+
+if __name__ == "__main__":
+    main()
