@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import zipfile
 
 import pytest
@@ -128,10 +129,43 @@ def test_formats_that_are_not_read_say_what_to_save_them_as(tmp_path):
     }
 
 
-def test_a_mail_of_outlook_that_is_none_has_a_line(tmp_path):
-    pytest.importorskip("markitdown", reason="needs the files extra")
-    write(tmp_path / "a.msg", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1 and no more")
-    assert set(read_all(tmp_path)[1]) == {"a.msg"}
+def outlook_message(**texts):
+    """A compound file with a stream for each property, of 4,096 bytes so that it is kept in ordinary sectors."""
+    none, end, sectors_each = 0xFFFFFFFF, 0xFFFFFFFE, 8
+    streams = [text.ljust(2048).encode("utf-16-le") for text in texts.values()]
+    fat = [0xFFFFFFFD, end]
+    for i in range(len(streams)):
+        first = 2 + sectors_each * i
+        fat += [*range(first + 1, first + sectors_each), end]
+    magic = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+    numbers = (0x3E, 3, 0xFFFE, 9, 6, 0, 1, 1, 4096, end, 0, end, 0)
+    header = struct.pack("<8s16xHHHHH6xIII4xIIIII", magic, *numbers)
+    header = header.ljust(76, b"\0") + struct.pack("<I", 0) + b"\xff" * 432
+
+    def entry(name, kind, left, right, child, start, size):
+        written = (name + "\0").encode("utf-16-le")
+        numbers = struct.pack("<HBBIII36xIQ", len(written), kind, 1, left, right, child, start, size)
+        return written.ljust(64, b"\0") + numbers
+
+    entries = [entry("Root Entry", 5, none, none, 2, end, 0)]
+    for i, name in enumerate(texts):
+        neighbours = (1, 3) if i == 1 else (none, none)
+        entries.append(entry(f"__substg1.0_{name}001F", 2, *neighbours, none, 2 + sectors_each * i, 4096))
+    table = struct.pack(f"<{len(fat)}I", *fat).ljust(512, b"\xff")
+    return header + table + b"".join(entries) + b"".join(streams)
+
+
+def test_mails_of_outlook_are_read_and_what_is_none_has_a_line(tmp_path):
+    pytest.importorskip("olefile", reason="needs the files extra")
+    # PidTagSubject, PidTagSenderEmailAddress and PidTagBody.
+    mail = outlook_message(
+        **{"0037": "Offsite", "0C1F": "anna@x.invalid", "1000": "The offsite takes place in Lisbon."}
+    )
+    write(tmp_path / "a.msg", mail)
+    write(tmp_path / "b.msg", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1 and no more")
+    (message,), reasons = read_all(tmp_path)
+    assert "The offsite takes place in Lisbon." in message.text and "anna@x.invalid" in message.text
+    assert set(reasons) == {"b.msg"}
 
 
 @pytest.mark.parametrize("name", ["a.docx", "a.xlsx", "a.pptx", "a.epub"])
