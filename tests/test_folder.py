@@ -226,6 +226,16 @@ def test_sync_keeps_the_rows_of_a_table_in_which_one_does_not_fit(tmp_path, caps
     assert Index.open("../.manyvec").ids() == ["a", "b"]
 
 
+@pytest.mark.parametrize("option", [[], ["--sync"]])
+def test_ids_that_come_twice_are_counted_and_named(tmp_path, capsys, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"id": "same", "text": "flour of {name}"}}')
+    status, out, _ = run(capsys, "index", ".", *option)
+    assert status == 0 and "note: 1 ids came more than once, such as 'same': the last document is stored" in out
+    assert [d.text for d in Index.open(".manyvec").get("same")] == ["flour of b"]
+
+
 def test_a_row_whose_value_does_not_fit_its_column_is_reported_and_the_others_are_added(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("id,text,year\na,flour,2020\nb,water,soon\nc,salt,\n")

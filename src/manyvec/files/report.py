@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -58,6 +59,11 @@ class FileReport:
         n = self._problems_of[path]
         if n <= _MAX_PROBLEMS_PER_FILE or is_whole_file:
             self.problems.append(Problem(path, reason, is_whole_file))
+
+    def add_repeated(self, ids: Sequence[str]) -> None:
+        """Note ids that more than one document had."""
+        if ids:
+            self.notes.append(f"{len(ids):,} ids came more than once, such as {ids[0]!r}: the last document is stored")
 
     @property
     def n_files(self) -> int:

@@ -95,6 +95,7 @@ def sync(
     else:
         options: dict[str, Any] = {"show_progress": show_progress, "expected_characters": expected_characters}
         report = index.add(documents, on_blank="skip", reuse_vectors=True, **options)
+        files.add_repeated(report.repeated)
         added, updated, unchanged = report.added, report.updated, report.unchanged
     kept = {source_of(Path(problem.path), base) for problem in files.problems}
     roots = [source_of(Path(os.path.expanduser(path)), base) for path in given]

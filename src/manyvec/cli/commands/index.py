@@ -186,6 +186,7 @@ def run(
         changes = _changes(done)
     else:
         added = opened.add(prepare(read(paths, **options)), on_blank="skip", **progress)
+        report.add_repeated(added.repeated)
         changes = {"added": added.added, "updated": added.updated, "unchanged": added.unchanged, "blank": added.blank}
     if not dry_run and any(n for name, n in changes.items() if name not in ("unchanged", "blank")):
         opened.optimize(show_progress=True)
