@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manyvec.cli.options import DEFAULT_INDEX, DeviceOption, IndexOption, JsonOption, Storage, place_options
-from manyvec.errors import InputError
+from manyvec.errors import IndexNotFoundError, InputError
 
 if TYPE_CHECKING:
     from manyvec.index import Index
@@ -124,10 +124,11 @@ def _opened(
     from manyvec.index import Index
     from manyvec.models.precomputed import Vectors
 
-    if "://" in uri or Path(uri).expanduser().is_dir():
+    with suppress(IndexNotFoundError):
+        existing = Index.open(uri, encoder, device=device, **place_options())
         if (model, storage, any_length) != (None, None, False):
             raise InputError(f"--model, --storage and --any-length are for a new index: {uri} exists and has its own")
-        return Index.open(uri, encoder, device=device, **place_options())
+        return existing
     if first.vectors is None or adopt:
         if adopt and encoder is None:
             raise InputError("--adopt needs --encoder NAME: the model whose vectors these are")
