@@ -9,7 +9,6 @@ compares the hits with `maxsim_reference` of the stored vectors, which were comp
 
 from __future__ import annotations
 
-import argparse
 import collections
 import sys
 import tempfile
@@ -128,11 +127,11 @@ def corpus(folder: Path, seed: int, n_checks: int) -> tuple[str, list[str]]:
     return storage, wrong
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> int:
+    """Run the campaign; return 1 if anything was wrong."""
+    parser = results.parser(__doc__, "corpora")
     parser.add_argument("--checks", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     counts: collections.Counter[str] = collections.Counter()
     faults: list[str] = []
     n_corpora = -(-options.checks // CHECKS_OF_CORPUS)
@@ -146,9 +145,9 @@ def main() -> None:
             print(fault, flush=True)
         if (number + 1) % 25 == 0 or number + 1 == n_corpora:
             summary = {"checks": sum(counts.values()), "wrong": len(faults), "first faults": faults[:5]}
-            results.write("corpora", summary | {"by storage": dict(counts)}, final=number + 1 == n_corpora)
-    sys.exit(bool(faults))
+            results.write(options.output, summary | {"by storage": dict(counts)}, final=number + 1 == n_corpora)
+    return int(bool(faults))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

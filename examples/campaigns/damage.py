@@ -25,9 +25,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
+
+import results
 
 from manyvec import Index, ManyvecError
 from manyvec.candidates import Auto
@@ -102,6 +103,12 @@ class Worker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
     def search(self, folder: Path) -> dict[str, Any]:
         if self._process is None or self._process.poll() is not None:
             command = [sys.executable, __file__, "--worker"]
@@ -131,30 +138,29 @@ def outcome(answer: dict[str, Any], expected: dict[str, Any], folder: Path) -> s
     return "logged" if answer["log"] else "silent"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> int:
+    """Run the campaign; return 1 if anything was wrong."""
+    parser = results.parser(__doc__, "damage")
     parser.add_argument("--rounds", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.worker:
         for line in sys.stdin:
             print(json.dumps(searched(line.strip())), flush=True)
-        return
+        return 0
     counts: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as temporary:
         root, worker = Path(temporary), Worker()
-        made, expected = [], {}
-        for storage in STORAGES:
-            for has_lists in (False, True):
-                folder = root / f"{storage}{'-lists' if has_lists else ''}"
-                make(folder, storage, has_lists=has_lists)
-                made.append(folder)
-                expected[folder] = worker.search(folder)
-                assert "hits" in expected[folder], expected[folder]
+        settings = [(storage, has_lists) for storage in STORAGES for has_lists in (False, True)]
+        expected: dict[Path, dict[str, Any]] = {}
         for number in range(options.seed, options.seed + options.rounds):
             rng = random.Random(number)
-            original, copy = rng.choice(made), root / "damaged" / str(number)
+            storage, has_lists = rng.choice(settings)
+            original, copy = root / f"{storage}{'-lists' if has_lists else ''}", root / "damaged" / str(number)
+            if original not in expected:
+                make(original, storage, has_lists=has_lists)
+                expected[original] = worker.search(original)
+                assert "hits" in expected[original], expected[original]
             shutil.copytree(original, copy)
             what = damage(copy, rng)
             answer = worker.search(copy)
@@ -164,13 +170,11 @@ def main() -> None:
                 detail = next((answer[k] for k in (*FAULTS, "error") if k in answer), "")
                 print(f"{kind}: {original.name}, {what}: {detail[:300]} (--rounds 1 --seed {number})", flush=True)
             shutil.rmtree(copy)
-    results = {"rounds": options.rounds, "seed": options.seed, **dict(sorted(counts.items()))}
-    file = Path(__file__).parent / "results" / "damage.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"date": date.today().isoformat(), "results": results}, indent=2) + "\n")
-    print(json.dumps(results))
-    sys.exit(any(counts[kind] for kind in (*FAULTS, "silent")))
+        worker.close()
+    summary = {"rounds": options.rounds, "seed": options.seed, **dict.fromkeys((*FAULTS, "silent"), 0)}
+    results.write(options.output, summary | dict(sorted(counts.items())))
+    return int(any(counts[kind] for kind in (*FAULTS, "silent")))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

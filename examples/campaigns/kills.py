@@ -15,7 +15,6 @@ Processes are forked from this one, which has imported everything and has never 
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import os
@@ -221,11 +220,11 @@ def undisturbed(original: Path, copy: Path, work: str, *, has_lists: bool) -> li
     return [seconds, taken]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> int:
+    """Run the campaign; return 1 if anything was wrong."""
+    parser = results.parser(__doc__, "kills")
     parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", category=RuntimeWarning, message=".*fork.*")
     # Compiles the kernels, which all processes use.
     tokens = ENCODER.encode_documents(["w1", "w2 w3"])
@@ -246,14 +245,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         settings = [(storage, has_lists) for storage in STORAGES for has_lists in (False, True)]
-        for storage, has_lists in settings:
-            forked(partial(make, root / f"{storage}-{has_lists}", storage, has_lists=has_lists))
         known: dict[tuple[str, bool, str], list[float]] = {}
         for number in range(options.seed, options.seed + options.rounds):
             rng = random.Random(number)
             storage, has_lists = rng.choice(settings)
             work = rng.choice(WORKS)
             original, copy = root / f"{storage}-{has_lists}", root / "copy"
+            if not original.exists():
+                forked(partial(make, original, storage, has_lists=has_lists))
             if (setting := (storage, has_lists, work)) not in known:
                 known[setting] = forked(partial(undisturbed, original, copy, work, has_lists=has_lists))
             seconds, n_bytes = known[setting]
@@ -269,9 +268,9 @@ def main() -> None:
             if (number + 1 - options.seed) % 50 == 0 or number + 1 == options.seed + options.rounds:
                 done = number + 1 - options.seed
                 summary = {"rounds": done, "faults": len(faults), "first faults": faults[:5]}
-                results.write("kills", summary | dict(sorted(counts.items())), final=done == options.rounds)
-    sys.exit(bool(faults))
+                results.write(options.output, summary | dict(sorted(counts.items())), final=done == options.rounds)
+    return int(bool(faults))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

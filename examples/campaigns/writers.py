@@ -90,17 +90,17 @@ def worker(options: argparse.Namespace) -> None:
     print(json.dumps(answer))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> int:
+    """Run the campaign; return 1 if anything was wrong."""
+    parser = results.parser(__doc__, "writers")
     parser.add_argument("--writers", type=int, default=8)
     parser.add_argument("--upserts", type=int, default=1000, help="of each writer")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.role:
         worker(options)
-        return
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "index"
         index = Index.create(folder, ENCODER)
@@ -152,9 +152,9 @@ def main() -> None:
             "seconds of an upsert, median of each writer": [round(w["median"], 3) for w in writers],
             "longest upsert of each writer": [round(w["longest"], 1) for w in writers],
         }
-    results.write("writers", summary)
-    sys.exit(any(summary[name] for name in ("lost", "doubled", "unknown", "stale or mixed", "errors")))
+    results.write(options.output, summary)
+    return int(any(summary[name] for name in ("lost", "doubled", "unknown", "stale or mixed", "errors")))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
