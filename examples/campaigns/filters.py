@@ -131,7 +131,7 @@ def meaning(value: Any, kind: type) -> Any:
         value = value.to_pydatetime()
     if isinstance(value, str):
         return _meaning_of_string(value, kind)
-    if isinstance(value, bool) is not (kind is bool):
+    if isinstance(value, bool) is not (kind is bool) or (isinstance(value, Decimal) and not value.is_finite()):
         raise RefusedError
     if kind is bool:
         return value
