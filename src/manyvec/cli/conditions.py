@@ -70,7 +70,8 @@ def parse_value(written: str, kind: ColumnType, what: str) -> Any:
         return written.lower() == "true"
     if kind.scalar in (int, float):
         try:
-            return kind.scalar(written)
+            # Python reads 1_000; HTTP, MCP and the frameworks do not.
+            return kind.scalar(written.replace("_", " "))
         except ValueError:
             raise InputError(f"{what} must be a number, got {written!r}") from None
     return written
