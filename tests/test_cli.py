@@ -132,6 +132,7 @@ def test_info_prints_what_an_index_holds(db, capsys):
         (["search", "x", "--index", "nowhere"], "there is no index at nowhere"),
         (["search", "x", "--index", "{db}", "--where", "author=me"], "no filter column 'author'"),
         (["search", "x", "--index", "{db}", "--where", "year>=soon"], "must be a number, got 'soon'"),
+        (["search", "x", "--index", "{db}", "--where", "year>=2_020"], "must be a number, got '2_020'"),
         (["search", "x", "--index", "{db}", "--where", "year"], "'year' is not a condition"),
         (["search", "x", "--index", "{db}", "-k", "-3"], "k must be a non-negative integer"),
         (["index", "nowhere.csv", "--index", "{db}"], "nowhere.csv: no such file"),

@@ -30,7 +30,7 @@ import httpx2
 import report
 
 from manyvec import Index
-from manyvec.files.readers import read_documents
+from manyvec.files import read
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 CONTENDERS = {
@@ -121,7 +121,7 @@ def main() -> None:
     if options.serve:
         serve(*options.serve)
         return
-    documents = list(read_documents([PASSAGES]))
+    documents = list(read(PASSAGES))
     # Different queries: words at different positions of the passages.
     words = [document.text.split() for document in documents]
     queries = [" ".join(words[i % len(words)][5 * (i // len(words)) :][:12]) for i in range(N_SEARCHES)]
