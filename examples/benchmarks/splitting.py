@@ -2,14 +2,14 @@
 
     python examples/benchmarks/splitting.py squad DATA_FOLDER [--documents 4] [--queries 150]
     python examples/benchmarks/splitting.py medquad-qa DATA_FOLDER [--documents 300] [--queries 150]
-    python examples/benchmarks/splitting.py pages DATA_FOLDER [--sizes 128 0]
+    python examples/benchmarks/splitting.py pages DATA_FOLDER [--sizes 128 0] [--documents 18]
 
 `squad` joins the paragraphs of each article of squad-dev and splits the article again. For each test query: nDCG@10 of
 articles, each at the rank of its first passage; whether the first passage, the first three, or what a prompt of 2,000
 characters holds of the ranking contains an answer and comes from the right article. Another name is a data set in BEIR
 layout: the documents judged for a sample of its queries, and others up to the number asked for; nDCG@10 of documents.
-`pages` reads the PDFs of mmlongbench-pages as text and ranks their pages beside BM25. Size 0 keeps documents whole, in
-windows. `--headings` encodes each passage behind its heading, which is not shown.
+`pages` reads PDFs of mmlongbench-pages, the smallest first, and ranks their pages beside BM25. Size 0 keeps documents
+whole, in windows. `--headings` encodes each passage behind its heading, which is not shown.
 """
 
 from __future__ import annotations
@@ -142,21 +142,28 @@ def judged(
     return {"documents": len(documents), "queries": len(queries), "encoder": "minilm", "by_max_tokens": rows}
 
 
-def pages(data: Path, sizes: Sequence[int]) -> dict[str, Any]:
+def pages(data: Path, n_pdfs: int | None, sizes: Sequence[int]) -> dict[str, Any]:
     dataset = load_beir(data / "mmlongbench-pages")
+    pdfs = sorted((data / "mmlongbench-pages" / "pdfs").glob("*.pdf"), key=lambda pdf: pdf.stat().st_size)[:n_pdfs]
     files = FileReport()
     started = time.monotonic()
-    documents = list(read(data / "mmlongbench-pages" / "pdfs", report=files))
+    documents = list(read(pdfs, report=files))
     read_seconds = time.monotonic() - started
     # The data set calls a page FILE#pN.
     ids = [f"{Path(d.metadata['source']).stem}#p{d.metadata['page']}" for d in documents]
     named = [Document(id, d.text, {"source": id}) for id, d in zip(ids, documents, strict=True)]
-    texts, encoder = list(dataset.queries.values()), minilm()
+    stems = {pdf.stem for pdf in pdfs}
+    qrels = {
+        query: grades
+        for query, grades in dataset.qrels.items()
+        if {page.rpartition("#")[0] for page in grades} <= stems
+    }
+    texts, encoder = [dataset.queries[query] for query in qrels], minilm()
     rows = {}
     for size in sizes:
         found, row = ranked(named, texts, size, encoder)
         rows[name_of(size)] = {
-            **page_measures(dataset.qrels, dict(zip(dataset.queries, map(sources, found), strict=True))),
+            **page_measures(qrels, dict(zip(qrels, map(sources, found), strict=True))),
             **row,
             "pages_encoded_per_second": round(len(named) / row["seconds_to_encode"], 2),
         }
@@ -166,16 +173,17 @@ def pages(data: Path, sizes: Sequence[int]) -> dict[str, Any]:
         # BM25 needs no vectors; one token a page is the least that an index holds.
         index.add([replace(d, vectors=[[1.0] + [0.0] * (encoder.dim - 1)]) for d in named], adopt_vectors=True)
         index.optimize()
-        bm25 = dict(zip(dataset.queries, index.rank(texts, Lexical(), 100), strict=True))
+        bm25 = dict(zip(qrels, index.rank(texts, Lexical(), 100), strict=True))
     return {
         "pages_with_text": len(named),
+        "pdfs": len(pdfs),
         "pages_of_the_set": len(dataset.documents),
         "problems": [problem.reason for problem in files.problems],
         "queries": len(texts),
         "pages_read_per_second": round(len(named) / read_seconds, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "minilm_by_max_tokens": rows,
-        "bm25": page_measures(dataset.qrels, bm25),
+        "bm25": page_measures(qrels, bm25),
     }
 
 
@@ -203,7 +211,7 @@ def main() -> None:
     suffix = "-headings" if options.headings else ""
     rest: dict[str, Any] = {"sizes": options.sizes, "headings": options.headings}
     if options.what == "pages":
-        report.write("splitting-pages", pages(options.data, options.sizes))
+        report.write("splitting-pages", pages(options.data, options.documents, options.sizes))
     elif options.what == "squad":
         report.write(f"splitting-squad{suffix}", squad(options.data, options.documents or 4, options.queries, **rest))
     else:
