@@ -271,6 +271,27 @@ def test_a_batch_of_which_only_metadata_changed_takes_no_longer_than_adding_it(i
     assert np.isfinite(index.score("word7 other", ["d7"])).all()
 
 
+@pytest.mark.parametrize("work", ["get", "score", "delete", "half new, half with other metadata", "repeated ids"])
+def test_many_documents_in_one_call_take_no_longer_than_adding_them(index, work):
+    documents = [{"id": f"d{i}", "text": f"word{i} other", "metadata": {"n": i}} for i in range(2_000)]
+    ids = [document["id"] for document in documents]
+    works = {
+        "get": lambda: index.get(ids),
+        "score": lambda: index.score("word7 other", ids),
+        "delete": lambda: index.delete(ids),
+        "half new, half with other metadata": lambda: index.add(
+            d | ({"id": f"new {d['id']}"} if i % 2 else {"metadata": {"n": -1}}) for i, d in enumerate(documents)
+        ),
+        "repeated ids": lambda: index.add(d | {"id": "the same"} for d in documents),
+    }
+    seconds = []
+    for call in (lambda: index.add(documents), works[work]):
+        begun = time.process_time()
+        call()
+        seconds.append(time.process_time() - begun)
+    assert seconds[1] < 5 * seconds[0]
+
+
 # Long lives
 
 
