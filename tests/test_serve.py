@@ -468,3 +468,12 @@ async def test_agents_get_a_note_on_what_matched_on_a_page_image(pages, running)
             assert (hits["tiff"]["passage"], hits["text"]["note"]) == ("", None)
             read = await client.call_tool("get_document", {"id": "tiff"})
             assert (read.structured_content["text"], read.structured_content["is_page"]) == ("", True)
+
+
+@pytest.mark.parametrize(
+    "condition", [{"author.born": {"$gt": 1900}}, [{"column": "author.born", "op": ">", "value": 1900}]]
+)
+def test_nested_metadata_is_filtered_on_by_a_dotted_column(tmp_path, condition):
+    index = Index.create(tmp_path / "nested", HashEncoder(64), filter_columns={"author.born": int})
+    index.add({"id": str(born), "text": "x", "metadata": {"author": {"born": born}}} for born in (1815, 1912))
+    assert [hit.id for hit in Api(index).search(SearchRequest(query="x", filter=condition)).hits] == ["1912"]

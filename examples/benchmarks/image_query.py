@@ -50,7 +50,9 @@ class PageEncoder(HashEncoder):
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
     def encode_images(self, images: Sequence[Any]) -> TokenBatch:
-        rows = [self._vectors(zlib.crc32(image.tobytes()), self.n_tokens) for image in images]
+        # Queries come as the bytes of a file, pages decoded.
+        contents = [image if isinstance(image, bytes) else image.tobytes() for image in images]
+        rows = [self._vectors(zlib.crc32(content), self.n_tokens) for content in contents]
         spans = np.array([(i // 8, i % 8) for _ in rows for i in range(self.n_tokens)], np.int32)
         return TokenBatch(np.concatenate(rows), np.arange(len(rows) + 1) * self.n_tokens, spans)
 

@@ -195,7 +195,7 @@ class ManyvecRetriever(BaseRetriever):
         hits = self.index.search(
             to_query(query_bundle),
             self.similarity_top_k,
-            filter=to_filter(self.filters, self.index.filter_columns),
+            filter=None if self.filters is None else to_filter(self.filters, self.index.filter_columns),
             lexical_weight=self.lexical_weight,
             evidence=self.evidence,
             # Only words, or token vectors, match a passage.
