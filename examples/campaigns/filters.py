@@ -131,7 +131,7 @@ def meaning(value: Any, kind: type) -> Any:
         value = value.to_pydatetime()
     if isinstance(value, str):
         return _meaning_of_string(value, kind)
-    if isinstance(value, bool) is not (kind is bool) or (isinstance(value, Decimal) and not value.is_finite()):
+    if isinstance(value, bool) is not (kind is bool) or (isinstance(value, Decimal) and value.is_nan()):
         raise RefusedError
     if kind is bool:
         return value
@@ -311,10 +311,12 @@ class Interfaces:
                     MetadataFilter(key=one.column, operator=FilterOperator(LLAMA[one.op]), value=one.value)
                     for one in case.comparisons
                 ]
-                # A `MetadataFilter` may have turned the value into another one, and has a meaning of its own for None.
-                if all(part.value is one.value for part, one in zip(parts, case.comparisons, strict=True)) and not any(
-                    part.value is None or isinstance(part.value, bool) for part in parts
-                ):
+                # A `MetadataFilter` may have turned the value into another one, and has a meaning of its own for None
+                # and, as it takes no bools, for 0 and 1 of a bool column.
+                if all(
+                    p.value is one.value and one.column != "open"
+                    for p, one in zip(parts, case.comparisons, strict=True)
+                ) and not any(part.value is None or isinstance(part.value, bool) for part in parts):
                     filters = MetadataFilters(filters=parts, condition=case.connective.lstrip("$"))
         return {node.node_id for node in self.llama_index.with_options(filters=filters).retrieve("note")}
 

@@ -321,7 +321,7 @@ def _value(value: Any, kind: str | None) -> Any:
         return value
     if isinstance(value, list):
         return [_value(item, kind) for item in value]
-    return bool(value) if value in (0, 1) else value
+    return bool(value) if isinstance(value, int) and value in (0, 1) else value
 
 
 _TEXT_OPERATORS = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
