@@ -148,6 +148,7 @@ def test_a_quote_does_not_end_the_value(retriever: ManyvecRetriever) -> None:
         (where("lang", "text_match_insensitive", 2), "'lang' must be of type str, got 2"),
         (where("year", ">", "soon"), "'year' must be of type int"),
         (where("lang", "nin", "en"), "list of values"),
+        (where("draft", "==", 0.0), "'draft' must be of type bool, got 0.0"),
         (
             where("author", "==", "x"),
             "no filter column 'author'; declared columns: year: int.*add_filter_columns\\(\\{'author'",
