@@ -58,3 +58,14 @@ def test_writers_at_once_lose_and_double_nothing(tmp_path):
 def test_damage_is_never_silent(tmp_path):
     found = run("damage", tmp_path / "damage.json", "--rounds", "4")
     assert found["rounds"] == 4 and found["silent"] == found["raw error"] == found["crash"] == found["hang"] == 0
+
+
+def test_hostile_filters_pass_what_they_mean_in_every_interface(tmp_path):
+    for package in ("mcp", "httpx2", "pandas", "langchain_manyvec", "llama_index.retrievers.manyvec"):
+        pytest.importorskip(package, reason=f"needs {package}")
+    command = [sys.executable, CAMPAIGNS / "filters.py", "--cases", "150", "--output", tmp_path / "filters.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "filters.json").read_text())["results"]
+    assert (found["cases"], found["faults"]) == (150, 0)
+    assert all(counts["answered"] for counts in found["by interface"].values())

@@ -10,7 +10,6 @@ exactly what passes in Python. Writes `results/filters.json` and exits with 1 if
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import collections
 import contextlib
@@ -386,12 +385,12 @@ def fault_of(case: Case, passed: Any, stored: dict[str, dict[str, Any]]) -> str 
     return f"{passed!r:.100} instead of {expected!r:.100}"
 
 
-async def run(n_cases: int, seed: int, folder: Path) -> int:
+async def run(n_cases: int, seed: int, folder: Path, output: Path) -> int:
     rng = random.Random(seed)
     interfaces = Interfaces(folder)
     stored = {document["id"]: document["metadata"] for document in documents()}
     # The server logs the traceback of each error that it answers.
-    logging.disable(logging.CRITICAL)
+    logging.getLogger("manyvec").setLevel(logging.CRITICAL)
     ways = [interfaces.core, interfaces.langchain_retriever, interfaces.llama_index_retriever, interfaces.http,
         interfaces.agent, interfaces.command_line]  # fmt: skip
     counts: dict[str, collections.Counter[str]] = {way.__name__: collections.Counter() for way in ways}
@@ -423,17 +422,16 @@ async def run(n_cases: int, seed: int, folder: Path) -> int:
                 "first faults": faults[:20],
                 "by interface": by_interface,
             }
-            results.write("filters", summary | {"by interface": by_interface}, final=n_done >= n_cases)
+            results.write(output, summary | {"by interface": by_interface}, final=n_done >= n_cases)
     return len(faults)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> int:
+    parser = results.parser(__doc__, "filters")
     parser.add_argument("--cases", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(run(options.cases, options.seed, Path(folder) / "index")) > 0
+        return asyncio.run(run(options.cases, options.seed, Path(folder) / "index", options.output)) > 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Attack `manyvec serve` on the loopback interface: malformed, oversized and slow requests, and a vanishing index.
 
-    python examples/campaigns/server.py [--size small|full] [--seed N]
+    python examples/campaigns/server.py [--size small|full] [--seed N] [--output FILE]
 
 The server runs in a process of its own, over an index of 200 documents with `HashEncoder`, and gives clients 8 seconds
 to send a request. While each phase runs, one patient client searches all the time; every response with hits is compared
@@ -321,12 +321,11 @@ def run(size: dict[str, int], seed: int) -> dict[str, Any]:
     return phases
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(arguments: list[str] | None = None) -> int:
+    parser = results.parser(__doc__, "server")
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.serve:
         from manyvec.server.app import serve
         from manyvec.server.connections import TimedProtocol
@@ -336,7 +335,7 @@ def main() -> int:
         return 0
     phases = run(SIZES[options.size], options.seed)
     n_faults = sum(len(phase["faults"]) + len(phase["patient client"]["faults"]) for phase in phases.values())
-    results.write("server", {"faults": n_faults, **phases})
+    results.write(options.output, {"faults": n_faults, **phases})
     return n_faults > 0
 
 
