@@ -154,9 +154,10 @@ class _Reader:
             return F(column) != value
         if not isinstance(operator, str) or operator not in _OPERATORS:
             what = f"the filter of {column!r} has the operator {shown(operator)}"
+            more = ""
             if isinstance(operator, str) and not operator.startswith("$"):
-                what += f" (a key of nested metadata is written {f'{column}.{operator}'[:80]!r})"
-            raise _unknown(operator, (*_OPERATORS, "$not"), what)
+                more = f"; a key of nested metadata is written {f'{column}.{operator}'[:80]!r}"
+            raise _unknown(operator, (*_OPERATORS, "$not"), what, more)
         return _OPERATORS[operator](F(column), value)
 
 
@@ -185,12 +186,12 @@ def _condition(spec: Mapping[str, Any]) -> Filter:
     return Comparison(column, op, value)  # type: ignore[arg-type]
 
 
-def _unknown(written: Any, known: tuple[str, ...], what: str) -> FilterError:
+def _unknown(written: Any, known: tuple[str, ...], what: str, more: str = "") -> FilterError:
     text = str(written)[:40]
     meant = [*_SPELLINGS.get(text.lower(), ()), f"${text.lstrip('$').lower()}"]
     near = [operator for operator in meant if operator in known] or difflib.get_close_matches(text.lower(), known, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return FilterError(f"{what}, which does not exist: {hint}Operators are {', '.join(known)}")
+    return FilterError(f"{what}, which does not exist: {hint}Operators are {', '.join(known)}{more}")
 
 
 def _listed(operator: str, value: Any) -> list[Any]:
