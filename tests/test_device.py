@@ -227,6 +227,7 @@ def test_blocks_are_halved_until_memory_suffices():
     assert asked[4:] == [10_000, 5000, 2500, 1501]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(0, 120))
 def test_blocks_hold_every_document_with_tokens_once_and_no_more_tokens_than_allowed(lengths, max_tokens):
     lengths = np.array(lengths, np.int64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import ir_measures
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyvec.errors import InputError
@@ -94,6 +94,7 @@ rankings = st.lists(st.sampled_from([*DOCUMENTS, "u0", "u1", "u2"]), unique=True
 query_ids = st.sampled_from(["q0", "q1", "q2", "q3", "q4"])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(query_ids, judgments, min_size=1), st.dictionaries(query_ids, rankings))
 def test_every_measure_agrees_with_ir_measures(qrels: dict[str, dict[str, int]], run: dict[str, list[str]]) -> None:
     theirs = {

@@ -5,7 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
@@ -302,6 +302,7 @@ def test_the_best_passage_is_the_sentence_that_matches_most():
 
 
 # Without NUL, which stands for combining marks where there are any.
+@settings(deadline=None)
 @given(st.text(st.characters(min_codepoint=1, max_codepoint=127)) | st.text("ab1.,' -_"))
 def test_words_of_plain_text_are_the_same_where_other_scripts_follow(text):
     among_others = words(f"{text} è")
