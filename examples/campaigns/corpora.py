@@ -28,9 +28,9 @@ from manyvec.vectors.maxsim import maxsim_reference
 CHECKS_OF_CORPUS = 40
 # Largest difference of a similarity of unit vectors. Codes are compared as what they decode to: their own error is what
 # the storage costs, and not part of this. On some CPUs they are compared with query tokens rounded to int8.
+TOLERANCE = {"float16": 2e-3, "int8": 0.012, "int4": 0.012, "residual": 0.012, "binary": 0.012}
 # Least cosine of a stored vector and the given one. Random vectors are the worst case for 2 bits around few centroids.
 MIN_COSINE = {"float16": 0.999, "int8": 0.999, "int4": 0.95, "residual": 0.7, "binary": 0.5}
-TOLERANCE = {"float16": 2e-3, "int8": 0.012, "int4": 0.012, "residual": 0.012, "binary": 0.012}
 
 
 class Given:
