@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from manyvec import F, Index, InputError, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
 from manyvec.retrieval.centroid_lists import _largest
-from manyvec.storage.maintenance import extend_lists
+from manyvec.storage.maintenance.optimize import extend_lists
 from manyvec.testing import HashEncoder
 from manyvec.vectors.codebook import _unit
 

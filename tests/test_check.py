@@ -9,8 +9,8 @@ import pytest
 
 from manyvec import Index, IndexNotFoundError, StoreError
 from manyvec.cli import main
-from manyvec.storage.check import check
-from manyvec.storage.maintenance import encode_residuals, extend_lists
+from manyvec.storage.maintenance.check import check
+from manyvec.storage.maintenance.optimize import encode_residuals, extend_lists
 from manyvec.testing import HashEncoder
 from manyvec.vectors.codec import STORAGES
 

@@ -12,8 +12,8 @@ import pytest
 
 from manyvec import Document, F, Index, InputError, MaxSimScorer, Reranker, ShapeError, StoreError, TokenBatch
 from manyvec.candidates import Auto
-from manyvec.storage.check import check
-from manyvec.storage.maintenance import encode_residuals
+from manyvec.storage.maintenance.check import check
+from manyvec.storage.maintenance.optimize import encode_residuals
 from manyvec.testing import HashEncoder
 from manyvec.vectors.batch import CodedBatch, all_finite, offsets_of
 from manyvec.vectors.codebook import Assignments, Codebook

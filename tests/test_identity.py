@@ -11,7 +11,7 @@ import pytest
 
 from manyvec import F, Index, IndexNotFoundError, ManifestError, StoreError
 from manyvec.candidates import Pooled
-from manyvec.storage.maintenance import encode_residuals, extend_lists
+from manyvec.storage.maintenance.optimize import encode_residuals, extend_lists
 from manyvec.storage.schema import Manifest
 from manyvec.testing import HashEncoder
 from manyvec.vectors.codec import STORAGES

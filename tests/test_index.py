@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from manyvec import Document, F, Index, InputError, ManifestError, StoreError, TokenBatch
 from manyvec.candidates import Lexical, Pooled
-from manyvec.storage.ingest import AddReport, Checked, batches
+from manyvec.storage.ingest.adding import AddReport, Checked, batches
 from manyvec.storage.snapshot import Snapshot
 from manyvec.storage.table import Store
 from manyvec.testing import CountingEncoder, HashEncoder

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from manyvec import Document, Index, InputError, PageEvidence, Reranker, TokenBatch
 from manyvec.evidence.pages import explain_pages, for_browser
 from manyvec.retrieval.search import SearchOptions, search
-from manyvec.storage.maintenance import encode_residuals
+from manyvec.storage.maintenance.optimize import encode_residuals
 from manyvec.storage.schema import Manifest, content_hash
 from manyvec.storage.snapshot import Snapshot
 from manyvec.storage.table import Store

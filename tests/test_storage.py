@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from manyvec import F, Index, InputError, ManifestError, TokenBatch
-from manyvec.storage.maintenance import MIN_RESIDUAL_TOKENS, encode_residuals
+from manyvec.storage.maintenance.optimize import MIN_RESIDUAL_TOKENS, encode_residuals
 from manyvec.storage.snapshot import Snapshot
 from manyvec.testing import HashEncoder
 from manyvec.vectors.batch import offsets_of, pool

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from manyvec import Document, F, HasId, Index, InputError
-from manyvec.storage.ingest import AddReport
+from manyvec.storage.ingest.adding import AddReport
 from manyvec.testing import HashEncoder
 
 UTC = timezone.utc

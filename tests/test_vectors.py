@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from manyvec import Document, Index, InputError, ManifestError, ShapeError, Vectors, load_encoder
 from manyvec.cli import main
 from manyvec.files import FileReport, read_collection
-from manyvec.storage.check import check
+from manyvec.storage.maintenance.check import check
 from manyvec.testing import ColorEncoder, CountingEncoder, HashEncoder
 
 TEXTS = {"a": "Bread is made of flour and water.", "b": "The museum is closed on Mondays.", "c": "A tea from Assam."}

@@ -15,7 +15,7 @@ import pytest
 
 from manyvec import Index, StoreError, WriteConflictError
 from manyvec.candidates import Auto
-from manyvec.storage.ingest import add_batch
+from manyvec.storage.ingest.adding import add_batch
 from manyvec.storage.lock import WriterLock
 from manyvec.testing import HashEncoder
 from manyvec.types import Document

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from manyvec import F, Index, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
-from manyvec.storage.maintenance import encode_residuals
+from manyvec.storage.maintenance.optimize import encode_residuals
 from manyvec.vectors.codec import STORAGES
 from manyvec.vectors.maxsim import maxsim_reference
 

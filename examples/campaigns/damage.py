@@ -32,7 +32,7 @@ import results
 
 from manyvec import Index, ManyvecError
 from manyvec.candidates import Auto
-from manyvec.storage.maintenance import encode_residuals
+from manyvec.storage.maintenance.optimize import encode_residuals
 from manyvec.testing import HashEncoder
 from manyvec.vectors.codec import STORAGES
 

@@ -41,7 +41,7 @@ import tqdm.auto  # noqa: F401
 
 from manyvec import Index, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
-from manyvec.storage.maintenance import encode_residuals
+from manyvec.storage.maintenance.optimize import encode_residuals
 from manyvec.testing import HashEncoder
 from manyvec.vectors.batch import CodedBatch
 from manyvec.vectors.codec import STORAGES, Codec

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import ManifestError, ManyvecError, ShapeError, StoreError
 from manyvec.storage.lance import Place
-from manyvec.storage.maintenance import extend_lists, remove_duplicates
+from manyvec.storage.maintenance.optimize import extend_lists, remove_duplicates
 from manyvec.storage.schema import content_hash, image_hash, rows_of
 from manyvec.storage.snapshot import (
     BUILD_WINDOW_BYTES,

@@ -19,8 +19,8 @@ from manyvec.models.image import read_image
 from manyvec.models.precomputed import Vectors
 from manyvec.models.progress import current_listener
 from manyvec.models.protocol import Encoder, ImageReader
-from manyvec.storage.progress import Progress
-from manyvec.storage.reuse import StoredContent
+from manyvec.storage.ingest.progress import Progress
+from manyvec.storage.ingest.reuse import StoredContent
 from manyvec.storage.schema import Manifest, Row, content_hash, filter_value
 from manyvec.storage.snapshot import Snapshot
 from manyvec.storage.table import Store

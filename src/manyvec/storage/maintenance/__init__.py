@@ -1,0 +1,1 @@
+"""Keep an index in shape: optimize it, check and repair it, add filter columns to it."""
