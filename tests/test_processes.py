@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 
@@ -146,18 +147,22 @@ def test_closing_frees_the_vectors(index):
 @pytest.mark.filterwarnings("ignore:lancedb fork support", "ignore:This process .* is multi-threaded")
 def test_a_forked_child_searches_and_adds_with_an_index_that_was_used_before_the_fork(index):
     expected = ids(index)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            index.add([{"id": "child", "text": "blue plums"}])
-            os.write(writing, " ".join(ids(index)).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        assert pipe.read().split() == expected
-    os.waitpid(pid, 0)
+    # LanceDB's locks may crash such a child (docs/decisions.md): one of three has to answer, none may answer wrongly.
+    for _ in range(3):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                index.add([{"id": "child", "text": "blue plums"}])
+                os.write(writing, " ".join(ids(index)).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            answer = pipe.read().split()
+        if os.waitpid(pid, 0)[1] != signal.SIGSEGV:
+            break
+    assert answer == expected
     assert index.count() == 4
 
 
