@@ -20,9 +20,8 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 
-import manyvec
 from langchain_manyvec import ManyvecRetriever
-from manyvec import files
+from manyvec import Index, files
 
 PASSAGES = Path(__file__).parents[1] / "data" / "squad_sample.jsonl"
 QUESTION = "Who discovered oxygen independently of Priestley?"
@@ -32,10 +31,8 @@ PROMPT = ChatPromptTemplate.from_messages(
 
 
 def numbered(documents: list[Document]) -> str:
-    return "\n\n".join(
-        f"[{number}] ({document.metadata['source']}) {document.page_content}"
-        for number, document in enumerate(documents, start=1)
-    )
+    cited = enumerate(documents, start=1)
+    return "\n\n".join(f"[{number}] ({source.metadata['source']}) {source.page_content}" for number, source in cited)
 
 
 def main(model: BaseChatModel | None = None) -> None:
@@ -43,7 +40,7 @@ def main(model: BaseChatModel | None = None) -> None:
         print("No chat model was given: LangChain's fake one returns a fixed answer that cites [1].\n")
         model = FakeListChatModel(responses=["Carl Wilhelm Scheele, in Uppsala, in 1773 or earlier [1]."])
     with tempfile.TemporaryDirectory() as folder:
-        index = manyvec.Index.create(Path(folder) / "index", encoder="minilm")
+        index = Index.create(Path(folder) / "index", encoder="minilm")
         index.add(files.read(PASSAGES))
         find = itemgetter("question") | ManyvecRetriever(index=index, k=3, evidence=True, passage_chars=600)
         read = RunnablePassthrough.assign(sources=lambda given: numbered(given["documents"]))
