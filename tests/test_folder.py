@@ -191,8 +191,14 @@ def test_watch_prints_a_line_for_each_set_of_changes(tmp_path):
     script = "import sys; from manyvec.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "index", "docs", "--watch"]
     # A test that runs in the background of a shell would hand on that SIGINT is ignored.
-    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "stdout": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, text=True, **options)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert "1 added, 0 updated, 0 unchanged; 1 documents" in process.stdout.readline()
         (tmp_path / "docs" / "b.txt").write_text("water")

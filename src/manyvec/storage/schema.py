@@ -150,7 +150,7 @@ class Row:
         content_hash: See `content_hash`.
         filter_values: Values of all filter columns; None for a missing one.
         image: Page image as the bytes of a file.
-        vectors: (n_tokens, dim) token vectors that came with the document; None if it is to be encoded.
+        vectors: (n_tokens, dim) token vectors that came with the document; None if it has to be encoded.
         spans: (n_tokens, 2) spans of these vectors, if they are known.
     """
 
@@ -187,7 +187,7 @@ def filter_value(metadata: Mapping[str, Any], name: str, kind: ColumnType, id: s
 
 
 def content_hash(text: str, image: bytes | None = None, vectors: bytes | None = None) -> str:
-    """Return the hashes of a text, of its image, and of the vectors that came with it, with colons between them.
+    """Return the hashes of a document's text, image and given vectors, with colons between them.
 
     That of an image is empty if only vectors follow; what is missing at the end is left out.
     """
