@@ -16,7 +16,7 @@ from manyvec.errors import EncoderError, InputError, check_count, check_query, c
 from manyvec.evidence.passages import Passage
 from manyvec.evidence.text import explain
 from manyvec.index import Index
-from manyvec.models.image import read_image
+from manyvec.models.image import encode_pages, image_bytes
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.handle import check_pickles
@@ -26,8 +26,6 @@ from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, Scores
 
-# Pages that are decoded at a time: about 200 MB of pixels at 150 dots per inch.
-_DECODED_PAGES = 32
 # Text and image of a document.
 _Content: TypeAlias = "tuple[str, bytes | None]"
 
@@ -171,7 +169,10 @@ class Reranker:
             return []
         tokens = encode([query], lambda: self.encoder, self.encoder.dim)[1]
         pages = images if images is not None and isinstance(self.encoder, ImageReader) else [None] * len(texts)
-        contents = [(text, _bytes(image, i)) for i, (text, image) in enumerate(zip(texts, pages, strict=True))]
+        contents = [
+            (text, None if image is None else image_bytes(image, f"document {i}: its image"))
+            for i, (text, image) in enumerate(zip(texts, pages, strict=True))
+        ]
         # Not -inf, which JSON cannot hold: frameworks and web servers send scores as they are.
         scores = np.maximum(self._scores(tokens, contents, ids), -tokens.n_tokens)
         best = np.argsort(-scores, kind="stable")[:top_n]
@@ -234,12 +235,8 @@ class Reranker:
         if not contents:
             return np.empty(0, np.float32)
         if are_pages:
-            encoder, parts = cast("ImageReader", self.encoder), []
-            for start in range(0, len(contents), _DECODED_PAGES):
-                part = contents[start : start + _DECODED_PAGES]
-                pages = [read_image(image or b"", f"the image of a document ({text[:40]!r})") for text, image in part]
-                parts.append(encoder.encode_images(pages))
-            tokens = TokenBatch.concatenate(parts)
+            names = [f"the image of a document ({text[:40]!r})" for text, _ in contents]
+            tokens = encode_pages(cast("ImageReader", self.encoder), [image or b"" for _, image in contents], names)
         else:
             tokens = self.encoder.encode_documents([text for text, _ in contents])
         if len(tokens) != len(contents):
@@ -255,12 +252,3 @@ def _batch_of(document: Document) -> TokenBatch | None:
     if document.image is not None or document.vectors is None or document.spans is None:
         return None
     return TokenBatch(document.vectors, np.array([0, len(document.vectors)]), document.spans, allow_empty=True)
-
-
-def _bytes(image: bytes | Path | None, position: int) -> bytes | None:
-    if not isinstance(image, Path):
-        return image
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise InputError(f"document {position}: its image cannot be read: {error}") from error

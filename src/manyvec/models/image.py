@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import EncoderError, InputError, ShapeError, require
-from manyvec.models.protocol import LoadedEncoder
+from manyvec.models.progress import current_listener
+from manyvec.models.protocol import ImageReader, LoadedEncoder
 from manyvec.models.text import weight_samples
 from manyvec.models.windowed import check_strings
 from manyvec.models.windows import Spans, batches_of
@@ -31,6 +32,9 @@ from manyvec.vectors.batch import TokenBatch, offsets_of
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+# Images decoded at a time: about 200 MB of pixels for pages at 150 dots per inch.
+_DECODED_PAGES = 32
 
 
 class EncodedInput(NamedTuple):
@@ -348,6 +352,38 @@ def read_image(image: str | Path | bytes | Image, what: str = "the image") -> Im
         from PIL import ImageOps
 
         return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def image_bytes(image: bytes | Path, what: str) -> bytes:
+    """Return the bytes of an image file, read from a path if it is one.
+
+    Raises:
+        InputError: The file cannot be read; the message starts with `what`.
+    """
+    try:
+        return image.read_bytes() if isinstance(image, Path) else image
+    except OSError as error:
+        raise InputError(f"{what} cannot be read: {error}") from error
+
+
+def encode_pages(encoder: ImageReader, images: Sequence[bytes], names: Sequence[str]) -> TokenBatch:
+    """Decode and encode image files, a few at a time, so that memory never holds the pixels of all.
+
+    Args:
+        encoder: A model that reads images.
+        images: (n,) bytes of files, at least one.
+        names: (n,) names of the images in errors.
+
+    Raises:
+        InputError: An image is damaged or has too many pixels; see `read_image`.
+    """
+    parts = []
+    for start in range(0, len(images), _DECODED_PAGES):
+        part = range(start, min(start + _DECODED_PAGES, len(images)))
+        # Decoded here, so that an error names the image.
+        parts.append(encoder.encode_images([read_image(images[i], names[i]) for i in part]))
+        current_listener()(parts[-1].n_tokens, len(part) / len(images))
+    return TokenBatch.concatenate(parts)
 
 
 def image_header(image: str | Path | bytes | Image, what: str) -> tuple[str | None, tuple[int, int]]:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from manyvec.errors import EncoderError, InputError, ShapeError, StoreError
 from manyvec.filters import ColumnType
 from manyvec.filters.values import shown, write_metadata
-from manyvec.models.image import read_image
+from manyvec.models.image import encode_pages, image_bytes
 from manyvec.models.precomputed import Vectors
-from manyvec.models.progress import current_listener
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.storage.ingest.progress import Progress
 from manyvec.storage.ingest.reuse import StoredContent
@@ -37,8 +36,6 @@ _BATCH_SHARE = 1 / 64
 _BATCH_CHARACTERS = 1_000_000
 _BATCH_IMAGE_BYTES = 32 * 2**20
 _BATCH_VECTOR_BYTES = 256 * 2**20
-# Images decoded at a time: about 200 MB of pixels for pages at 150 dots per inch.
-_DECODED_PAGES = 32
 # Vectors that were stored in 4 or 2 bits are this far from unit length at most.
 _LENGTH_TOLERANCE = 0.1
 
@@ -338,7 +335,8 @@ def _encode_group(
 ) -> TokenBatch:
     if are_pages:
         # `_check_page` has made sure of the type.
-        tokens = _encode_pages(rows, cast("ImageReader", encoder))
+        names = [f"document {row.id!r}: its image" for row in rows]
+        tokens = encode_pages(cast("ImageReader", encoder), [row.image or b"" for row in rows], names)
     else:
         tokens = encoder.encode_documents([row.text for row in rows])
     if len(tokens) != len(rows) or tokens.dim != manifest.dim:
@@ -349,17 +347,6 @@ def _encode_group(
             f"document {row.id!r}: {encoder.name} finds no token in its {source} (metadata {shown(row.metadata)})"
         )
     return pool(tokens, manifest.pool_factor, are_pages=are_pages)
-
-
-def _encode_pages(rows: Sequence[Row], encoder: ImageReader) -> TokenBatch:
-    parts = []
-    for start in range(0, len(rows), _DECODED_PAGES):
-        part = rows[start : start + _DECODED_PAGES]
-        # Decoded here, so that an error names the document.
-        images = [read_image(row.image or b"", f"document {row.id!r}: its image") for row in part]
-        parts.append(encoder.encode_images(images))
-        current_listener()(parts[-1].n_tokens, len(part) / len(rows))
-    return TokenBatch.concatenate(parts)
 
 
 def _check_vectors(rows: Sequence[Row], store: Store, *, adopts_vectors: bool) -> None:
@@ -410,7 +397,4 @@ def _check_page(page: Row, encoder: Encoder, store: Store) -> None:
 def _with_bytes(document: Document) -> Document:
     if not isinstance(document.image, Path):
         return document
-    try:
-        return replace(document, image=document.image.read_bytes())
-    except OSError as error:
-        raise InputError(f"document {document.id!r}: its image cannot be read: {error}") from error
+    return replace(document, image=image_bytes(document.image, f"document {document.id!r}: its image"))
