@@ -36,8 +36,8 @@ from .models.text import SentenceTransformerEncoder as SentenceTransformerEncode
 from .models.windowed import TruncationWarning as TruncationWarning
 from .reranker import Reranker as Reranker
 from .retrieval.mixing import LEXICAL_WEIGHT as LEXICAL_WEIGHT
+from .retrieval.threads import in_thread as in_thread
 from .storage.ingest.adding import AddReport as AddReport
-from .threads import in_thread as in_thread
 from .timing import timings as timings
 from .tools.catalog import ToolHit as ToolHit
 from .tools.catalog import ToolIndex as ToolIndex

@@ -19,13 +19,13 @@ from manyvec.retrieval.grouping import search_grouped
 from manyvec.retrieval.handle import IndexHandle
 from manyvec.retrieval.queries import AnyQuery, check_passages, check_strings, encode
 from manyvec.retrieval.search import SearchOptions
+from manyvec.retrieval.threads import in_thread
 from manyvec.storage.ingest.adding import AddReport, add_documents
 from manyvec.storage.lance import Place, where_ids
 from manyvec.storage.maintenance.columns import add_filter_columns, infer_given, infer_stored
 from manyvec.storage.maintenance.optimize import optimize
 from manyvec.storage.schema import Manifest, content_hash
 from manyvec.storage.table import Store
-from manyvec.threads import in_thread
 from manyvec.timing import stage
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch

@@ -21,7 +21,7 @@ from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.handle import check_pickles
 from manyvec.retrieval.queries import AnyQuery, check_passages, encode
-from manyvec.threads import in_thread
+from manyvec.retrieval.threads import in_thread
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, Scores

@@ -76,6 +76,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             expanded = sum(entry.file_size for entry in archive.infolist())
+    # zipfile's NotImplementedError: a kind of compression that it does not know.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(f"the file is damaged or encrypted: {error}") from error
     if expanded > min(_MAX_EXPANDED, max(_ALWAYS_EXPANDED, _MAX_RATIO * path.stat().st_size)):

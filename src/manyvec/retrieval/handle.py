@@ -16,10 +16,10 @@ from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.reader import IndexReader, scorer_for
+from manyvec.retrieval.threads import in_thread
 from manyvec.storage.lance import TABLE, Place
 from manyvec.storage.schema import Manifest, stored_as
 from manyvec.storage.table import Store
-from manyvec.threads import in_thread
 from manyvec.types import Document, IndexInfo
 from manyvec.vectors.batch import TokenBatch
 

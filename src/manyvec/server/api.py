@@ -233,8 +233,7 @@ class Api:
             if self.index is failed:
                 is_first = failed is not self._by_manifest
                 index = self._first.anew(by_manifest=is_first)
-                # Raises an error if this encoder does not fit either.
-                assert index.encoder
+                _ = index.encoder  # Raises an error if this one does not fit either.
                 self.index, self._by_manifest = index, index if is_first else None
             return self.index
 

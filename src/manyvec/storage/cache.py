@@ -111,8 +111,9 @@ class CachedVersion:
         if is_passing is None:
             is_passing = np.zeros(len(self), bool)
             is_passing[self.positions(self.snapshot.row_ids(where))] = True
-            while len(self._passing) >= _MAX_FILTERS:
-                self._passing.pop(next(iter(self._passing)), None)
+            # A list, because other threads may add filters meanwhile.
+            for oldest in list(self._passing)[: 1 - _MAX_FILTERS]:
+                self._passing.pop(oldest, None)
             self._passing[where] = is_passing
         return np.flatnonzero(is_passing)
 

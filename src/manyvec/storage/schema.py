@@ -246,6 +246,32 @@ def column_field(name: str, kind: ColumnType) -> pa.Field:
     return pa.field(stored_as(name), pa.list_(scalar) if kind.is_list else scalar)
 
 
+def search_indexes(manifest: Manifest) -> dict[str, Any]:
+    """Return LanceDB's index settings for the text and each filter column."""
+    from lancedb.index import FTS, Bitmap, BTree, LabelList
+
+    indexes: dict[str, Any] = {"text": FTS(with_position=False)}
+    for name, kind in manifest.columns.items():
+        # LanceDB has no index for lists of these: such a column is scanned.
+        if kind.is_list and kind.scalar in (float, datetime):
+            continue
+        indexes[stored_as(name)] = LabelList() if kind.is_list else Bitmap() if kind.scalar is bool else BTree()
+    return indexes
+
+
+def to_arrow(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    """Return columns in the types and the order of a schema."""
+    import pyarrow as pa
+
+    schema = pa.schema([field for field in schema if field.name in columns])
+    arrays = [
+        column if isinstance(column, (pa.Array, pa.ChunkedArray)) else pa.array(column, type=field.type)
+        for field in schema
+        for column in [columns[field.name]]
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
 def row_columns(rows: Sequence[Row], manifest: Manifest) -> dict[str, Any]:
     """Return the columns of rows by name, without those of the token vectors."""
     names = ["id", "text", "metadata", "content_hash", *(["image"] if manifest.images else [])]

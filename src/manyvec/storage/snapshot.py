@@ -111,7 +111,6 @@ class Snapshot:
     search_index_files: SearchIndexFiles
     _table: Table
     _damaged: set[int] = field(default_factory=set, compare=False, repr=False)
-    _are_compared: list[bool] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def version(self) -> int:
@@ -155,7 +154,7 @@ class Snapshot:
     def row_ids_by_content(self) -> dict[str, int]:
         """Return a row id for each `content_hash`."""
         with translated(f"read the index {self.uri}"):
-            table = self._table.search().select(["content_hash"]).with_row_id(True).limit(None).to_arrow()
+            table = _all_rows(self._table.search().select(["content_hash"]).with_row_id(True).limit(None))
         return dict(zip(table["content_hash"].to_pylist(), table["_rowid"].to_pylist(), strict=True))
 
     def document_ids(self, where: str | None = None) -> list[str]:
@@ -306,11 +305,13 @@ class Snapshot:
                 "a search index of the index %s %s: `manyvec check --repair` builds it again", self.uri, reason
             )
 
+    @cached_property
+    def _damaged_files(self) -> list[str]:
+        return self.search_index_files.damaged()
+
     def _compare_search_indexes(self) -> None:
-        if not self._are_compared:
-            self._are_compared.append(True)
-            if damaged := self.search_index_files.damaged():
-                self.report_search_index(f"differs from what was written ({damaged[0]})")
+        if self._damaged_files:
+            self.report_search_index(f"differs from what was written ({self._damaged_files[0]})")
 
     def _log_damage(self, row_id: int, id: str, reason: str) -> None:
         if row_id not in self._damaged:

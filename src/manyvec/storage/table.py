@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,16 @@ from manyvec.errors import InputError, StoreError, WriteConflictError
 from manyvec.storage.centroids import CentroidTables
 from manyvec.storage.lance import Connection, Place, translated
 from manyvec.storage.opened import OpenedIndex
-from manyvec.storage.schema import Manifest, Row, ragged, row_columns, schema_of, span_steps, stored_as
+from manyvec.storage.schema import (
+    Manifest,
+    Row,
+    ragged,
+    row_columns,
+    schema_of,
+    search_indexes,
+    span_steps,
+    to_arrow,
+)
 from manyvec.storage.snapshot import Snapshot, Stored, VersionKey
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch
 from manyvec.vectors.codec import check_range
@@ -75,7 +84,7 @@ class Store:
             stable = {**place.storage_options, "new_table_enable_stable_row_ids": "true"}
             table = database.create_table(place.table, schema=schema_of(manifest), storage_options=stable)
             # Created now, so that text is split into words the same way before and after `optimize`.
-            for column, config in _column_indexes(manifest).items():
+            for column, config in search_indexes(manifest).items():
                 table.create_index(column, config=config)
             opened = OpenedIndex(connection, table, manifest)
             opened.search_index_files.note()
@@ -212,7 +221,7 @@ class Store:
         with translated(f"write to the index {self.uri}"):
             schema = opened.table.schema
             columns = {**row_columns(rows, manifest), **_token_columns(tokens, opened, schema)}
-            values = _to_arrow(columns, schema)
+            values = to_arrow(columns, schema)
             # Concurrent upserts of a new id insert it twice if they use a BTree index on it; the primary key prevents
             # that only without the index.
             merge = opened.table.merge_insert("id").use_index(False)
@@ -313,7 +322,7 @@ class Store:
         with translated(f"read the index {self.uri}"):
             # LanceDB quotes some names here.
             indexed = {column.strip("`") for index in opened.table.list_indices() for column in index.columns}
-        return [column for column in _column_indexes(opened.manifest) if column not in indexed]
+        return [column for column in search_indexes(opened.manifest) if column not in indexed]
 
     def damaged_indexes(self) -> list[str]:
         """Return the files of search indexes that differ from those that were written."""
@@ -322,7 +331,7 @@ class Store:
     def create_indexes(self, columns: Sequence[str] | None = None) -> list[str]:
         """Create search indexes anew: of these columns, or of all; return their columns."""
         opened = self._written_to()
-        indexes = _column_indexes(opened.manifest)
+        indexes = search_indexes(opened.manifest)
         chosen = {column: indexes[column] for column in (indexes if columns is None else columns)}
         for column, config in chosen.items():
             with self.turn():
@@ -381,32 +390,19 @@ class Store:
         schema = opened.table.schema
         kept = [name for name in schema.names if name not in columns]
         stored = snapshot.take([known[columns["id"][position]].row_id for position in stored_at], kept)
-        new = _to_arrow(columns, schema).take(stored_at)
+        new = to_arrow(columns, schema).take(stored_at)
         rows = {name: (new if name in columns else stored)[name] for name in schema.names}
         # Someone may have changed text or metadata since they were read: such a row must not get the old ones back.
         unchanged = "target.content_hash = source.content_hash"
         has_new_metadata = {"metadata", "content_hash"}.isdisjoint(kept)
         unchanged += "" if has_new_metadata else " AND target.metadata = source.metadata"
         with translated(f"write to the index {self.uri}"):
-            values = _to_arrow(rows, schema)
+            values = to_arrow(rows, schema)
             merge = opened.table.merge_insert("id").use_index(False).when_matched_update_all(where=unchanged)
             try:
                 return int(self._commit(lambda: merge.execute(values), manifest).num_updated_rows)
             except _ColumnsChangedError:
                 return self._update(opened, make_columns)
-
-
-def _to_arrow(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    """Return columns in the types and the order of a schema."""
-    import pyarrow as pa
-
-    schema = pa.schema([field for field in schema if field.name in columns])
-    arrays = [
-        column if isinstance(column, (pa.Array, pa.ChunkedArray)) else pa.array(column, type=field.type)
-        for field in schema
-        for column in [columns[field.name]]
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _token_columns(tokens: TokenBatch, opened: OpenedIndex, schema: pa.Schema) -> dict[str, Any]:
@@ -434,16 +430,3 @@ def _token_columns(tokens: TokenBatch, opened: OpenedIndex, schema: pa.Schema) -
     if storage == "residual":
         columns["is_coded"] = [codes is not None] * len(tokens)
     return columns
-
-
-def _column_indexes(manifest: Manifest) -> dict[str, Any]:
-    """Return LanceDB's index settings for the text and each filter column."""
-    from lancedb.index import FTS, Bitmap, BTree, LabelList
-
-    indexes: dict[str, Any] = {"text": FTS(with_position=False)}
-    for name, kind in manifest.columns.items():
-        # LanceDB has no index for lists of these: such a column is scanned.
-        if kind.is_list and kind.scalar in (float, datetime):
-            continue
-        indexes[stored_as(name)] = LabelList() if kind.is_list else Bitmap() if kind.scalar is bool else BTree()
-    return indexes

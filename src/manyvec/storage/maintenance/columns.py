@@ -25,7 +25,6 @@ from manyvec.filters.values import read_metadata
 from manyvec.storage.schema import column_field, filter_value, stored_as
 from manyvec.storage.snapshot import Snapshot
 from manyvec.storage.table import Store
-from manyvec.vectors.batch import offsets_of
 
 # Rows with odd values that are rewritten in one commit, images included.
 _ROWS_PER_COMMIT = 256
@@ -167,13 +166,9 @@ def _keep_assignments(store: Store, before: Snapshot) -> None:
     hashes_before, hashes_after = _content_hashes(before), _content_hashes(after)
     same = {row_id for row_id, content in hashes_before.items() if hashes_after.get(row_id) == content}
     kept = np.flatnonzero((positions >= 0) & np.isin(assigned.row_ids, np.array([*same], np.int64)))
-    lengths = np.diff(assigned.offsets)
-    row_ids = assigned.row_ids[kept]
-    centroids = assigned.centroids[np.repeat(np.isin(np.arange(len(assigned)), kept), lengths)]
-    updated = new.updated[np.searchsorted(new.row_ids, row_ids)]
-    store.centroids.add_assignments(
-        replace(assigned, row_ids=row_ids, updated=updated, offsets=offsets_of(lengths[kept]), centroids=centroids)
-    )
+    chosen = assigned.select(kept)
+    updated = new.updated[np.searchsorted(new.row_ids, chosen.row_ids)]
+    store.centroids.add_assignments(replace(chosen, updated=updated))
     with store.turn():
         store.centroids.set_assignments(assigned.codebook)
 
