@@ -217,55 +217,54 @@ def test_a_damaged_vector_is_not_encoded_and_its_document_stays_as_it_is(tmp_pat
     assert index.search(TEXTS[8], k=1)[0].id == "08"
 
 
-@pytest.mark.parametrize("centroid", [256, 257, 999, 65_535])
-def test_a_list_of_a_centroid_that_does_not_exist_is_not_used_and_the_log_says_so(tmp_path, caplog, centroid):
-    index = Index.create(tmp_path / "index", ENCODER)
+def with_lists(folder):
+    """An index with centroid lists, and their table."""
+    index = Index.create(folder / "index", ENCODER)
     index.add({"id": f"{i:02}", "text": text} for i, text in enumerate(TEXTS))
     index.candidates = Auto(exhaustive_tokens=10, depth_tokens=50, min_depth=5)
     index.optimize()
     database = lancedb.connect(index.uri)
     (name,) = [name for name in database.list_tables().tables if name.startswith("assigned_")]
-    table = database.open_table(name)
+    return index, database.open_table(name)
+
+
+def found(index):
+    return [hit.id for hit in index.search(TEXTS[7], k=3)]
+
+
+def found_anew(index):
+    """What a new handle finds, which reads the lists from the disk."""
+    opened = Index.open(index.uri, ENCODER)
+    opened.candidates = index.candidates
+    return found(opened)
+
+
+@pytest.mark.parametrize("centroid", [256, 257, 999, 65_535])
+def test_a_list_of_a_centroid_that_does_not_exist_is_not_used_and_the_log_says_so(tmp_path, caplog, centroid):
+    index, table = with_lists(tmp_path)
     row = table.search().where("row_id = 7").limit(None).to_arrow()
     table.delete("row_id = 7")
     table.add(row.set_column(2, row.schema.field("centroids"), pa.array([[3, centroid]], pa.list_(pa.uint16()))))
-    damaged = Index.open(index.uri, ENCODER)
-    damaged.candidates = index.candidates
-    assert [hit.id for hit in damaged.search(TEXTS[7], k=3)] == [hit.id for hit in index.search(TEXTS[7], k=3)]
+    assert found_anew(index) == found(index)
     assert f"refers to centroid {centroid}, but there are 256" in caplog.text
     assert index.uri in caplog.text
 
 
 def test_lists_with_another_centroid_that_exists_are_not_used_and_the_log_says_so(tmp_path, caplog):
-    index = Index.create(tmp_path / "index", ENCODER)
-    index.add({"id": f"{i:02}", "text": text} for i, text in enumerate(TEXTS))
-    index.candidates = Auto(exhaustive_tokens=10, depth_tokens=50, min_depth=5)
-    index.optimize()
-    database = lancedb.connect(index.uri)
-    (name,) = [name for name in database.list_tables().tables if name.startswith("assigned_")]
-    table = database.open_table(name)
+    index, table = with_lists(tmp_path)
     rows = table.to_arrow()
     lists = rows["centroids"].to_pylist()
     lists[7] = [(lists[7][0] + 1) % 256, *lists[7][1:]]
     table.delete("true")
     table.add(rows.set_column(2, rows.schema.field("centroids"), pa.array(lists, pa.list_(pa.uint16()))))
-    damaged = Index.open(index.uri, ENCODER)
-    damaged.candidates = index.candidates
-    assert [hit.id for hit in damaged.search(TEXTS[7], k=3)] == [hit.id for hit in index.search(TEXTS[7], k=3)]
+    assert found_anew(index) == found(index)
     assert "differ from those that were written" in caplog.text and "every document is scored" in caplog.text
 
 
 def test_an_empty_list_table_is_no_error(tmp_path):
-    index = Index.create(tmp_path / "index", ENCODER)
-    index.add({"id": f"{i:02}", "text": text} for i, text in enumerate(TEXTS))
-    index.candidates = Auto(exhaustive_tokens=10, depth_tokens=50, min_depth=5)
-    index.optimize()
-    database = lancedb.connect(index.uri)
-    (name,) = [name for name in database.list_tables().tables if name.startswith("assigned_")]
-    database.open_table(name).delete("true")
-    damaged = Index.open(index.uri, ENCODER)
-    damaged.candidates = index.candidates
-    assert [hit.id for hit in damaged.search(TEXTS[7], k=3)] == [hit.id for hit in index.search(TEXTS[7], k=3)]
+    index, table = with_lists(tmp_path)
+    table.delete("true")
+    assert found_anew(index) == found(index)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_the_device_is_the_one_asked_for(minilm):
         load_encoder("minilm", device="gpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows the error without CUDA, which this machine has")
 def test_a_device_that_is_missing_is_an_error_not_a_silent_cpu():
     with pytest.raises(InputError, match="no cuda device"):
         load_encoder("minilm", device="cuda")

@@ -154,7 +154,7 @@ def test_a_backend_that_is_not_installed_says_what_to_install(written):
     from importlib.util import find_spec
 
     if find_spec("optimum"):
-        pytest.skip("optimum is installed here")
+        pytest.skip("shows the error without optimum, which is installed")
     with pytest.raises(MissingPackageError, match=r"pip install 'sentence-transformers\[onnx\]'"):
         load_encoder(written["plain"][0], backend="onnx")
 

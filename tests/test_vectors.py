@@ -23,7 +23,7 @@ TEXTS = {"a": "Bread is made of flour and water.", "b": "The museum is closed on
 
 
 def encoded(text):
-    """The vectors and spans of a text, as another program might have computed them."""
+    """The vectors and spans of one document, as another program might have computed them."""
     batch = HashEncoder().encode_documents([text])
     return batch.vectors, batch.spans
 

@@ -309,7 +309,7 @@ def open_files():
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
 @pytest.mark.parametrize("reads", ["by the writer", "by another handle"])
 def test_a_long_lived_writer_keeps_no_more_files_open_than_at_the_start(index, monkeypatch, reads):
-    # A handle that only reads connects again after so many versions of others.
+    # After this many versions, even a handle that only reads connects again.
     monkeypatch.setattr("manyvec.storage.opened._VERSIONS_PER_CONNECTION", 15)
     reader = index if reads == "by the writer" else Index.open(index.uri, ENCODER)
     n_files = []

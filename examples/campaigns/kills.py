@@ -185,7 +185,7 @@ def forked(work: Callable[[], Any], *, seconds: float = 120) -> Any:
 
 
 def killed(folder: Path, work: str, delay: float, *, has_lists: bool) -> int:
-    """Let a process work and kill it after so many seconds; return how many of its calls returned."""
+    """Let a process work, kill it after `delay` seconds, and return the number of its calls that had returned."""
     reading, writing = os.pipe()
     if not (child := os.fork()):
         try:

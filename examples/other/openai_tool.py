@@ -29,7 +29,7 @@ TOOL: dict[str, Any] = {
 
 
 def answer(index: manyvec.Index, arguments: str) -> str:
-    """Return what a tool call with these arguments, in JSON, gives back to the model; errors as well."""
+    """Return the result of a tool call, or its error, as JSON for the model."""
     try:
         given = json.loads(arguments)
         hits = index.search(given["query"], min(given.get("k", 3), 10), passage_chars=600)

@@ -54,8 +54,19 @@ WhereOption: TypeAlias = Annotated[
     ),
 ]
 KOption: TypeAlias = Annotated[int, typer.Option("-k", metavar="N", help="Maximum number of hits.")]
-
-
+ColumnOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="NAME=TYPE",
+        help="Metadata to filter on: year=int, lang=str, 'tags=list\\[str]'. May be repeated.",
+        show_default=False,
+    ),
+]
+StorageFormatOption: TypeAlias = Annotated[
+    Storage | None,
+    typer.Option("--storage", help="How a new index stores token vectors (default: float16).", show_default=False),
+]
 StorageOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

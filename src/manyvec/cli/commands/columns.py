@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from manyvec.cli.options import DEFAULT_INDEX, IndexOption, JsonOption, open_index
+from manyvec.cli.options import DEFAULT_INDEX, ColumnOption, IndexOption, JsonOption, open_index
 
 EXAMPLES = """Examples:
 
@@ -19,15 +19,7 @@ manyvec columns --index ./papers --infer"""
 
 def run(
     index: IndexOption = DEFAULT_INDEX,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="NAME=TYPE",
-            help="Metadata to filter on: year=int, lang=str, 'tags=list\\[str]'. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    column: ColumnOption = None,
     infer: Annotated[
         bool, typer.Option("--infer", help="Add all metadata whose stored values are of one type.")
     ] = False,

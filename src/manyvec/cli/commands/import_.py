@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manyvec.cli.options import DEFAULT_INDEX, DeviceOption, IndexOption, JsonOption, Storage, place_options
+from manyvec.cli.options import (
+    DEFAULT_INDEX,
+    DeviceOption,
+    IndexOption,
+    JsonOption,
+    Storage,
+    StorageFormatOption,
+    place_options,
+)
 from manyvec.errors import IndexNotFoundError, InputError
 
 if TYPE_CHECKING:
@@ -73,10 +81,7 @@ def run(
     any_length: Annotated[
         bool, typer.Option("--any-length", help="Accept vectors that are not of unit length, for a new index.")
     ] = False,
-    storage: Annotated[
-        Storage | None,
-        typer.Option(help="How a new index stores token vectors (default: float16).", show_default=False),
-    ] = None,
+    storage: StorageFormatOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:

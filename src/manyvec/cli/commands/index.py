@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manyvec.cli.options import DEFAULT_INDEX, DeviceOption, IndexOption, JsonOption, Storage, place_options
+from manyvec.cli.options import (
+    DEFAULT_INDEX,
+    ColumnOption,
+    DeviceOption,
+    IndexOption,
+    JsonOption,
+    StorageFormatOption,
+    place_options,
+)
 from manyvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,19 +92,8 @@ def run(
         typer.Option(metavar="DIR", help="Folder that ids are relative to (default: the working folder, remembered)."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be read.")] = False,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="NAME=TYPE",
-            help="Metadata to filter on, for a new index: year=int, lang=str, 'tags=list\\[str]'. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    storage: Annotated[
-        Storage | None,
-        typer.Option(help="How a new index stores token vectors (default: float16).", show_default=False),
-    ] = None,
+    column: ColumnOption = None,
+    storage: StorageFormatOption = None,
     pool_factor: Annotated[
         float | None,
         typer.Option(metavar="N", help="Keep 1 in N token vectors in a new index (default: all).", show_default=False),
