@@ -132,10 +132,17 @@ class OpenedIndex:
 
     def note(self, version: int) -> None:
         """Note a version that was committed, beside the table: without its last file, an older one would be served."""
-        if self._folder is not None:
-            # What was committed counts, even if the disk is full now.
-            with suppress(OSError):
-                (self._folder / _VERSION).write_text(f"{self.manifest.identity} {version}")
+        if self._folder is None:
+            return
+        # What was committed counts, even if the disk is full now.
+        with suppress(OSError):
+            (self._folder / _VERSION).write_text(f"{self.manifest.identity} {version}")
+        with self._looking:
+            seen = self._seen
+            is_due = version - self._connected_at >= _VERSIONS_PER_CONNECTION
+            # The version after the one that was seen, of the same index: its manifest need not be read again.
+            if version == seen.number + 1 and self._file(seen.number) == seen.file is not None and not is_due:
+                self._seen = _Version(version, file=self._file(version))
 
     def lost_versions(self) -> tuple[int, int] | None:
         """Return the newest version there is and the newest one that was noted, if the second is newer."""

@@ -40,6 +40,8 @@ BUILD_WINDOW_BYTES = 64 * 2**20
 _ROWS_PER_BATCH = 100_000
 _MAX_WARNINGS = 10
 _ROWS_PER_SCAN = 8192
+# Version of the table at which a row was written last.
+_WRITTEN_AT = "_row_last_updated_at_version"
 _NO_ROW = -1
 
 
@@ -173,7 +175,7 @@ class Snapshot:
     def states(self) -> RowStates:
         """Return id, length and last change of every row."""
         with translated(f"read the index {self.uri}"):
-            columns = ["id", "n_tokens", "_row_last_updated_at_version"]
+            columns = ["id", "n_tokens", _WRITTEN_AT]
             columns += ["is_coded"] if self.manifest.storage == "residual" else []
             table = _all_rows(self._table.search().select(columns).with_row_id(True).limit(None))
         row_ids = table["_rowid"].to_numpy().astype(np.int64)
@@ -183,7 +185,7 @@ class Snapshot:
             is_coded = table["is_coded"].to_numpy()[order]
         return RowStates(
             row_ids[order],
-            table["_row_last_updated_at_version"].to_numpy().astype(np.int64)[order],
+            table[_WRITTEN_AT].to_numpy().astype(np.int64)[order],
             table["n_tokens"].to_numpy().astype(np.int64)[order],
             table["id"].to_numpy(zero_copy_only=False)[order],
             is_coded,
@@ -194,24 +196,30 @@ class Snapshot:
 
         If another program has stored an id more than once, the newest row counts, and a warning is logged.
         """
-        columns = ["id", "metadata", "content_hash", "_row_last_updated_at_version"]
+        columns = ["id", "metadata", "content_hash"]
         found: dict[str, Stored] = {}
         for where in where_ids(ids):
-            with translated(f"read the index {self.uri}"):
-                query = self._table.search().select(columns).with_row_id(True).limit(None)
-                rows = query.where(where).to_arrow().to_pylist()
-            rows.sort(key=lambda row: (row["_row_last_updated_at_version"], row["_rowid"]))
-            found |= {r["id"]: Stored(r["_rowid"], r["metadata"], r["content_hash"]) for r in rows}
+            rows = self._selected(where, columns)
             if len({row["id"] for row in rows}) < len(rows):
-                counts = Counter(row["id"] for row in rows)
-                for id, count in [(id, count) for id, count in counts.items() if count > 1][:_MAX_WARNINGS]:
-                    logger.warning(
-                        "document %r is stored %d times in the index %s: Index.optimize keeps the newest",
-                        id,
-                        count,
-                        self.uri,
-                    )
+                # When a row was written is read only here: it takes LanceDB 10 % longer.
+                rows = self._selected(where, [*columns, _WRITTEN_AT])
+                rows.sort(key=lambda row: (row[_WRITTEN_AT], row["_rowid"]))
+                self._warn_of_repeated([row["id"] for row in rows])
+            found |= {r["id"]: Stored(r["_rowid"], r["metadata"], r["content_hash"]) for r in rows}
         return found
+
+    def _selected(self, where: str, columns: list[str]) -> list[dict[str, Any]]:
+        """Return columns and `_rowid` of the rows that satisfy a condition."""
+        with translated(f"read the index {self.uri}"):
+            query = self._table.search().select(columns).with_row_id(True).limit(None)
+            return list(query.where(where).to_arrow().to_pylist())
+
+    def _warn_of_repeated(self, ids: Sequence[str]) -> None:
+        repeated = [(id, count) for id, count in Counter(ids).items() if count > 1]
+        for id, count in repeated[:_MAX_WARNINGS]:
+            logger.warning(
+                "document %r is stored %d times in the index %s: Index.optimize keeps the newest", id, count, self.uri
+            )
 
     def texts(self, row_ids: RowIds, *, spans: bool = False) -> list[dict[str, Any]]:
         """Return `id`, `text`, `metadata` (as JSON), `is_page` and, if asked, `spans` of rows, in this order.
