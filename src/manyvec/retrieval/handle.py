@@ -6,8 +6,9 @@ import copy
 import pickle
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from manyvec.errors import EncoderError, InputError, StoreError, check_ids
 from manyvec.filters import FilterLike, parse_filter, to_sql
@@ -15,13 +16,18 @@ from manyvec.models.loading import load_encoder
 from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
+from manyvec.retrieval.lexical import WordStatistics
 from manyvec.retrieval.reader import IndexReader, scorer_for
 from manyvec.retrieval.threads import in_thread
+from manyvec.storage.ingest.adding import rows_of
 from manyvec.storage.lance import TABLE, Place
 from manyvec.storage.schema import Manifest, stored_as
 from manyvec.storage.table import Store
 from manyvec.types import Document, IndexInfo
 from manyvec.vectors.batch import TokenBatch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _Handle = TypeVar("_Handle", bound="IndexHandle")
 
@@ -155,6 +161,36 @@ class IndexHandle:
         """Return the number of documents, or of those that pass a filter."""
         snapshot = self._store.snapshot()
         return snapshot.count(self._where(filter, snapshot.manifest))
+
+    def rows(self, documents: Iterable[Document | Mapping[str, Any]], *, adopt_vectors: bool = False) -> pa.Table:
+        """Return documents as rows of this index, for another program to append, such as a worker of Ray.
+
+        Documents are checked and encoded as `add` does it; nothing is written. An append does not look for ids that
+        are stored already; see `duplicates`.
+
+        Args:
+            documents: Documents with distinct ids, or dicts of their arguments.
+            adopt_vectors: Whether to take vectors that come with documents; see `Index.add`.
+
+        Returns:
+            Table with the schema of the index's table, in the order of the documents.
+
+        Raises:
+            InputError: A document cannot be stored, or an id occurs more than once.
+        """
+        return rows_of(self._store, documents, lambda: self.encoder, adopts_vectors=adopt_vectors)
+
+    def duplicates(self) -> list[str]:
+        """Return the ids, sorted, that are stored more than once, because another program has appended them.
+
+        `Index.optimize` keeps the newest row of each.
+        """
+        counts = Counter(self._store.snapshot().states().ids.tolist())
+        return sorted(id for id, count in counts.items() if count > 1)
+
+    def statistics(self, texts: str | Sequence[str]) -> WordStatistics:
+        """Return what BM25 needs to know of this index to score documents for all words of some texts."""
+        return self._reader.statistics([texts] if isinstance(texts, str) else texts)
 
     aget, aids, acount = in_thread(get), in_thread(ids), in_thread(count)
 

@@ -12,6 +12,7 @@ from manyvec.errors import StoreError
 from manyvec.filters.values import read_metadata
 from manyvec.retrieval.candidates import Candidates, Query, Scope
 from manyvec.retrieval.centroid_lists import PostingListLoader
+from manyvec.retrieval.lexical import Lexicon, RowScores, WordStatistics
 from manyvec.retrieval.search import SearchOptions, search
 from manyvec.storage.cache import CachedVersion
 from manyvec.storage.table import Store
@@ -50,6 +51,7 @@ class IndexReader:
 
     def __init__(self, store: Store, scorer: Scorer | None, cache_bytes: int) -> None:
         self.lists = PostingListLoader()
+        self._lexicon = Lexicon()
         self._store = store
         self._scorer = scorer
         self._cache_bytes = cache_bytes
@@ -86,6 +88,10 @@ class IndexReader:
                 self._cached = cached
             return cached
 
+    def statistics(self, texts: Sequence[str]) -> WordStatistics:
+        """Return the word statistics of the newest version; see `Index.statistics`."""
+        return self._lexicon.statistics(self.current(), texts)
+
     def documents(self, ids: Sequence[str], *, with_vectors: bool) -> list[Document]:
         """Return the documents with these distinct ids, in this order; unknown ids are left out. See `Index.get`."""
         snapshot = self._store.snapshot()
@@ -119,6 +125,7 @@ class IndexReader:
         candidates: Candidates,
         options: SearchOptions,
         where: str | None = None,
+        matches: Sequence[RowScores] | None = None,
     ) -> list[list[Hit]]:
         """Return the hits of each query.
 
@@ -129,6 +136,8 @@ class IndexReader:
             candidates: First stage that chooses the documents to score.
             options: What the search is to return.
             where: Filter as SQL.
+            matches: BM25 scores of rows for each query, where BM25 takes part with statistics from outside. By default
+                they are LanceDB's.
         """
 
         def search_version(version: CachedVersion) -> list[list[Hit]]:
@@ -136,7 +145,8 @@ class IndexReader:
             hits: list[list[Hit]] = []
             for part in _parts(len(queries), len(version)):
                 of_part = tokens.select(np.arange(part.start, part.stop))
-                hits += search(scope, candidates, queries[part], of_part, options)
+                of_rows = None if matches is None else [found.in_version(version) for found in matches[part]]
+                hits += search(scope, candidates, queries[part], of_part, options, of_rows)
             return hits
 
         return self._read(version, search_version)

@@ -49,7 +49,12 @@ class _Ranking:
 
 
 def search(
-    scope: Scope, candidates: Candidates, queries: Sequence[str], tokens: TokenBatch, options: SearchOptions
+    scope: Scope,
+    candidates: Candidates,
+    queries: Sequence[str],
+    tokens: TokenBatch,
+    options: SearchOptions,
+    matches: Sequence[ScoredPositions] | None = None,
 ) -> list[list[Hit]]:
     """Search the documents in scope.
 
@@ -59,11 +64,13 @@ def search(
         queries: Query strings.
         tokens: Token vectors of the queries, in the same order.
         options: What the search is to return.
+        matches: BM25's best documents for each query, where they come with statistics from outside.
 
     Returns:
         Hits of each query, best first.
     """
-    matches = _bm25_matches(queries, scope, options)
+    if matches is None:
+        matches = _bm25_matches(queries, scope, options)
     chosen = _candidates(candidates, queries, tokens, matches, scope, options)
     scored = _exact_scores(scope, tokens, chosen, matches, options)
     rankings = [_ranked(documents, matches[i], len(tokens[i]), scope, options) for i, documents in enumerate(scored)]

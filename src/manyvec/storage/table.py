@@ -13,25 +13,21 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from manyvec.errors import InputError, StoreError, WriteConflictError
 from manyvec.storage.centroids import CentroidTables
+from manyvec.storage.ingest.columns import token_columns
 from manyvec.storage.lance import Connection, Place, translated
 from manyvec.storage.opened import OpenedIndex
 from manyvec.storage.schema import (
     Manifest,
     Row,
-    ragged,
     row_columns,
     schema_of,
     search_indexes,
-    span_steps,
     to_arrow,
 )
 from manyvec.storage.snapshot import Snapshot, Stored, VersionKey
-from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch
-from manyvec.vectors.codec import check_range
+from manyvec.vectors.batch import TokenBatch
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -219,9 +215,7 @@ class Store:
         opened = self._written_to(generation)
         manifest = opened.manifest
         with translated(f"write to the index {self.uri}"):
-            schema = opened.table.schema
-            columns = {**row_columns(rows, manifest), **_token_columns(tokens, opened, schema)}
-            values = to_arrow(columns, schema)
+            values = _values(rows, tokens, opened)
             # Concurrent upserts of a new id insert it twice if they use a BTree index on it; the primary key prevents
             # that only without the index.
             merge = opened.table.merge_insert("id").use_index(False)
@@ -230,6 +224,16 @@ class Store:
                 self._commit(lambda: merge.execute(values), manifest)
             except _ColumnsChangedError:
                 self.upsert(rows, tokens, generation=opened.generation)
+
+    def rows(self, rows: Sequence[Row], tokens: TokenBatch) -> pa.Table:
+        """Return rows as `upsert` would write them, with their token vectors encoded as the index stores them."""
+        return _values(rows, tokens, self._written_to())
+
+    def append(self, values: pa.Table) -> None:
+        """Append rows in one commit, as `rows` returns them. Ids that are stored already are not looked for."""
+        opened = self._written_to()
+        with translated(f"write to the index {self.uri}"):
+            self._commit(lambda: opened.table.add(values))
 
     def update_metadata(self, rows: Sequence[Row], *, generation: int | None = None) -> int:
         """Write metadata and filter columns of stored rows, without their token vectors.
@@ -261,7 +265,7 @@ class Store:
         """
 
         def columns(opened: OpenedIndex) -> dict[str, Any]:
-            return {"id": ids, "content_hash": content_hashes, **_token_columns(tokens, opened, opened.table.schema)}
+            return {"id": ids, "content_hash": content_hashes, **token_columns(tokens, opened, opened.table.schema)}
 
         return self._update(self._written_to(), columns)
 
@@ -405,28 +409,7 @@ class Store:
                 return self._update(opened, make_columns)
 
 
-def _token_columns(tokens: TokenBatch, opened: OpenedIndex, schema: pa.Schema) -> dict[str, Any]:
-    """Return the columns of token vectors, encoded as the index stores new ones."""
-    import pyarrow as pa
-
-    storage, codec = opened.manifest.storage, opened.centroids.codec()
-    spans = tokens.spans if tokens.spans is not None else np.full((tokens.n_tokens, 2), -1, np.int32)
-    columns = {"n_tokens": tokens.lengths, "spans": span_steps(spans, tokens.offsets)}
-    if codec is None:
-        check_range(tokens.vectors, "float16")
-        stored: StoredBatch
-        stored = TokenBatch.unchecked(tokens.vectors.astype(np.float16, copy=False), tokens.offsets)
-        columns["tokens"] = ragged(stored.vectors, tokens.offsets)
-        codes = None
-    else:
-        columns["tokens"] = pa.nulls(len(tokens), schema.field("tokens").type)
-        codebook = opened.centroids.codec_codebook()
-        codes = codec.encode(tokens.vectors, None if codebook is None else codebook.assign(tokens.vectors))
-        stored = CodedBatch.unchecked(codes, tokens.offsets, codec)
-    columns["vectors_checksum"] = stored.checksums()
-    if storage != "float16":
-        kind = schema.field("codes").type
-        columns["codes"] = pa.nulls(len(tokens), kind) if codes is None else ragged(codes, tokens.offsets)
-    if storage == "residual":
-        columns["is_coded"] = [codes is not None] * len(tokens)
-    return columns
+def _values(rows: Sequence[Row], tokens: TokenBatch, opened: OpenedIndex) -> pa.Table:
+    schema = opened.table.schema
+    columns = {**row_columns(rows, opened.manifest), **token_columns(tokens, opened, schema)}
+    return to_arrow(columns, schema)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from manyvec.storage.snapshot import Snapshot
 from manyvec.storage.table import Store
 from manyvec.types import Document
 from manyvec.vectors.batch import TokenBatch, offsets_of, pool
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -266,6 +269,25 @@ def add_batch(
         store.upsert(changed, tokens, generation=generation)
     n_unchanged = len(documents) - len(changes)
     return AddReport(n_new, len(changes) - n_blank - n_new, n_unchanged, n_blank, repeated, len(known))
+
+
+def rows_of(
+    store: Store,
+    documents: Iterable[Document | Mapping[str, Any]],
+    get_encoder: Callable[[], Encoder],
+    *,
+    adopts_vectors: bool = False,
+) -> pa.Table:
+    """Return documents as rows of an index, checked and encoded, without writing them; see `Index.rows`."""
+    checked = list(Checked(documents, "raise"))
+    if repeated := _repeated_ids(checked, set()):
+        raise InputError(f"ids must be distinct, but these occur more than once: {shown(list(repeated))}")
+    rows = [to_row(document, store.manifest.columns) for document in checked]
+    if page := next((row for row in rows if row.image is not None), None):
+        _check_page(page, get_encoder(), store)
+    _check_vectors(rows, store, adopts_vectors=adopts_vectors)
+    nothing = TokenBatch.from_list([], dim=store.manifest.dim)
+    return store.rows(rows, encode(rows, get_encoder, store.manifest) if rows else nothing)
 
 
 def _repeated_ids(documents: Sequence[Document], seen: set[int]) -> tuple[str, ...]:

@@ -1,0 +1,224 @@
+"""BM25 as LanceDB computes it, with statistics that may come from several indexes.
+
+LanceDB's full-text index scores a document with the statistics of its own table. Where documents are spread over
+tables, the same document would get another score in each. Here an index tells what BM25 needs to know of it, and its
+best documents are scored again with the sums over all indexes. With the statistics of one index, the scores are
+LanceDB's own, within float32, if that index holds no rows that were deleted or replaced since `Index.optimize`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyvec.storage.cache import CachedVersion
+from manyvec.vectors.maxsim import ScoredPositions, Scores, top_k
+
+# Constants of lance-index, and how it rounds: all of its arithmetic is float32.
+K1, B = np.float32(1.2), np.float32(0.75)
+# Documents whose scores tell the average length.
+_N_SAMPLED = 5
+
+
+@dataclass(frozen=True)
+class WordStatistics:
+    """What BM25 needs to know of a collection. The sum of two describes both collections together.
+
+    Attributes:
+        n_documents: Number of documents.
+        n_words: Number of words in all of them, as LanceDB counts words: stop words are left out.
+        counts: For each word, as `word_of` returns it, how many documents contain it.
+    """
+
+    n_documents: int
+    n_words: int
+    counts: dict[str, int]
+
+    def __add__(self, other: WordStatistics) -> WordStatistics:
+        counts = {word: self.counts.get(word, 0) + other.counts.get(word, 0) for word in self.counts | other.counts}
+        return WordStatistics(self.n_documents + other.n_documents, self.n_words + other.n_words, counts)
+
+    @property
+    def average_length(self) -> np.float32:
+        """Average number of words in a document; 1 for an empty collection."""
+        return np.float32(self.n_words) / np.float32(self.n_documents) if self.n_words else np.float32(1)
+
+    def weight(self, word: str) -> np.float32:
+        """Return the inverse document frequency of a word; 0 for a word that no document contains."""
+        if not (count := self.counts.get(word, 0)):
+            return np.float32(0)
+        n, has = np.float32(self.n_documents), np.float32(count)
+        return np.log((n - has + np.float32(0.5)) / (has + np.float32(0.5)) + np.float32(1))
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """BM25 scores of rows of an index.
+
+    Attributes:
+        row_ids: (n,) rows.
+        scores: (n,) their scores.
+    """
+
+    row_ids: NDArray[np.int64]
+    scores: Scores
+
+    def in_version(self, version: CachedVersion) -> ScoredPositions:
+        """Return the documents of a version that these rows are, best first, then by id, without unknown rows."""
+        positions, scores = _known(version, self.row_ids, self.scores)
+        order = top_k(scores, version.states.ids[positions], len(positions))
+        return ScoredPositions(positions[order], scores[order])
+
+
+@dataclass(frozen=True)
+class WordMatches:
+    """The documents of one index that match the words of a query best, and what BM25 needs to know of them.
+
+    Attributes:
+        row_ids: (n,) rows of the index.
+        ids: (n,) ids of the documents.
+        frequencies: (n, n_words) how often a document contains each word of the query.
+        lengths: (n,) number of words in a document.
+        bound: Upper bound on the score that the index itself gives to matches that are not among these; 0 if there are
+            none.
+    """
+
+    row_ids: NDArray[np.int64]
+    ids: NDArray[np.object_]
+    frequencies: NDArray[np.float32]
+    lengths: NDArray[np.float32]
+    bound: float
+
+    def scores(self, words: Sequence[str], statistics: WordStatistics) -> Scores:
+        """Return the (n,) BM25 scores of the documents for a query of these words, each as often as it occurs."""
+        norms = K1 * (np.float32(1) - B + B * self.lengths / statistics.average_length)
+        scores = np.zeros(len(self.row_ids), np.float32)
+        for word, frequencies in zip(words, self.frequencies.T, strict=True):
+            scores += statistics.weight(word) * ((K1 + np.float32(1)) * frequencies / (frequencies + norms))
+        return scores
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, in their order, as the full-text index of the column `text` sees them."""
+    import lancedb
+
+    # The defaults are those of `lancedb.index.FTS`, which `search_indexes` uses.
+    return [token.text for token in lancedb.tokenize(text)]
+
+
+def spellings(text: str) -> dict[str, str]:
+    """Return a spelling in the text for each of its words. A word itself may be stemmed again into another one."""
+    import lancedb
+
+    raw = lancedb.tokenize(text, lower_case=False, stem=False, remove_stop_words=False, ascii_folding=False)
+    return {word: token.text for token in raw if (word := word_of(token.text)) is not None}
+
+
+@lru_cache(maxsize=65536)
+def word_of(spelling: str) -> str | None:
+    """Return what the full-text index makes of one spelling; None for a stop word."""
+    return next(iter(words_of(spelling)), None)
+
+
+class Lexicon:
+    """The word statistics of an index. What was counted in a version is remembered. May be shared by threads."""
+
+    def __init__(self) -> None:
+        # By version object, which belongs to one index; see `candidates.Pooled`.
+        self._averages: WeakKeyDictionary[CachedVersion, float] = WeakKeyDictionary()
+        self._counts: WeakKeyDictionary[CachedVersion, dict[str, int]] = WeakKeyDictionary()
+
+    def statistics(self, version: CachedVersion, texts: Iterable[str]) -> WordStatistics:
+        """Return the statistics of a version for all words of some texts."""
+        counts = self._counts.setdefault(version, {})
+        wanted: dict[str, int] = {}
+        for text in texts:
+            for word, spelling in spellings(text).items():
+                if word not in counts:
+                    counts[word] = len(_matching(version, spelling)[0])
+                wanted[word] = counts[word]
+        return WordStatistics(len(version), round(self._average(version) * len(version)), wanted)
+
+    def _average(self, version: CachedVersion) -> float:
+        average = self._averages.get(version)
+        if average is None:
+            average = self._averages[version] = _average_length(version)
+        return average
+
+
+def best_matches(version: CachedVersion, query: str, limit: int, where: str | None = None) -> WordMatches:
+    """Return the at most `limit` documents that match a query best by the statistics of this index.
+
+    Args:
+        version: Version of the index.
+        query: Query string.
+        limit: Maximum number of documents.
+        where: Filter as SQL.
+    """
+    found = version.match(query, min(limit, len(version)), where)
+    words = words_of(query)
+    frequencies = np.zeros((len(found.positions), len(words)), np.float32)
+    lengths = np.zeros(len(found.positions), np.float32)
+    for i, row in enumerate(version.rows(found.positions)):
+        counts = Counter(words_of(row["text"] or ""))
+        frequencies[i] = [counts[word] for word in words]
+        lengths[i] = counts.total()
+    states = version.states
+    bound = float(found.scores.min()) if 0 < limit <= len(found.positions) else 0.0
+    return WordMatches(states.row_ids[found.positions], states.ids[found.positions], frequencies, lengths, bound)
+
+
+def growth(mine: WordStatistics, all: WordStatistics, words: Sequence[str]) -> float:
+    """Return the largest factor by which a score can grow from the statistics of one index to those of all."""
+    weights = [float(all.weight(word) / own) for word in words if (own := mine.weight(word))]
+    return max(weights, default=1.0) * max(1.0, float(all.average_length / mine.average_length))
+
+
+def _matching(version: CachedVersion, spelling: str) -> ScoredPositions:
+    """Return all documents that contain a word, with LanceDB's scores, in no order."""
+    # The full-text index keeps rows that were deleted, until it is merged with new ones.
+    return _known(version, *version.snapshot.match(spelling, len(version)))
+
+
+def _known(version: CachedVersion, row_ids: NDArray[np.int64], scores: Scores) -> ScoredPositions:
+    """Return the rows that are in a version as positions, in the same order."""
+    positions = version.positions(row_ids)
+    is_known = version.states.row_ids.take(positions, mode="clip") == row_ids if len(version) else row_ids < 0
+    return ScoredPositions(positions[is_known], scores[is_known])
+
+
+def _average_length(version: CachedVersion) -> float:
+    """Return the average number of words in a document, solved from LanceDB's scores of a few documents.
+
+    To count them all takes 1 µs a word, minutes in a large index. LanceDB knows the sum and does not tell it, but in
+    the score of one word everything else is known.
+    """
+    # Those written last: in an index that has grown since `optimize`, LanceDB scores them with all statistics, and
+    # older rows with those of older rows.
+    newest = np.argsort(-version.states.updated, kind="stable")[:_N_SAMPLED]
+    averages, lengths = [], []
+    for position, row in zip(newest.tolist(), version.rows(newest), strict=True):
+        counts = Counter(words_of(row["text"] or ""))
+        lengths.append(counts.total())
+        # A long word is likely to be rare, and quick to look for.
+        spelling_of = spellings(row["text"] or "")
+        if not (word := max(spelling_of, key=len, default=None)):
+            continue
+        positions, scores = _matching(version, spelling_of[word])
+        if not len(at := np.flatnonzero(positions == position)):
+            continue
+        statistics = WordStatistics(len(version), 0, {word: len(positions)})
+        frequency = counts[word]
+        norm = frequency * (float(K1 + 1) * float(statistics.weight(word)) / float(scores[at[0]]) - 1)
+        share = norm / float(K1) - float(1 - B)
+        if share > 0:
+            averages.append(float(B) * counts.total() / share)
+    if averages:
+        return float(np.median(averages))
+    return float(np.mean(lengths)) if lengths else 0.0
