@@ -37,6 +37,10 @@ coverage:
 bench name *arguments:
     {{bin}}/python examples/benchmarks/{{name}}.py {{arguments}}
 
+# Build the docs site into site/, or serve it while you write: just docs serve
+docs command="build":
+    {{bin}}/python -m mkdocs {{command}} --strict
+
 # Resolve constraints.in into constraints.txt; needs `pip install uv`. With --upgrade, to the newest versions.
 lock *arguments:
     uv pip compile --universal --python-version 3.10 --no-annotate --custom-compile-command "just lock" --no-emit-package manyvec --no-emit-package langchain-manyvec --no-emit-package llama-index-retrievers-manyvec -o constraints.txt {{arguments}} constraints.in

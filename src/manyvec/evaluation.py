@@ -16,6 +16,8 @@ from manyvec.errors import InputError
 from manyvec.files.records import read_jsonl, read_jsonl_documents
 from manyvec.types import Document
 
+__all__ = ["DEFAULT_MEASURES", "Dataset", "Qrels", "Run", "evaluate", "load_beir"]
+
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
 Run: TypeAlias = Mapping[str, Sequence[str]]
 _T = TypeVar("_T")
