@@ -136,6 +136,27 @@ def test_a_database_in_memory_can_be_shared_by_its_connection() -> None:
     assert Index.create("memory://", HashEncoder()).count() == 0
 
 
+def test_a_closed_connection_is_one_clear_error_and_an_index_in_a_folder_needs_it_no_more(tmp_path: Path) -> None:
+    connection, in_folder = lancedb.connect("memory://"), lancedb.connect(tmp_path / "db")
+    index = Index.create(connection=connection, encoder=HashEncoder())
+    kept = Index.create(connection=in_folder, encoder=HashEncoder())
+    for each in (index, kept):
+        each.add(DOCUMENTS[:3])
+    # LanceDB's synchronous connections have no method for it.
+    connection._conn.close()  # type: ignore[attr-defined]
+    in_folder._conn.close()  # type: ignore[attr-defined]
+    calls = [lambda: index.search("word1"), lambda: index.add(DOCUMENTS[3:5]), index.count, index.info, index.optimize]
+    for call in calls:
+        with pytest.raises(StoreError, match=r"memory://: its connection is closed: open the index with another one"):
+            call()
+    for name in (Index.open, Index.create):
+        with pytest.raises(InputError, match=r"^connection is closed: pass an open one"):
+            name(connection=connection, encoder=HashEncoder())
+    assert kept.search("word1", 1)[0].id == "d1"
+    kept.add(DOCUMENTS[3:5])
+    assert kept.count() == 5
+
+
 def test_places_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"^manyvec cannot use LanceDB Cloud \(db://\): pass a folder or a bucket's URI$"

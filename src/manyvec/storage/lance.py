@@ -27,13 +27,14 @@ TABLE = "documents"
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Starts of the names of other tables; see `CentroidTables` and LangChain's `ManyvecRecordManager`.
 _RESERVED = ("codec_", "codebook_", "assigned_", "langchain_records")
-# What messages of object stores mean, which are otherwise 1,500 characters of Rust.
+# What messages of LanceDB mean; those of object stores are otherwise 1,500 characters of Rust.
 _MEANINGS = {
     "NoSuchBucket|bucket does not exist": "there is no such bucket",
     "AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|status: 403|status: 401|InvalidToken|ExpiredToken": (
         "access was denied: check the credentials in the environment or in storage_options"
     ),
     "ConnectError|dns error|kind: Connect": "the object store cannot be reached: check the network and the endpoint",
+    "Connection is closed": "its connection is closed: open the index with another one from lancedb.connect",
 }
 _MAX_MESSAGE = 300
 # In the folder of the documents' table; LanceDB ignores it.
@@ -90,7 +91,10 @@ class Place:
             # Copied: LanceDB's connection is closed or used otherwise by whoever made it.
             options = getattr(connection, "storage_options", None) or {}
             storage_options = {**options, **(storage_options or {})}
-            uri = str(connection.uri)
+            try:
+                uri = str(connection.uri)
+            except RuntimeError as error:
+                raise InputError("connection is closed: pass an open one from lancedb.connect") from error
         path = fspath(uri) if isinstance(uri, (str, PathLike)) else uri
         if not isinstance(path, str) or not path.strip():
             raise InputError(f"an index needs a folder or a bucket's URI, got {uri!r}")
