@@ -39,7 +39,8 @@ def main() -> None:
     calibration = Calibration.measure(index)
 
     def passing(names: list[str], threshold: float) -> float:
-        best = [hits[0].similarity for hits in index.search_many([dataset.queries[name] for name in names], 1)]
+        texts = [dataset.queries[name] for name in names]
+        best = [hits[0].similarity for hits in index.search_many(texts, 1, lexical_weight=0)]
         return round(sum(calibration.relevance(similarity) >= threshold for similarity in best) / len(best), 2)
 
     rows = {

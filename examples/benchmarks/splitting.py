@@ -50,7 +50,7 @@ def ranked(
         index.add(passages, show_progress=True)
         seconds = time.monotonic() - started
         index.optimize()
-        found = index.search_many(queries, k=len(passages))
+        found = index.search_many(queries, k=len(passages), lexical_weight=0)
         info = index.info()
     hits = [[replace(hit, text=shown[hit.id].text) for hit in each] for each in found]
     return hits, {

@@ -9,14 +9,17 @@ from importlib.metadata import version as package_version
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
-from manyvec.errors import InputError, ManifestError, check_count, check_fraction, check_ids
+from manyvec.errors import InputError, ManifestError, check_count, check_ids
 from manyvec.filters import FilterLike
 from manyvec.filters.columns import parse_columns
+from manyvec.models.families import lexical_weight as lexical_weight_of
 from manyvec.models.loading import load_encoder
+from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.grouping import search_grouped
 from manyvec.retrieval.handle import IndexHandle
+from manyvec.retrieval.mixing import LexicalWeight, chosen_weight
 from manyvec.retrieval.queries import AnyQuery, check_passages, check_strings, encode
 from manyvec.retrieval.search import SearchOptions
 from manyvec.retrieval.threads import in_thread
@@ -123,6 +126,7 @@ class Index(IndexHandle):
             pool_factor=pool_factor,
             images=isinstance(loaded, ImageReader),
             library=package_version("manyvec"),
+            lexical_weight=0 if isinstance(loaded, Vectors) else lexical_weight_of(loaded.name),
         )
         try:
             index._start(Store.create(place, manifest, cache_bytes))
@@ -274,7 +278,7 @@ class Index(IndexHandle):
         *,
         filter: FilterLike | None = None,
         depth: int | None = None,
-        lexical_weight: float = 0,
+        lexical_weight: LexicalWeight = "auto",
         evidence: bool = False,
         passage_chars: int | None = None,
         group_by: str | None = None,
@@ -292,8 +296,10 @@ class Index(IndexHandle):
                 documents as hold 10,000 token vectors, at least 32, and up to 300 that come close to the best of them.
                 Small indexes, and small filtered parts of large ones, are scored completely.
             lexical_weight: Share of BM25 in the order of the hits (`Hit.final_score`), 0 to 1; BM25's best 300
-                documents become candidates too. With `minilm` and 0.3, nine of twelve judged sets gain and one loses
-                0.014 (`examples/benchmarks/mix.py`). The default is 0, because other models have not been measured.
+                documents become candidates too. 0 orders by MaxSim alone. "auto" is what was measured for the model and
+                is recorded in the index (`info().lexical_weight`): 0.27 for `minilm`, which raises its mean nDCG@10 on
+                twelve judged sets from .660 to .703 (`examples/benchmarks/mix.py`), and 0 for others, until
+                `manyvec eval --mix` measures them on your queries. An image or token vectors have no words: 0.
             evidence: Whether to explain each hit: which words matched, or where on the page (`Hit.evidence`).
             passage_chars: Maximum length of the passage to return with each hit (`Hit.passage`); None for no passage.
                 Needs a string or token vectors as the query.
@@ -318,7 +324,7 @@ class Index(IndexHandle):
         *,
         filter: FilterLike | None = None,
         depth: int | None = None,
-        lexical_weight: float = 0,
+        lexical_weight: LexicalWeight = "auto",
         evidence: bool = False,
         passage_chars: int | None = None,
         group_by: str | None = None,
@@ -329,19 +335,21 @@ class Index(IndexHandle):
             raise InputError("search_many takes a list of queries; for one query use search")
         k = check_count(k, "k")
         depth = None if depth is None else check_count(depth, "depth", minimum=1)
-        lexical_weight = check_fraction(lexical_weight, "lexical_weight")
         passage_chars = None if passage_chars is None else check_count(passage_chars, "passage_chars", minimum=1)
         manifest = (version := self._reader.current()).snapshot.manifest
+        weight = chosen_weight(lexical_weight, manifest.lexical_weight)
         where = self._where(filter, manifest)
         if not queries or k == 0:
             return [[] for _ in queries]
-        check_strings(queries, lexical_weight=lexical_weight, evidence=evidence)
+        check_strings(queries, lexical_weight=lexical_weight != "auto" and weight > 0, evidence=evidence)
         if passage_chars is not None:
             check_passages(queries)
         texts, tokens = self._encode_queries(queries, manifest)
         encoder = self._encoder_for(manifest) if evidence else None
         crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
-        options = SearchOptions(k, depth, lexical_weight, evidence, crops_images, passage_chars)
+        # Without words BM25 has nothing to count.
+        weight = weight if any(texts) else 0
+        options = SearchOptions(k, depth, weight, evidence, crops_images, passage_chars)
         find = partial(self._reader.search, version, texts, tokens, self.candidates, where=where)
         return find(options) if group_by is None else search_grouped(find, options, group_by, group_size)
 

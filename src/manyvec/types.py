@@ -135,8 +135,8 @@ class Hit:
         similarity: The mean instead of the sum (FILIP), in [-1, 1]: comparable between queries of different length.
         rank: 1 is best. Equal scores are ordered by id.
         evidence: Which words matched, or where on the page, if the search was called with `evidence=True`.
-        final_score: What hits are ordered by: `score`, or the mix of `similarity` and BM25 if the search had a
-            `lexical_weight`.
+        final_score: What hits are ordered by: the mix of `similarity` and BM25, or `score` if BM25 took no part (see
+            `lexical_weight` in `Index.search`).
         is_page: Whether the document is a page image; `Index.get` returns the image.
         passage: Passage that matches best, if the search was called with `passage_chars`. None for a page image, and
             for a document stored without the characters of its tokens.
@@ -192,6 +192,7 @@ class IndexInfo:
         storage: How token vectors are stored; see `Index.create`.
         pool_factor: One in `pool_factor` token vectors was kept; see `Index.create`.
         filter_columns: Declared filter columns and their types.
+        lexical_weight: Share of BM25 in the order of hits where a search names none: what "auto" stands for.
         version: Version of the table; every commit raises it.
         bytes_on_disk: Size of the folder, including old versions that are still kept; None for a bucket.
         bytes_in_memory: Size of the token vectors that this process holds in memory.
@@ -207,6 +208,7 @@ class IndexInfo:
     storage: str
     pool_factor: float
     filter_columns: dict[str, str]
+    lexical_weight: float
     version: int
     bytes_on_disk: int | None
     bytes_in_memory: int

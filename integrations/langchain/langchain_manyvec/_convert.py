@@ -31,14 +31,21 @@ def to_langchain(hit: manyvec.Hit, *, scores: bool = True) -> Document:
 
     Args:
         hit: Hit of a search.
-        scores: Whether to add `score` and `relevance_score` to the metadata. Evidence is always added. Stored keys of
-            the same name are kept instead.
+        scores: Whether to add `score` and `relevance_score` to the metadata, and `final_score` if BM25 took part.
+            Evidence is always added. Stored keys of the same name are kept instead.
     """
     added: dict[str, Any] = {"score": hit.score, "relevance_score": clipped(hit.similarity)} if scores else {}
+    if scores and is_mixed(hit):
+        added["final_score"] = hit.final_score
     if hit.evidence is not None:
         added["evidence"] = hit.evidence.to_dict()
     document = Document(page_content=hit.text, id=hit.id, metadata={**added, **hit.metadata})
     return with_passage(document, hit.passage)
+
+
+def is_mixed(hit: manyvec.Hit) -> bool:
+    """Whether BM25 took part in the order of the hits, so that they are not ordered by MaxSim alone."""
+    return hit.final_score != hit.score
 
 
 def as_stored(document: manyvec.Document | manyvec.Hit) -> Document:
@@ -57,7 +64,9 @@ def with_passage(document: Document, passage: manyvec.Passage | None) -> Documen
 def with_scores(document: Document, score: float, similarity: float) -> Document:
     """Copy a document with these scores in the metadata, replacing those of an earlier stage."""
     scores = {"score": score, "relevance_score": clipped(similarity)}
-    return document.model_copy(update={"metadata": {**document.metadata, **scores}})
+    # What an earlier stage has ordered by.
+    kept = {key: value for key, value in document.metadata.items() if key != "final_score"}
+    return document.model_copy(update={"metadata": {**kept, **scores}})
 
 
 def to_manyvec(document: Document, id: str | None = None) -> manyvec.Document:

@@ -24,7 +24,7 @@ _QUERY_WORDS, _QUERY_CHARACTERS = 12, 100
 
 @dataclass(frozen=True)
 class Calibration:
-    """Distribution of the best similarities that unanswerable questions reach in one index.
+    """Distribution of the best similarities that unanswerable questions reach in one index, without BM25.
 
     To keep a calibration, save `background` and pass it to `Calibration(tuple(...))` later.
 
@@ -52,11 +52,12 @@ class Calibration:
             InputError: No question finds a document, for example because the index holds fewer than two documents.
         """
         if unanswerable is not None:
-            background = [hits[0].similarity for hits in index.search_many(unanswerable, 1) if hits]
+            background = [hits[0].similarity for hits in index.search_many(unanswerable, 1, lexical_weight=0) if hits]
         else:
             ids = index.ids()
             documents = index.get(random.Random(0).sample(ids, min(n_samples, len(ids))))
-            found = index.search_many([_first_words(document.text) for document in documents], 2)
+            questions = [_first_words(document.text) for document in documents]
+            found = index.search_many(questions, 2, lexical_weight=0)
             others = [
                 [hit.similarity for hit in hits if hit.id != document.id]
                 for document, hits in zip(documents, found, strict=True)

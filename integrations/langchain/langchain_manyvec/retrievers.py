@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class ManyvecRetriever(BaseRetriever):
-    """Retriever over a manyvec index, ranked by exact late-interaction scores.
+    """Retriever over a manyvec index, ranked by exact late-interaction scores, mixed with BM25 where that was measured.
 
     Returned documents are new objects with the stored id, text and metadata. Two keys are added to the metadata:
     `score`, ColBERT's MaxSim summed over the query's tokens, and `relevance_score`, its mean per query token clipped to
-    [0, 1]. A stored key of the same name is kept instead.
+    [0, 1]. Documents are ordered by `score`, or by a third key, `final_score`, if BM25 took part. A stored key of the
+    same name is kept instead.
 
     Every attribute except `index` can be overridden per call:
     `retriever.invoke("late interaction", k=1, filter={"year": 2024})`. `batch` and `abatch` encode and score all
@@ -37,15 +38,16 @@ class ManyvecRetriever(BaseRetriever):
         k: Maximum number of documents to return.
         depth: Number of candidates to score in an index with centroid lists, see `Index.search`.
         filter: Condition that documents must pass: made with `manyvec.F`, or a dict such as `{"lang": "en"}`.
-        lexical_weight: Share of BM25 in the ranking, from 0 to 1; 0.3 works well for names and rare words, see
-            `Index.search`. `score` and `score_threshold` still refer to late interaction.
-        score_threshold: Minimum similarity (score per query token, in [-1, 1]) of a returned document.
+        lexical_weight: Share of BM25 in the ranking, from 0 to 1; 0 ranks by late interaction alone. "auto" is what was
+            measured for the model of the index, see `Index.search`.
+        score_threshold: Minimum similarity (score per query token, in [-1, 1]) of a returned document. It is compared
+            with late interaction alone, whatever `lexical_weight` is.
         evidence: Whether to add `evidence` to the metadata: which words of the document matched which words of the
             query, in the JSON form of `Evidence.to_dict`.
         passage_chars: Maximum length of the text of a returned document: the passage that matches the query best, with
             `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. The whole text is
             `retriever.index.get(document.id)`. By default the whole text is returned.
-        scores: Whether to add `score` and `relevance_score` to the metadata. Set it to False for retrievers that merge
+        scores: Whether to add these scores to the metadata. Set it to False for retrievers that merge
             the results of several queries: they compare documents with their metadata, and scores differ by query.
     """
 
@@ -56,7 +58,7 @@ class ManyvecRetriever(BaseRetriever):
     k: int = 4
     depth: int | None = None
     filter: FilterLike | None = None
-    lexical_weight: float = 0
+    lexical_weight: float | Literal["auto"] = "auto"
     score_threshold: float | None = None
     evidence: bool = False
     passage_chars: int | None = None
@@ -191,7 +193,7 @@ class ManyvecRetriever(BaseRetriever):
         k: int | None = None,
         depth: int | None = None,
         filter: FilterLike | None = None,
-        lexical_weight: float | None = None,
+        lexical_weight: float | Literal["auto"] | None = None,
         score_threshold: float | None = None,
         evidence: bool | None = None,
         passage_chars: int | None = None,

@@ -12,7 +12,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import LangSmithRetrieverParams
 from langchain_core.vectorstores import VectorStoreRetriever
 
-from langchain_manyvec._convert import clipped, reject_filters, split_place, to_langchain, trace_params
+from langchain_manyvec._convert import clipped, is_mixed, reject_filters, split_place, to_langchain, trace_params
 from langchain_manyvec.calibration import Calibration
 from langchain_manyvec.collection import DocumentCollection
 from langchain_manyvec.embeddings import ManyvecEmbeddings
@@ -41,7 +41,8 @@ class ManyvecVectorStore(DocumentCollection):
             similarity (ColBERT's score per query token) clipped to [0, 1].
         relevance_score_fn: Function from a similarity in [-1, 1] to a relevance score, instead of a calibration.
         depth: Number of candidates to score in an index with centroid lists, see `Index.search`.
-        lexical_weight: Share of BM25 in the ranking, from 0 to 1, see `Index.search`.
+        lexical_weight: Share of BM25 in the ranking, from 0 to 1; 0 ranks by late interaction alone. "auto" is what was
+            measured for the model of the index, see `Index.search`.
         evidence: Whether to add `evidence` to the metadata: which words of the document matched which words of the
             query.
         passage_chars: Maximum length of the text of a document that a search returns: the passage that matches best,
@@ -59,7 +60,7 @@ class ManyvecVectorStore(DocumentCollection):
         calibration: Calibration | None = None,
         relevance_score_fn: Callable[[float], float] | None = None,
         depth: int | None = None,
-        lexical_weight: float = 0,
+        lexical_weight: float | Literal["auto"] = "auto",
         evidence: bool = False,
         passage_chars: int | None = None,
     ) -> None:
@@ -180,14 +181,17 @@ class ManyvecVectorStore(DocumentCollection):
     ) -> list[tuple[Document, float]]:
         """Return up to `k` documents with the scores they are ranked by; higher is better.
 
-        The score is ColBERT's MaxSim summed over the query's tokens, or with a `lexical_weight` its mix with BM25.
-        Arguments are those of `similarity_search`.
+        The score is the mix of late interaction and BM25, or ColBERT's MaxSim summed over the query's tokens if BM25
+        takes no part. If it does, MaxSim is in the metadata: `score`, and `relevance_score`, its mean per query token
+        clipped to [0, 1]. Arguments are those of `similarity_search`.
         """
-        return [(self._document(hit), hit.final_score) for hit in self._hits(query, k, filter, **options)]
+        hits = self._hits(query, k, filter, **options)
+        return [(to_langchain(hit, scores=is_mixed(hit)), hit.final_score) for hit in hits]
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, filter: FilterLike | None = None, **options: Any
     ) -> list[tuple[Document, float]]:
+        # Of late interaction alone: a mix with BM25 has no scale that a threshold could be compared with.
         relevance = self._select_relevance_score_fn()
         return [(self._document(hit), relevance(hit.similarity)) for hit in self._hits(query, k, filter, **options)]
 
@@ -204,7 +208,7 @@ class ManyvecVectorStore(DocumentCollection):
         k: int = 4,
         filter: FilterLike | None = None,
         *,
-        lexical_weight: float = LEXICAL_WEIGHT,
+        lexical_weight: float | Literal["auto"] = LEXICAL_WEIGHT,
         **options: Any,
     ) -> list[Document]:
         """Return up to `k` documents ranked by late interaction mixed with BM25.
@@ -213,7 +217,8 @@ class ManyvecVectorStore(DocumentCollection):
             query: Text to search for.
             k: Maximum number of documents.
             filter: Condition that documents must pass.
-            lexical_weight: Share of BM25, from 0 to 1. The default measured best.
+            lexical_weight: Share of BM25, from 0 to 1, whichever model the index has. The default measured best with
+                `minilm`.
             **options: `depth`, `evidence` and `passage_chars`, see the class.
         """
         return self.similarity_search(query, k, filter, lexical_weight=lexical_weight, **options)
@@ -319,7 +324,7 @@ class ManyvecVectorStore(DocumentCollection):
         filter: FilterLike | None,
         *,
         depth: int | None = None,
-        lexical_weight: float | None = None,
+        lexical_weight: float | Literal["auto"] | None = None,
         evidence: bool | None = None,
         passage_chars: int | None = None,
     ) -> list[Hit]:
@@ -327,7 +332,7 @@ class ManyvecVectorStore(DocumentCollection):
             passage_chars = passage_chars if passage_chars is not None else self.passage_chars
         else:
             # BM25 and evidence need words; the defaults of the store are for queries that have them.
-            lexical_weight = 0 if lexical_weight is None else lexical_weight
+            lexical_weight = "auto" if lexical_weight is None else lexical_weight
             evidence = False if evidence is None else evidence
         return self.index.search(
             query,

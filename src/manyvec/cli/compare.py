@@ -62,7 +62,8 @@ def compare(index: Index, query: str, k: int = 10, *, filter: FilterLike | None 
         InputError, FilterError: As `Index.search`.
     """
     # The search comes first because it checks the arguments.
-    late = [hit.id for hit in index.search(query, max(k, _DEPTH) if k > 0 else k, filter=filter)]
+    hits = index.search(query, max(k, _DEPTH) if k > 0 else k, filter=filter, lexical_weight=0)
+    late = [hit.id for hit in hits]
     if not late:  # no document passes the filter, or the query has no tokens
         return Comparison(k, ())
     others = [index.rank([query], method, max(k, _DEPTH), filter=filter)[0] for method in (Lexical(), Pooled())]

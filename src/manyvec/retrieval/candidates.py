@@ -36,7 +36,8 @@ class Query:
     Attributes:
         text: The query string.
         tokens: (n_tokens, dim) token vectors.
-        matches: The `LEXICAL_DEPTH` best documents in scope by BM25, if the search has requested them already.
+        matches: The best documents in scope by BM25, `LEXICAL_DEPTH` or as many as the search wants hits, if it has
+            requested them already.
     """
 
     text: str
@@ -204,7 +205,7 @@ class Auto:
 
 
 def _bm25_best(query: Query, scope: Scope, limit: int) -> Positions:
-    if query.matches is not None and limit <= LEXICAL_DEPTH:
+    if query.matches is not None and limit <= max(LEXICAL_DEPTH, scope.k):
         return query.matches.positions[:limit]
     return scope.documents.match(query.text, limit, scope.where).positions
 

@@ -129,6 +129,7 @@ class IndexHandle:
             storage=manifest.storage,
             pool_factor=manifest.pool_factor,
             filter_columns=dict(manifest.filter_columns),
+            lexical_weight=manifest.lexical_weight,
             version=snapshot.version,
             bytes_on_disk=self._place.disk_bytes(),
             bytes_in_memory=self._reader.bytes_held,

@@ -1,4 +1,4 @@
-"""Mix MaxSim with BM25 into the final score of a search that asks for both.
+"""Mix MaxSim with BM25 into the final score of a search in which both take part.
 
 BM25 enters as the store returns it. Its height says how much of a query the words can answer, above all names and rare
 words; scaling it to the best candidate, as most hybrid searches do, discards that. On twelve judged sets of texts and
@@ -9,15 +9,36 @@ never more than 0.009 below. Scaled over the candidates, it lost 0.057 on one se
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import check_fraction
+from manyvec.errors import InputError, check_fraction
 
-# The best mean of the weights tried, measured with `minilm`.
+LexicalWeight: TypeAlias = 'float | Literal["auto"]'
+# The best mean of the weights tried, measured with `minilm`. For searches that ask for a mix whatever the model is.
 LEXICAL_WEIGHT = 0.3
 # BM25 score that counts as much as a similarity of 1. With the weight it makes one factor, which the benchmark varies.
 BM25_UNIT = 40.0
+
+
+def chosen_weight(given: LexicalWeight, of_index: float) -> float:
+    """Return the share of BM25 of a search.
+
+    Args:
+        given: What the caller of the search passed.
+        of_index: Share that "auto" stands for, recorded in the index.
+
+    Raises:
+        InputError: `given` is neither "auto" nor a number between 0 and 1.
+    """
+    if isinstance(given, str) and given == "auto":
+        return of_index
+    try:
+        return check_fraction(given, "lexical_weight")
+    except InputError as error:
+        raise InputError(f'{error}. "auto", the default, is {of_index:g} in this index') from None
 
 
 def mixed(similarities: NDArray[np.floating], bm25: NDArray[np.floating], weight: float) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ class SearchOptions:
     """Options of `Index.search`, checked.
 
     Attributes:
+        lexical_weight: Share of BM25 in the order of the hits of a query that has words.
         passage_chars: Maximum length of each hit's passage; None for no passages.
         crops_images: Whether the encoder looks at the middle square of an image only; see `PageEvidence`.
     """
@@ -37,6 +38,10 @@ class SearchOptions:
     evidence: bool = False
     crops_images: bool = False
     passage_chars: int | None = None
+
+    def weight_of(self, query: str) -> float:
+        """Return the share of BM25 for one query string, which is empty if the query is an image or token vectors."""
+        return self.lexical_weight if query else 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,10 @@ def search(
         matches = _bm25_matches(queries, scope, options)
     chosen = _candidates(candidates, queries, tokens, matches, scope, options)
     scored = _exact_scores(scope, tokens, chosen, matches, options)
-    rankings = [_ranked(documents, matches[i], len(tokens[i]), scope, options) for i, documents in enumerate(scored)]
+    rankings = [
+        _ranked(documents, matches[i], len(tokens[i]), scope, options.k, options.weight_of(queries[i]))
+        for i, documents in enumerate(scored)
+    ]
     # The texts of all queries in one read.
     spans = options.evidence or options.passage_chars is not None
     rows = scope.documents.rows(np.concatenate([ranking.positions for ranking in rankings]), spans=spans)
@@ -88,8 +96,8 @@ def search(
 def _bm25_matches(queries: Sequence[str], scope: Scope, options: SearchOptions) -> list[ScoredPositions]:
     """Return BM25's best documents for each query; no documents if BM25 takes no part in the score."""
     # LanceDB takes no limit beyond 64 bits.
-    limit = min(max(LEXICAL_DEPTH, options.k), len(scope.documents)) if options.lexical_weight else 0
-    return [scope.documents.match(query, limit, scope.where) for query in queries]
+    limit = min(max(LEXICAL_DEPTH, options.k), len(scope.documents))
+    return [scope.documents.match(query, limit if options.weight_of(query) else 0, scope.where) for query in queries]
 
 
 @stage("candidates")
@@ -103,7 +111,7 @@ def _candidates(
 ) -> list[Positions | None]:
     """Return the positions to score for each query; None for all documents in scope."""
     return [
-        candidates.find(Query(text, tokens[i], matches[i] if options.lexical_weight else None), scope, options.depth)
+        candidates.find(Query(text, tokens[i], matches[i] if options.weight_of(text) else None), scope, options.depth)
         for i, text in enumerate(queries)
     ]
 
@@ -135,16 +143,16 @@ def _exact_scores(
 
 
 def _ranked(
-    scored: ScoredPositions, matches: ScoredPositions, n_query_tokens: int, scope: Scope, options: SearchOptions
+    scored: ScoredPositions, matches: ScoredPositions, n_query_tokens: int, scope: Scope, k: int, lexical_weight: float
 ) -> _Ranking:
     """Order documents by MaxSim, or by its mix with BM25, and keep the best `k`."""
     positions, scores = scored
     final_scores = scores
-    if options.lexical_weight:
+    if lexical_weight:
         bm25 = np.zeros(len(positions), np.float32)
         bm25[np.searchsorted(positions, matches.positions)] = matches.scores
-        final_scores = mixed(scores / max(1, n_query_tokens), bm25, options.lexical_weight)
-    best = top_k(final_scores, scope.documents.states.ids[positions], options.k)
+        final_scores = mixed(scores / max(1, n_query_tokens), bm25, lexical_weight)
+    best = top_k(final_scores, scope.documents.states.ids[positions], k)
     return _Ranking(positions[best], scores[best], final_scores[best])
 
 

@@ -204,6 +204,7 @@ class Api:
             model=info.model,
             dim=info.dim,
             filter_columns=info.filter_columns,
+            lexical_weight=info.lexical_weight,
             version=info.version,
         )
 
@@ -277,6 +278,7 @@ def _to_record(hit: Hit, passage_chars: int) -> HitRecord:
     return HitRecord(
         rank=hit.rank,
         id=hit.id,
+        final_score=_finite(hit.final_score),
         score=_finite(hit.score),
         similarity=_finite(hit.similarity),
         metadata=hit.metadata,

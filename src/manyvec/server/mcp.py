@@ -41,7 +41,9 @@ _READ_ONLY = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_wor
 
 
 class CitedHit(BaseModel):
-    """A document that matches. `passage` is its best matching part, from character `start` up to `end`.
+    """A document that matches. Hits are ordered by `final_score`, in which BM25 may take part.
+
+    `passage` is its best matching part, from character `start` up to `end`.
 
     If the document is a page image, `passage` is the start of the text stored with it, and `note` says how well each
     word of the query matches the image.
@@ -49,6 +51,7 @@ class CitedHit(BaseModel):
 
     id: str
     rank: int
+    final_score: float | None
     score: float | None
     similarity: float | None
     passage: str
@@ -87,6 +90,7 @@ def mcp_server(api: Api, searches: Searches) -> MCPServer[Any]:
                 CitedHit(
                     id=hit.id,
                     rank=hit.rank,
+                    final_score=hit.final_score,
                     score=hit.score,
                     similarity=hit.similarity,
                     passage=hit.passage.text,

@@ -95,6 +95,10 @@ class HitRecord(BaseModel):
 
     rank: int
     id: str
+    final_score: float | None = Field(
+        description="what hits are ordered by: the mix of similarity and BM25, or score if BM25 took no part; null if the "
+        "document has no tokens"
+    )
     score: float | None = Field(description="null if the document has no tokens")
     similarity: float | None = Field(description="null if the document has no tokens")
     metadata: dict[str, Any]
@@ -143,4 +147,5 @@ class InfoRecord(BaseModel):
     model: str
     dim: int
     filter_columns: dict[str, str] = Field(description="declared filter columns and their types")
+    lexical_weight: float = Field(description="share of BM25 in the order of hits, for this model")
     version: int

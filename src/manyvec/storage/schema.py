@@ -19,6 +19,7 @@ from manyvec.errors import InputError, ManifestError, ShapeError
 from manyvec.filters import ColumnType
 from manyvec.filters.columns import is_column_name, value_at
 from manyvec.filters.values import read_metadata
+from manyvec.models.families import lexical_weight
 from manyvec.vectors.batch import offsets_of
 from manyvec.vectors.codebook import Assignments, Codebook
 from manyvec.vectors.codec import STORAGES, bytes_per_token
@@ -51,6 +52,7 @@ class Manifest:
         format: Version of the table's layout and of this description.
         library: Version of manyvec that created the index.
         identity: Random string, so that another index at the same URI is told apart; empty in format 1.
+        lexical_weight: Share of BM25 in searches that name none.
 
     Raises:
         InputError: An unknown storage, a pool factor below 1, or a filter column whose name LanceDB cannot hold.
@@ -66,6 +68,7 @@ class Manifest:
     format: int = FORMAT
     library: str = ""
     identity: str = ""
+    lexical_weight: float = 0
 
     def __post_init__(self) -> None:
         if self.storage not in STORAGES:
@@ -130,8 +133,11 @@ class Manifest:
                 )
             if version == 1:
                 values["filter_columns"] = values.pop("filters", {})
+            # Indexes of before this was recorded.
+            values.setdefault("lexical_weight", lexical_weight(values["model"]))
             manifest = cls(**values)
             assert isinstance(manifest.dim, int) and isinstance(manifest.model, str) and manifest.columns is not None
+            assert 0 <= manifest.lexical_weight <= 1
         except ManifestError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:

@@ -46,16 +46,21 @@ def run(
         bool, typer.Option("--compare", help="Show what BM25, the pooled vector and late interaction each find.")
     ] = False,
     lexical_weight: Annotated[
-        float, typer.Option("--lexical-weight", metavar="W", help="Share of BM25 in the ranking, from 0 to 1.")
-    ] = 0,
+        str,
+        typer.Option(
+            "--lexical-weight",
+            metavar="W",
+            help="Share of BM25 in the ranking, from 0 to 1; auto is what was measured for the model, see manyvec info.",
+        ),
+    ] = "auto",
     device: DeviceOption = "auto",
     score_device: ScoreDeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search an index and print the best documents with their scores."""
+    """Search an index and print the best documents with their scores, in the order of the first of these."""
     if evidence and compare:
         raise typer.BadParameter("--evidence and --compare cannot be combined")
-    if compare and lexical_weight:
+    if compare and lexical_weight != "auto":
         raise InputError("--compare ranks BM25 and late interaction separately: leave out --lexical-weight")
     opened = open_index(index, device, score_device)
     from manyvec.cli.conditions import parse_where
@@ -76,13 +81,13 @@ def run(
         query,
         k,
         filter=condition,
-        lexical_weight=lexical_weight,
+        lexical_weight="auto" if lexical_weight == "auto" else _number(lexical_weight),
         evidence=evidence,
         group_by=None if per_source is None else "source",
         group_size=1 if per_source is None else per_source,
     )
     if as_json:
-        print_json({"query": query, "hits": [_record(hit) for hit in hits]})
+        print_json({"query": query, "ordered_by": "final_score", "hits": [_record(hit) for hit in hits]})
     else:
         _print_hits(hits)
 
@@ -97,11 +102,20 @@ def _print_hits(hits: Sequence[Hit]) -> None:
         print("nothing found")
     for hit in hits:
         line = Text(f"{hit.rank:>3}. ").append(printable(hit.id), style="bold")
-        line.append(f"   score {hit.score:.3f}   similarity {hit.similarity:.3f}", style="dim")
+        # First the number that hits are ordered by.
+        first = "" if hit.final_score == hit.score else f"   with BM25 {hit.final_score:.3f}"
+        line.append(f"{first}   score {hit.score:.3f}   similarity {hit.similarity:.3f}", style="dim")
         console().print(line)
         text = f"page image: {hit.text}" if hit.is_page else hit.text
         shortened = textwrap.shorten(printable(text), 240, placeholder=" …")
         print_indented(hit.evidence.to_terminal() if hit.evidence else shortened, 5)
+
+
+def _number(written: str) -> float:
+    try:
+        return float(written)
+    except ValueError:
+        raise InputError(f"--lexical-weight takes auto or a number from 0 to 1, got {written!r}") from None
 
 
 def _record(hit: Hit) -> dict[str, Any]:

@@ -181,7 +181,9 @@ function hitOf(hit) {
   part("rank").textContent = hit.rank;
   part("id").textContent = part("id").title = hit.id;
   part("similarity").append(element("b", { textContent: decimals(hit.similarity, 3) }), " similarity");
-  part("score").textContent = `score ${decimals(hit.score, 2)}`;
+  // Hits are ordered by the mix with BM25, if there is one.
+  const mix = hit.final_score === hit.score ? "" : `with BM25 ${decimals(hit.final_score, 3)} · `;
+  part("score").textContent = `${mix}score ${decimals(hit.score, 2)}`;
   part("text").append(...passageOf(hit));
   part("text").hidden = !hit.n_chars;
   if (hit.page) showPageWhenSeen(hit, item);

@@ -25,16 +25,22 @@ from manyvec import Encoder, Index, in_thread
 
 
 class ManyvecRetriever(BaseRetriever):
-    """Retriever that ranks nodes by exact late interaction (ColBERT's MaxSim). It needs no embedding model.
+    """Retriever that ranks nodes by exact late interaction (ColBERT's MaxSim), mixed with BM25 where that was measured.
+
+    It needs no embedding model.
 
         retriever = ManyvecRetriever.from_nodes(nodes, "./papers", filter_columns={"year": int})
         retriever.retrieve("what is late interaction")
         retriever.with_options(similarity_top_k=20, filters={"year": [2023, 2024]}).retrieve("the same, in two years")
 
-    A node's score is the sum over the query's tokens, so it grows with the length of the query: the cutoff of a
-    `SimilarityPostprocessor` fits queries of one length only. Any manyvec index can be searched, also one filled by
-    LangChain or the command line. A query with an `image_path` is searched by the image, and a query with
-    text and image by both, whose scores add up; the model of the index must read images.
+    Nodes are ordered by their score: the mix of late interaction and BM25, or if BM25 takes no part MaxSim itself, a sum
+    over the query's tokens. It grows with the length of the query, so the cutoff of a `SimilarityPostprocessor` fits
+    queries of one length only. With `evidence`, MaxSim is in the metadata in either case (`evidence["score"]`); without,
+    nothing is added, because a `QueryFusionRetriever` tells nodes apart by their metadata.
+
+    Any manyvec index can be searched, also one filled by LangChain or the command line. A query with an `image_path` is
+    searched by the image, and a query with text and image by both, whose scores add up; the model of the index must
+    read images.
 
     Args:
         index: Index from `manyvec.Index.create` or `manyvec.Index.open`.
@@ -46,8 +52,8 @@ class ManyvecRetriever(BaseRetriever):
         verbose: Whether LlamaIndex prints what recursive retrieval does.
         evidence: Whether to add `evidence` to the metadata, hidden from language and embedding models: which words of
             the node matched which words of the query.
-        lexical_weight: Share of BM25 in the score, from 0 to 1; 0.3 works well for names and rare words, see
-            `manyvec.Index.search`. The score is then `manyvec.Hit.final_score`.
+        lexical_weight: Share of BM25 in the score (`manyvec.Hit.final_score`), from 0 to 1; 0 ranks by late interaction
+            alone. "auto" is what was measured for the model of the index, see `manyvec.Index.search`.
         passage_chars: Maximum length of the text of a returned node: the passage that matches the query best, with
             `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. The whole text is
             `retriever.index.get(node.node_id)`. By default the whole text is returned.
@@ -63,7 +69,7 @@ class ManyvecRetriever(BaseRetriever):
         verbose: bool = False,
         *,
         evidence: bool = False,
-        lexical_weight: float = 0,
+        lexical_weight: float | Literal["auto"] = "auto",
         passage_chars: int | None = None,
     ) -> None:
         super().__init__(callback_manager=callback_manager, object_map=object_map, verbose=verbose)
@@ -84,7 +90,7 @@ class ManyvecRetriever(BaseRetriever):
         filters: Filters | None = None,
         callback_manager: CallbackManager | None = None,
         evidence: bool = False,
-        lexical_weight: float = 0,
+        lexical_weight: float | Literal["auto"] = "auto",
         passage_chars: int | None = None,
         **place: Any,
     ) -> ManyvecRetriever:
@@ -117,7 +123,7 @@ class ManyvecRetriever(BaseRetriever):
         filters: Filters | None = None,
         callback_manager: CallbackManager | None = None,
         evidence: bool = False,
-        lexical_weight: float = 0,
+        lexical_weight: float | Literal["auto"] = "auto",
         passage_chars: int | None = None,
         **place: Any,
     ) -> ManyvecRetriever:
@@ -169,7 +175,7 @@ class ManyvecRetriever(BaseRetriever):
         similarity_top_k: int | None = None,
         filters: Filters | None = None,
         evidence: bool | None = None,
-        lexical_weight: float | None = None,
+        lexical_weight: float | Literal["auto"] | None = None,
         passage_chars: int | None = None,
     ) -> ManyvecRetriever:
         """Return a copy over the same index with other options, for a single call or another thread.

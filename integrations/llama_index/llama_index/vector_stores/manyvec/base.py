@@ -39,7 +39,9 @@ _QUERY_TYPES = {
     "fts": VectorStoreQueryMode.TEXT_SEARCH,
     "hybrid": VectorStoreQueryMode.HYBRID,
 }
-_OPTIONS = ("depth", "evidence", "mmr_prefetch_factor", "mmr_threshold", "passage_chars", "query_type")
+_OPTIONS = (
+    "depth", "evidence", "lexical_weight", "mmr_prefetch_factor", "mmr_threshold", "passage_chars", "query_type"
+)  # fmt: skip
 # Ranks nodes by their mean token vectors, which it computes once per version of an index.
 _POOLED = Pooled()
 # MMR chooses from this many times the number of nodes asked for.
@@ -58,12 +60,15 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     the nodes. Nodes are returned as they were added, without their embedding. Async methods run in a thread.
 
     Supported query modes:
-    - `default`: late interaction.
+    - `default`: late interaction, mixed with BM25 as `lexical_weight` says.
     - `text_search`: late interaction over the nodes that share a word with the query.
-    - `hybrid`: late interaction and BM25 (`Hit.final_score`). `alpha` is the share of late interaction, from 0 to 1 and
-      0.7 by default.
+    - `hybrid`: late interaction and BM25 whatever `lexical_weight` is. `alpha` is the share of late interaction, from 0
+      to 1 and 0.7 by default.
     - `mmr`: nodes that match the query and differ from each other. `mmr_threshold` 1 ranks by the query alone, 0 by how
       different the nodes are.
+
+    Similarities of a result are what nodes are ordered by (`Hit.final_score`): MaxSim, or its mix with BM25. With the
+    option `evidence`, MaxSim is in the metadata too (`evidence["score"]`). `mmr` compares nodes by MaxSim alone.
 
     An empty list of `node_ids` or `doc_ids` is no restriction, because LlamaIndex passes it by default.
 
@@ -74,6 +79,8 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         passage_chars: Maximum length of the text of a node that a query returns: the passage that matches best, with
             `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. `get_nodes` returns the whole
             text. By default queries return it, too.
+        lexical_weight: Share of BM25 in the modes `default` and `mmr`, from 0 to 1; 0 ranks by late interaction alone.
+            "auto" is what was measured for the model of the index, see `manyvec.Index.search`.
 
     Raises:
         InputError: Neither `index` nor `uri` is given.
@@ -84,6 +91,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     uri: str = ""
     table_name: str | None = None
     passage_chars: int | None = None
+    lexical_weight: float | Literal["auto"] = "auto"
     _index: Index = PrivateAttr()
 
     def __init__(
@@ -93,6 +101,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         uri: str | None = None,
         table_name: str | None = None,
         passage_chars: int | None = None,
+        lexical_weight: float | Literal["auto"] = "auto",
         **_fields: Any,
     ) -> None:
         if index is None and not uri:
@@ -100,6 +109,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         index = Index.open(str(uri), table_name=table_name) if index is None else index
         super().__init__(stores_text=True, is_embedding_query=False)
         self.uri, self.table_name, self.passage_chars = index.uri, index.table_name, passage_chars
+        self.lexical_weight = lexical_weight
         self._index = index
 
     def __getstate__(self) -> dict[str, Any]:
@@ -227,7 +237,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
                 `doc_ids`, `mode`, `alpha`, `hybrid_top_k` and `mmr_threshold`. See the class for the modes.
             **kwargs: `mmr_prefetch_factor` and `mmr_threshold`, as for LlamaIndex's own stores; `query_type` (`vector`,
                 `fts` or `hybrid`), which replaces the mode of the query; `depth` and `evidence`, see
-                `manyvec.Index.search`; and `passage_chars`, see the class.
+                `manyvec.Index.search`; and `passage_chars` and `lexical_weight`, see the class.
 
         Raises:
             InputError: The query has neither text nor an embedding of the index's dimension, its mode is not supported,
@@ -278,6 +288,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         k, mode = query.similarity_top_k, _mode(query, options.get("query_type"))
         search: dict[str, Any] = {"depth": options.get("depth"), "evidence": options.get("evidence", False)}
         search["passage_chars"] = options.get("passage_chars", self.passage_chars)
+        lexical_weight = options.get("lexical_weight", self.lexical_weight)
         if mode == VectorStoreQueryMode.HYBRID:
             k = query.hybrid_top_k if query.hybrid_top_k is not None else k
             alpha = query.alpha if query.alpha is not None else 1 - LEXICAL_WEIGHT
@@ -285,14 +296,14 @@ class ManyvecVectorStore(BasePydanticVectorStore):
                 raise InputError(f"alpha must be between 0 (BM25 only) and 1 (late interaction only), got {alpha!r}")
             return self._index.search(text, k, filter=where, lexical_weight=1 - alpha, **search)
         if mode == VectorStoreQueryMode.DEFAULT:
-            return self._index.search(text, k, filter=where, **search)
+            return self._index.search(text, k, filter=where, lexical_weight=lexical_weight, **search)
         if mode == VectorStoreQueryMode.TEXT_SEARCH:
             ids = self._index.rank([text], Lexical(), max(k, _TEXT_DEPTH), filter=where)[0]
-            return self._index.search(text, k, filter=HasId(ids), **search)
+            return self._index.search(text, k, filter=HasId(ids), lexical_weight=0, **search)
         if mode == VectorStoreQueryMode.MMR:
             threshold = options.get("mmr_threshold", query.mmr_threshold)
             n_choices = round(k * options.get("mmr_prefetch_factor", _MMR_FACTOR))
-            hits = self._index.search(text, max(k, n_choices), filter=where, **search)
+            hits = self._index.search(text, max(k, n_choices), filter=where, lexical_weight=lexical_weight, **search)
             return diversify(self._index, hits, k, threshold if threshold is not None else 0.5)
         raise InputError(f"unsupported query mode {mode.value!r}; use default, text_search, hybrid or mmr")
 
