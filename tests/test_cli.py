@@ -359,17 +359,25 @@ def write_dataset(folder):
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\t1\t1\nb\t3\t1\n")
 
 
-def test_eval_compares_three_methods_and_names_the_measures(tmp_path, capsys):
+def test_eval_compares_three_methods_and_the_default_search_and_names_the_measures(tmp_path, capsys):
     write_dataset(tmp_path / "set")
     status, out, _ = run(capsys, "eval", str(tmp_path / "set"), "--json")
     assert status == 0
     results = json.loads(out)
-    assert set(results) == {"bm25", "pooled", "maxsim"}
+    assert list(results) == ["bm25", "pooled", "maxsim", "default"]
     assert results["maxsim"] == {"nDCG@10": 1, "Recall@10": 1, "Recall@100": 1, "MRR@10": 1, "Success@5": 1}
     _, out, _ = run(capsys, "eval", str(tmp_path / "set"), "--index", str(tmp_path / "db"))
     assert "nDCG@10" in out
     assert "maxsim" in out
     assert Index.open(tmp_path / "db").count() == 3
+    _, out, _ = run(capsys, "eval", str(tmp_path / "set"), "--index", str(tmp_path / "db"), "--mix")
+    # MaxSim is right for both queries, so nothing is better.
+    assert "lexical_weight=0 changes nDCG@10 by +0.0000" in out
+    assert "Search with lexical_weight=0, in the shell --lexical-weight, instead of auto, which is 0.27" in out
+    results = json.loads(
+        run(capsys, "eval", str(tmp_path / "set"), "--index", str(tmp_path / "db"), "--mix", "--json")[1]
+    )
+    assert results["mix"]["chosen_on"]["0.0"] == results["maxsim"]["nDCG@10"] == 1
 
 
 def test_python_m_manyvec_is_the_command(db):

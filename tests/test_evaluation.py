@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyvec.errors import InputError
-from manyvec.evaluation import evaluate, load_beir
+from manyvec.evaluation import choose_weight, evaluate, load_beir
 
 # ---- measures
 
@@ -270,3 +270,31 @@ def test_scifact_has_300_test_queries_and_its_ideal_ranking_is_perfect(data_dir:
 @pytest.mark.data
 def test_queries_whose_judgments_are_all_zero_are_left_out_of_medquad_liveqa(data_dir: Path) -> None:
     assert len(load_beir(data_dir / "medquad-liveqa").queries) == 96
+
+
+def test_a_weight_is_chosen_on_one_half_of_the_queries_and_measured_on_the_other():
+    qrels = {query: {"right": 1} for query in "abcd"}
+    right, second = ["right", "wrong"], ["wrong", "right"]
+    runs = {
+        0: {"a": second, "b": second, "c": right, "d": second},
+        0.5: dict.fromkeys("abcd", right),
+        1: dict.fromkeys("abcd", right),
+    }
+    choice = choose_weight(qrels, runs)
+    # Chosen on a and c, measured on b and d. Of equal weights the smaller one.
+    assert (choice.lexical_weight, choice.best) == (0.5, 0.5)
+    assert choice.chosen_on == {0: pytest.approx((1 + 1 / math.log2(3)) / 2), 0.5: 1, 1: 1}
+    assert choice.measured_on == {0: pytest.approx(1 / math.log2(3)), 0.5: 1, 1: 1}
+
+
+def test_a_weight_that_does_not_help_the_other_half_is_not_recommended():
+    qrels = {query: {"right": 1} for query in "ab"}
+    choice = choose_weight(qrels, {0: {"a": ["wrong"], "b": ["right"]}, 0.3: {"a": ["right"], "b": ["wrong"]}})
+    assert (choice.lexical_weight, choice.best) == (0, 0.3)
+
+
+def test_a_choice_needs_two_judged_queries_and_a_run_without_bm25():
+    with pytest.raises(InputError, match="two judged queries or more, got 1"):
+        choose_weight({"a": {"x": 1}, "b": {"x": 0}}, {0: {}, 0.3: {}})
+    with pytest.raises(InputError, match="weight 0"):
+        choose_weight({"a": {"x": 1}, "b": {"x": 1}}, {0.3: {}})

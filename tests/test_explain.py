@@ -1,6 +1,7 @@
 """Evidence: words, spans, shares and passages that can be worked out by hand, in any script."""
 
 import json
+import re
 import unicodedata
 
 import numpy as np
@@ -393,6 +394,20 @@ def test_html_shows_strength_and_which_word_matched():
         '<mark title="a 1.00, b 0.25" style="color: inherit; background: rgba(255, 176, 0, 1.00)">one</mark> two'
         in html
     )
+
+
+def test_words_that_bm25_counted_are_underlined_and_named(tmp_path):
+    index = Index.create(tmp_path / "index", HashEncoder())
+    index.add([Document("a", "Two <pumps> and a filter"), Document("b", "a valve")])
+    pure, mixed = (index.search("the pump", 1, evidence=True, lexical_weight=w)[0].evidence for w in (0, 0.5))
+    assert pure.counted == () and "counted" not in pure.to_dict() and "underline" not in pure.to_html()
+    assert [(c.word, c.spans) for c in mixed.counted] == [("pump", ((5, 10),))]
+    assert mixed.to_dict()["counted"] == [{"word": "pump", "n": 1, "spans": [[5, 10]]}]
+    assert re.search(r'title="[^"]*BM25 counted pump"[^>]*text-decoration: underline">pumps</mark>', mixed.to_html())
+    assert "BM25 counted pump × 1" in mixed.to_terminal(color=False)
+    assert re.search(r"\033\[4[;m][^\033]*pumps\033\[0m", mixed.to_terminal(color=True))
+    # BM25 found nothing in this document.
+    assert index.search("the pump", 2, evidence=True, lexical_weight=0.5)[1].evidence.counted == ()
 
 
 def test_the_terminal_falls_back_to_brackets_and_no_text_steers_it(monkeypatch):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from manyvec import Index, InputError
-from manyvec.retrieval.lexical import WordStatistics, best_matches, growth, words_of
+from manyvec.retrieval.lexical import WordStatistics, best_matches, counted_words, growth, words_of
 from manyvec.testing import HashEncoder
 
 QUERY = "the running w3x and w50x, Cafés w3x"
@@ -125,3 +125,13 @@ def test_a_batch_of_token_vectors_is_a_list_of_queries(index: Index) -> None:
     by_vectors, by_strings = index.search_many(tokens, 5), index.search_many(queries, 5)
     assert [[hit.id for hit in hits] for hits in by_vectors] == [[hit.id for hit in hits] for hits in by_strings]
     assert index.search_many(tokens.select([]), 5) == []
+
+
+def test_the_words_that_bm25_counts_are_found_in_any_form_where_they_are_written():
+    text = "The Pumps of E71: pumping, PUMP. A pumpkin is none, the the"
+    counted = counted_words("the pump of e71 valves", text)
+    assert [(c.word, [text[start:end] for start, end in c.spans]) for c in counted] == [
+        ("pump", ["Pumps", "pumping", "PUMP"]),
+        ("e71", ["E71"]),
+    ]
+    assert counted_words("", text) == counted_words("the of", text) == counted_words("pump", "") == ()

@@ -1,8 +1,20 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from manyvec import Index, TokenBatch, Vectors
+from manyvec.candidates import Auto
 from manyvec.errors import InputError
 from manyvec.retrieval.mixing import mixed
+from manyvec.storage.cache import CachedVersion
+from manyvec.storage.schema import Manifest
+from manyvec.testing import ColorEncoder, HashEncoder
 
 SIMILARITIES = np.array([0.5, 0.75, -0.25], np.float32)
 BM25 = np.array([20.0, 0.0, 10.0], np.float32)
@@ -45,3 +57,112 @@ def test_nothing_mixed_is_nothing():
 def test_a_weight_outside_0_to_1_is_refused(weight):
     with pytest.raises(InputError, match="between 0 and 1"):
         mixed(SIMILARITIES, BM25, weight)
+
+
+class Measured(HashEncoder):
+    """Has plain scores, and the name of a model for which a weight was measured."""
+
+    @property
+    def name(self) -> str:
+        return "minilm"
+
+
+TEXTS = {"long": "green apple juice tea milk", "short": "juice juice juice", "other": "red wine"}
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    index = Index.create(tmp_path / "index", Measured())
+    index.add({"id": id, "text": text} for id, text in TEXTS.items())
+    return index
+
+
+def test_a_search_mixes_by_the_weight_that_was_measured_for_the_model(index: Index) -> None:
+    hits = index.search("green juice")
+    assert index.info().lexical_weight == 0.27
+    assert (
+        hits == index.search("green juice", lexical_weight="auto") == index.search("green juice", lexical_weight=0.27)
+    )
+    assert hits != index.search("green juice", lexical_weight=0)
+    # The last hit shares no word with the query.
+    assert hits[-1].id == "other" and hits[-1].final_score == pytest.approx(0.73 * hits[-1].similarity)
+
+
+def test_scores_stay_those_of_maxsim_and_hits_are_ordered_by_the_final_score(index: Index) -> None:
+    pure = {hit.id: (hit.score, hit.similarity) for hit in index.search("green juice", lexical_weight=0)}
+    hits = index.search("green juice")
+    assert {hit.id: (hit.score, hit.similarity) for hit in hits} == pure
+    finals = [hit.final_score for hit in hits]
+    assert finals == sorted(finals, reverse=True)
+
+
+def test_other_models_and_given_vectors_rank_by_maxsim_alone_until_somebody_measures(tmp_path: Path) -> None:
+    for i, encoder in enumerate((HashEncoder(), Vectors("minilm", 384))):
+        assert Index.create(tmp_path / str(i), encoder).info().lexical_weight == 0
+    index = Index.open(tmp_path / "0", HashEncoder())
+    index.add([{"id": "a", "text": "green juice"}])
+    assert [hit.final_score == hit.score for hit in index.search("juice")] == [True]
+
+
+@pytest.mark.parametrize(("model", "weight"), [("minilm", 0.27), ("colbert-ir/colbertv2.0", 0), ("another", 0)])
+def test_an_index_of_before_takes_the_weight_of_its_model(model: str, weight: float) -> None:
+    written = asdict(Manifest(model, "fingerprint", 8))
+    del written["lexical_weight"]
+    assert Manifest.parse(json.dumps(written).encode(), "index").lexical_weight == weight
+
+
+def test_a_query_without_words_is_ranked_by_maxsim_beside_one_with_words(index: Index) -> None:
+    vectors = HashEncoder().encode_queries(["green juice"])
+    both = index.search_many([vectors, "green juice"])
+    assert both == [index.search(vectors), index.search("green juice")]
+    assert all(hit.final_score == hit.score for hit in both[0])
+    assert all(hit.final_score != hit.score for hit in both[1][:2])
+    assert index.search_many([]) == [] and index.search("") == []
+
+
+def test_an_image_has_no_words(tmp_path: Path) -> None:
+    class Pictures(ColorEncoder):
+        @property
+        def name(self) -> str:
+            return "minilm"
+
+    index = Index.create(tmp_path / "index", Pictures())
+    index.add([{"id": "a", "text": "red"}, {"id": "b", "text": "blue"}])
+    picture = TokenBatch.from_list([ColorEncoder().encode_queries(["red"])[0]])
+    assert index.info().lexical_weight == 0.27
+    assert index.search(picture) == index.search(picture, lexical_weight=0)
+
+
+def test_an_error_says_what_auto_means_for_this_index(index: Index) -> None:
+    with pytest.raises(InputError, match='between 0 and 1, got 2. "auto", the default, is 0.27 in this index'):
+        index.search("juice", lexical_weight=2)
+
+
+@pytest.mark.parametrize("k", [2, 400])
+def test_no_word_is_looked_up_twice(index: Index, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    asked: list[Any] = []
+    match = CachedVersion.match
+
+    def counted(self: CachedVersion, *arguments: Any) -> Any:
+        asked.append(arguments)
+        return match(self, *arguments)
+
+    monkeypatch.setattr(CachedVersion, "match", counted)
+    index.add({"id": f"{i:03}", "text": f"apple {i} pear"} for i in range(500))
+    index.optimize()
+    # The lists and BM25 choose candidates, as in a large index.
+    index.candidates = Auto(exhaustive_tokens=10, min_depth=3, depth_tokens=10)
+    asked.clear()
+    assert len(index.search("apple 7", k)) == k
+    assert len(asked) == 1
+
+
+def test_documents_are_ranked_at_many_weights_as_searches_rank_them(index: Index) -> None:
+    queries = ["green juice", "wine", ""]
+    ranked = index.rank_mixed(queries, [0, 0.3, 1])
+    for weight in (0, 0.3, 1):
+        found = index.search_many(queries, lexical_weight=weight)
+        assert ranked[weight] == [[hit.id for hit in hits] for hits in found]
+    assert ranked[0] != ranked[1]
+    with pytest.raises(InputError, match="between 0 and 1"):
+        index.rank_mixed(queries, [2])

@@ -17,6 +17,7 @@ from .errors import StoreError as StoreError
 from .errors import WriteConflictError as WriteConflictError
 from .evidence.pages import PageEvidence as PageEvidence
 from .evidence.passages import Passage as Passage
+from .evidence.text import CountedWord as CountedWord
 from .evidence.text import Evidence as Evidence
 from .evidence.text import WordMatch as WordMatch
 from .filters import AllOf as AllOf

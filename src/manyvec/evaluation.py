@@ -99,6 +99,50 @@ def evaluate(qrels: Qrels, run: Run, measures: Iterable[str] = DEFAULT_MEASURES)
     return {name: total / len(grades) for name, total in totals.items()}
 
 
+@dataclass(frozen=True)
+class WeightChoice:
+    """A share of BM25 that was chosen on one half of the queries and measured on the other.
+
+    Attributes:
+        lexical_weight: Share of BM25 to search with; 0 if a mix was not better than MaxSim on the other half.
+        best: Share that was best on the first half.
+        chosen_on: Weight to nDCG@10 on the first half: the first query, the third, and so on.
+        measured_on: Weight to nDCG@10 on the other half.
+    """
+
+    lexical_weight: float
+    best: float
+    chosen_on: dict[float, float]
+    measured_on: dict[float, float]
+
+
+def choose_weight(qrels: Qrels, runs: Mapping[float, Run]) -> WeightChoice:
+    """Choose the share of BM25 to search with by judged queries.
+
+    Queries are taken in the order of their ids, so that the halves do not depend on the order of the files.
+
+    Args:
+        qrels: Judgments as for `evaluate`.
+        runs: Run for each weight, such as from `Index.rank_mixed`; one of them for the weight 0.
+
+    Raises:
+        InputError: Fewer than two queries have a positive judgment, or there is no run for the weight 0.
+    """
+    if 0 not in runs:
+        raise InputError("the runs must include one for the weight 0, MaxSim alone, to compare with")
+    judged = sorted(query for query, grades in qrels.items() if max(grades.values(), default=0) > 0)
+    if len(judged) < 2:
+        raise InputError(f"choosing a weight needs two judged queries or more, got {len(judged)}")
+    measure = "nDCG@10"
+    first, other = (
+        {weight: evaluate({q: qrels[q] for q in half}, run, [measure])[measure] for weight, run in sorted(runs.items())}
+        for half in (judged[::2], judged[1::2])
+    )
+    # Of equal ones the smallest.
+    best = max(first, key=lambda weight: first[weight])
+    return WeightChoice(best if other[best] > other[0] else 0, best, first, other)
+
+
 # Arguments for one query: the gains of ranks 1 to k, 0 where nothing relevant was found; all positive grades, highest
 # first.
 _Measure: TypeAlias = Callable[[Sequence[int], Sequence[int]], float]

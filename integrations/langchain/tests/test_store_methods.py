@@ -66,6 +66,36 @@ def test_scores_of_a_hybrid_search_are_those_that_order_it(store):
     assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
 
 
+def test_a_score_with_bm25_has_maxsim_beside_it_in_the_metadata(store):
+    pure = {hit.id: hit for hit in store.index.search("green juice", 3, lexical_weight=0)}
+    for document, score in store.similarity_search_with_score("green juice", 3, lexical_weight=0.5):
+        hit = pure[document.id]
+        assert document.metadata["score"] == hit.score != score
+        assert document.metadata["relevance_score"] == pytest.approx(min(max(hit.similarity, 0), 1))
+    # The score is MaxSim already.
+    for document, score in store.similarity_search_with_score("green juice", 3):
+        assert (score, set(document.metadata)) == (pure[document.id].score, {"year"})
+
+
+def test_stores_and_retrievers_mix_by_what_was_measured_for_the_model():
+    class Measured(HashEncoder):
+        @property
+        def name(self):
+            return "minilm"
+
+    store = ManyvecVectorStore.from_texts(list(TEXTS.values()), Measured(), ids=list(TEXTS))
+    hits = store.index.search("green juice", 3)
+    assert all(hit.final_score != hit.score for hit in hits[:2])
+    found = store.similarity_search_with_score("green juice", 3)
+    assert [(document.id, score) for document, score in found] == [(hit.id, hit.final_score) for hit in hits]
+    for document, hit in zip(ManyvecRetriever(index=store.index, k=3).invoke("green juice"), hits, strict=True):
+        assert (document.metadata["final_score"], document.metadata["score"]) == (hit.final_score, hit.score)
+    # Relevance and thresholds are those of late interaction.
+    for document, relevance in store.similarity_search_with_relevance_scores("green juice", k=3):
+        (hit,) = (hit for hit in hits if hit.id == document.id)
+        assert relevance == pytest.approx(min(max(hit.similarity, 0), 1))
+
+
 def test_options_of_a_search_pass_through_as_retriever(store):
     retriever = store.as_retriever(search_kwargs={"k": 1, "lexical_weight": 1, "evidence": True, "depth": 5})
     (found,) = retriever.invoke("juice")

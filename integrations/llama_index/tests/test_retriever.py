@@ -95,6 +95,30 @@ def test_a_lexical_weight_adds_bm25_to_the_score(tmp_path: Path) -> None:
         retriever.with_options(lexical_weight=2).retrieve("green juice")
 
 
+def test_retrievers_and_stores_mix_by_what_was_measured_for_the_model(tmp_path: Path) -> None:
+    class Measured(HashEncoder):
+        @property
+        def name(self) -> str:
+            return "minilm"
+
+    nodes = [TextNode(id_=id, text=text) for id, text in {"short": "juice juice", "tea": "green tea"}.items()]
+    retriever = ManyvecRetriever.from_nodes(nodes, tmp_path, Measured())
+    hits = {query: retriever.index.search(query, 2) for query in ("green juice", "tea")}
+    assert all(hit.final_score != hit.score for hit in hits["green juice"])
+    for query, expected in hits.items():
+        assert [node.score for node in retriever.retrieve(query)] == [hit.final_score for hit in expected]
+        store = ManyvecVectorStore(retriever.index)
+        found = store.query(VectorStoreQuery(query_str=query, similarity_top_k=2))
+        assert found.similarities == [hit.final_score for hit in expected]
+        pure = store.query(VectorStoreQuery(query_str=query, similarity_top_k=2), lexical_weight=0)
+        assert sorted(pure.similarities or ()) == sorted(hit.score for hit in expected)
+    # With evidence, MaxSim is there; without, a node has one hash whatever finds it, which fusion retrievers rely on.
+    (best, *_) = retriever.with_options(evidence=True).retrieve("green juice")
+    assert best.metadata["evidence"]["score"] == pytest.approx(hits["green juice"][0].score, abs=1e-3)
+    hashes = [{node.node_id: node.node.hash for node in retriever.retrieve(query)} for query in hits]
+    assert hashes[0] == hashes[1]
+
+
 def found_again(node: BaseNode, folder: Path) -> BaseNode:
     """Store the node in a new index and retrieve it through a second retriever."""
     ManyvecRetriever.from_nodes([node], folder, HashEncoder())

@@ -17,12 +17,16 @@ _HUE = "255, 176, 0"
 
 @dataclass(frozen=True)
 class Mark:
-    """A highlight from character `start` to `end`, with a strength in [0, 1] and a label that says why."""
+    """A highlight from character `start` to `end`, with a strength in [0, 1] and a label that says why.
+
+    One that is underlined has no background.
+    """
 
     start: int
     end: int
     strength: float
     label: str
+    is_underlined: bool = False
 
 
 def to_html(text: str, marks: Sequence[Mark]) -> str:
@@ -33,9 +37,9 @@ def to_html(text: str, marks: Sequence[Mark]) -> str:
         if covering:
             strength = max(mark.strength for mark in covering)
             title = html.escape(", ".join(dict.fromkeys(mark.label for mark in covering)))
-            shown = (
-                f'<mark title="{title}" style="color: inherit; background: rgba({_HUE}, {strength:.2f})">{shown}</mark>'
-            )
+            line = "; text-decoration: underline" if any(mark.is_underlined for mark in covering) else ""
+            style = f"color: inherit; background: rgba({_HUE}, {strength:.2f}){line}"
+            shown = f'<mark title="{title}" style="{style}">{shown}</mark>'
         parts.append(shown)
     return "".join(parts)
 
@@ -45,10 +49,13 @@ def to_terminal(text: str, marks: Sequence[Mark], *, color: bool) -> str:
     parts = []
     for start, end, covering in _segments(len(text), marks):
         shown = printable(text[start:end])
+        matched = [mark.strength for mark in covering if not mark.is_underlined]
         if covering and color:
-            level = round(max(mark.strength for mark in covering) * (len(_BACKGROUNDS) - 1))
-            shown = f"\033[38;5;16;48;5;{_BACKGROUNDS[level]}m{shown}\033[0m"
-        elif covering:
+            codes = ["4"] * (len(matched) < len(covering))
+            if matched:
+                codes.append(f"38;5;16;48;5;{_BACKGROUNDS[round(max(matched) * (len(_BACKGROUNDS) - 1))]}")
+            shown = f"\033[{';'.join(codes)}m{shown}\033[0m"
+        elif matched:
             shown = f"[{shown}]"
         parts.append(shown)
     return "".join(parts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from manyvec.vectors.batch import TokenBatch
 
 # `to_dict` and the terminal shorten matches to this many characters: a pooled token or a "word" can be very long.
 _SHOWN_CHARS = 80
+_SHOWN_SPANS = 20
 Span = tuple[int, int]
 
 
@@ -53,6 +54,20 @@ class WordMatch:
     patch: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class CountedWord:
+    """A word of the query that BM25 counted in the document, where BM25 took part in the order of the hits.
+
+    Attributes:
+        word: The word as written in the query.
+        spans: The characters of each occurrence in the text of the document, in any form that BM25 takes for the same
+            word, such as the plural.
+    """
+
+    word: str
+    spans: tuple[Span, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Explanation(ABC):
     """Base of `Evidence` and `PageEvidence`. `score` is the sum of the shares of all words and `unattributed`.
@@ -64,6 +79,7 @@ class Explanation(ABC):
         score: MaxSim score of the query and the document.
         problem: Why no place in the document can be shown, and what to do about it; None if there is no problem.
             Similarities and shares are correct in either case.
+        counted: The words of the query that BM25 counted in the document, in order; none if it took no part.
     """
 
     text: str = field(repr=False)
@@ -71,6 +87,7 @@ class Explanation(ABC):
     unattributed: float
     score: float
     problem: str | None = None
+    counted: tuple[CountedWord, ...] = ()
 
     @abstractmethod
     def best_passage(self, n_chars: int = 300) -> Passage: ...
@@ -82,7 +99,10 @@ class Explanation(ABC):
     def to_terminal(self, n_chars: int = 300, *, color: bool | None = None) -> str: ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dict for JSON and metadata: numbers with four decimals, long matches shortened, spans exact."""
+        """Return a dict for JSON and metadata: numbers with four decimals, long matches shortened, spans exact.
+
+        `counted` is left out if it is empty. Of each word it holds `n`, the number of occurrences, and the first 20.
+        """
         record = {
             "score": round(self.score, 4),
             "unattributed": round(self.unattributed, 4),
@@ -98,6 +118,11 @@ class Explanation(ABC):
                 for match in self.words
             ],
         }
+        if self.counted:
+            record["counted"] = [
+                {"word": _shortened(c.word), "n": len(c.spans), "spans": [*map(list, c.spans[:_SHOWN_SPANS])]}
+                for c in self.counted
+            ]
         return record | {"problem": self.problem} if self.problem else record
 
     def _repr_html_(self) -> str:
@@ -113,6 +138,8 @@ class Explanation(ABC):
             parts.append(self.problem)
         if self.unattributed:
             parts.append(f"tokens that belong to no word {self.unattributed:.2f}")
+        if self.counted:
+            parts.append(f"BM25 counted {', '.join(f'{_shortened(c.word)} × {len(c.spans)}' for c in self.counted)}")
         return printable(" · ".join(parts))
 
 
@@ -145,12 +172,17 @@ class Evidence(Explanation):
         return best_passage(self.text, check_count(n_chars, "n_chars", minimum=1), self.similarities, self.starts)
 
     def to_html(self) -> str:
-        """Return the text as an HTML element with the matched words highlighted. The text is escaped."""
+        """Return the text as an HTML element. The text is escaped.
+
+        Matched words are highlighted, and words that BM25 counted are underlined.
+        """
         note = f"<p><em>{to_html(self.problem, [])}</em></p>" if self.problem else ""
         return f'{note}<div dir="auto" style="white-space: pre-wrap">{to_html(self.text, self._marks())}</div>'
 
     def to_terminal(self, n_chars: int = 300, *, color: bool | None = None) -> str:
         """Return two lines: the best passage with the matched words highlighted, and the match of each query word.
+
+        With colours, words that BM25 counted are underlined; the second line names them in either case.
 
         Args:
             n_chars: Maximum number of characters of the passage.
@@ -159,7 +191,9 @@ class Evidence(Explanation):
         color = has_color() if color is None else color
         passage = Passage(self.text[:n_chars], 0, n_chars) if self.problem else self.best_passage(n_chars)
         marks = [
-            Mark(max(mark.start - passage.start, 0), min(mark.end, passage.end) - passage.start, mark.strength, "")
+            replace(
+                mark, start=max(mark.start - passage.start, 0), end=min(mark.end, passage.end) - passage.start, label=""
+            )
             for mark in self._marks()
             if mark.start < passage.end and mark.end > passage.start
         ]
@@ -168,11 +202,13 @@ class Evidence(Explanation):
         return f"{before}{to_terminal(passage.text, marks, color=color)}{after}\n{summary}"
 
     def _marks(self) -> list[Mark]:
-        return [
+        matched = [
             Mark(*match.span, min(max(match.similarity, 0.0), 1.0), f"{match.word} {match.similarity:.2f}")
             for match in self.words
             if match.span
         ]
+        counted = [(span, f"BM25 counted {c.word}") for c in self.counted for span in c.spans]
+        return matched + [Mark(*span, 0, label, is_underlined=True) for span, label in counted]
 
 
 @stage("evidence")

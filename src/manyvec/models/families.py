@@ -135,8 +135,8 @@ FAMILIES = (
         "text",
         "the last hidden state, special tokens left out; no projection",
         (
-            # Not .3, whose mean is .001 higher: on one of twelve sets that loses .014 to the best of BM25, pooled vectors
-            # and MaxSim, and .27 loses .009 at most (`examples/benchmarks/mix.py`).
+            # Not .3, whose mean over twelve sets is .001 higher: on one it is .014 below the best of BM25, pooled
+            # vectors and MaxSim, and .27 is at most .009 below (`examples/benchmarks/mix.py`).
             Published("minilm", 384, 22.7, "English; all-MiniLM-L6-v2 from a package, no hub needed", 0.27),
         ),
     ),

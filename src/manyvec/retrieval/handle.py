@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from manyvec.errors import EncoderError, InputError, StoreError, check_ids
+from manyvec.errors import EncoderError, InputError, StoreError, check_count, check_fraction, check_ids
 from manyvec.filters import FilterLike, parse_filter, to_sql
 from manyvec.models.loading import load_encoder
 from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.lexical import WordStatistics
+from manyvec.retrieval.queries import AnyQuery, encode
 from manyvec.retrieval.reader import IndexReader, scorer_for
 from manyvec.retrieval.threads import in_thread
 from manyvec.storage.ingest.adding import rows_of
@@ -192,6 +193,36 @@ class IndexHandle:
     def statistics(self, texts: str | Sequence[str]) -> WordStatistics:
         """Return what BM25 needs to know of this index to score documents for all words of some texts."""
         return self._reader.statistics([texts] if isinstance(texts, str) else texts)
+
+    def rank_mixed(
+        self,
+        queries: Sequence[AnyQuery],
+        lexical_weights: Sequence[float],
+        depth: int = 10,
+        *,
+        filter: FilterLike | None = None,
+    ) -> dict[float, list[list[str]]]:
+        """Rank all documents by MaxSim mixed with BM25 at several weights, to choose one; see `choose_weight`.
+
+        Every document is scored once, and words are looked up once.
+
+        Args:
+            queries: Queries as in `Index.search`, with the same `filter`.
+            lexical_weights: Shares of BM25, each from 0 to 1.
+            depth: Number of documents to return for each query.
+
+        Returns:
+            For each weight, ids for each query, best first.
+
+        Raises:
+            InputError: A weight is not between 0 and 1, or another argument is invalid.
+        """
+        weights = [check_fraction(weight, "lexical_weight") for weight in lexical_weights]
+        version = self._reader.current()
+        manifest = version.snapshot.manifest
+        where = self._where(filter, manifest)
+        texts, tokens = encode(queries, lambda: self._encoder_for(manifest), manifest.dim)
+        return self._reader.rank_mixed(version, texts, tokens, weights, check_count(depth, "depth", minimum=1), where)
 
     aget, aids, acount = in_thread(get), in_thread(ids), in_thread(count)
 

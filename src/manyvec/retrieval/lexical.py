@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.evidence.text import CountedWord
 from manyvec.storage.cache import CachedVersion
 from manyvec.vectors.maxsim import ScoredPositions, Scores, top_k
 
@@ -114,16 +115,35 @@ def words_of(text: str) -> list[str]:
 
 def spellings(text: str) -> dict[str, str]:
     """Return a spelling in the text for each of its words. A word itself may be stemmed again into another one."""
+    return {word: spelling for spelling in _spelled(text) if (word := word_of(spelling)) is not None}
+
+
+def _spelled(text: str) -> list[str]:
+    """Return the words of a text as they are written there, stop words too."""
     import lancedb
 
     raw = lancedb.tokenize(text, lower_case=False, stem=False, remove_stop_words=False, ascii_folding=False)
-    return {word: token.text for token in raw if (word := word_of(token.text)) is not None}
+    return [token.text for token in raw]
 
 
 @lru_cache(maxsize=65536)
 def word_of(spelling: str) -> str | None:
     """Return what the full-text index makes of one spelling; None for a stop word."""
     return next(iter(words_of(spelling)), None)
+
+
+def counted_words(query: str, text: str) -> tuple[CountedWord, ...]:
+    """Return the words of a query that BM25 counts in a document, in the order of the query."""
+    spelling_of = spellings(query)
+    spans: dict[str, list[tuple[int, int]]] = {word: [] for word in spelling_of}
+    end = 0
+    for spelling in _spelled(text):
+        # LanceDB does not tell where a word begins. It leaves out what is no word, and words of 40 and more characters.
+        start = text.find(spelling, end)
+        end = start + len(spelling)
+        if (word := word_of(spelling)) in spans:
+            spans[word].append((start, end))
+    return tuple(CountedWord(spelling_of[word], tuple(found)) for word, found in spans.items() if found)
 
 
 class Lexicon:

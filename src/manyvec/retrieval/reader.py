@@ -13,7 +13,7 @@ from manyvec.filters.values import read_metadata
 from manyvec.retrieval.candidates import Candidates, Query, Scope
 from manyvec.retrieval.centroid_lists import PostingListLoader
 from manyvec.retrieval.lexical import Lexicon, RowScores, WordStatistics
-from manyvec.retrieval.search import SearchOptions, search
+from manyvec.retrieval.search import SearchOptions, rank_mixed, search
 from manyvec.storage.cache import CachedVersion
 from manyvec.storage.table import Store
 from manyvec.timing import stage
@@ -197,6 +197,24 @@ class IndexReader:
         found = [candidates.find(Query(text, tokens[i]), scope, depth) for i, text in enumerate(queries)]
         ids = scope.documents.states.ids
         return [ids[slice(None) if positions is None else positions].tolist() for positions in found]
+
+    def rank_mixed(
+        self,
+        version: CachedVersion,
+        queries: Sequence[str],
+        tokens: TokenBatch,
+        weights: Sequence[float],
+        depth: int,
+        where: str | None = None,
+    ) -> dict[float, list[list[str]]]:
+        """Return the ids of the best documents for each query by each weight; see `Index.rank_mixed`."""
+        scope = self._scope(version, where, depth)
+        found: dict[float, list[list[str]]] = {weight: [] for weight in weights}
+        for part in _parts(len(queries), len(version)):
+            of_part = tokens.select(np.arange(part.start, part.stop))
+            for weight, ids in rank_mixed(scope, queries[part], of_part, weights, depth).items():
+                found[weight] += ids
+        return found
 
     @stage("candidates")
     def _scope(self, version: CachedVersion, where: str | None, k: int = 0) -> Scope:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from manyvec.evidence.pages import PageEvidence, explain_pages
 from manyvec.evidence.passages import Passage
 from manyvec.evidence.text import Evidence, explain
 from manyvec.filters.values import read_metadata
 from manyvec.retrieval.candidates import LEXICAL_DEPTH, Candidates, Positions, Query, Scope
+from manyvec.retrieval.lexical import counted_words
 from manyvec.retrieval.mixing import mixed
 from manyvec.timing import stage
 from manyvec.types import Hit
@@ -46,11 +48,19 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The best documents for one query, best first: positions, MaxSim, and the score they are ordered by."""
+    """The best documents for one query, best first.
+
+    Attributes:
+        positions: (n,) documents.
+        scores: (n,) MaxSim.
+        final_scores: (n,) what they are ordered by.
+        has_bm25: (n,) whether BM25 adds to the final score.
+    """
 
     positions: Positions
     scores: Scores
     final_scores: Scores
+    has_bm25: NDArray[np.bool_]
 
 
 def search(
@@ -90,6 +100,23 @@ def search(
         _hits(scope, ranking, rows[end - len(ranking.positions) : end], queries[i], tokens.select([i]), options)
         for i, (ranking, end) in enumerate(zip(rankings, ends, strict=True))
     ]
+
+
+def rank_mixed(
+    scope: Scope, queries: Sequence[str], tokens: TokenBatch, weights: Sequence[float], k: int
+) -> dict[float, list[list[str]]]:
+    """Return the ids of the best `k` of all documents in scope for each query, best first, by each share of BM25."""
+    # Of whatever weight: BM25 is asked once for each query, and every document scored once.
+    options = SearchOptions(k, lexical_weight=1)
+    matches = _bm25_matches(queries, scope, options)
+    scored = _exact_scores(scope, tokens, [None] * len(queries), matches, options)
+
+    def ids(i: int, weight: float) -> list[str]:
+        ranking = _ranked(scored[i], matches[i], len(tokens[i]), scope, k, weight if queries[i] else 0)
+        found: list[str] = scope.documents.states.ids[ranking.positions].tolist()
+        return found
+
+    return {weight: [ids(i, weight) for i in range(len(queries))] for weight in weights}
 
 
 @stage("candidates")
@@ -147,13 +174,12 @@ def _ranked(
 ) -> _Ranking:
     """Order documents by MaxSim, or by its mix with BM25, and keep the best `k`."""
     positions, scores = scored
-    final_scores = scores
+    final_scores, bm25 = scores, np.zeros(len(positions), np.float32)
     if lexical_weight:
-        bm25 = np.zeros(len(positions), np.float32)
         bm25[np.searchsorted(positions, matches.positions)] = matches.scores
         final_scores = mixed(scores / max(1, n_query_tokens), bm25, lexical_weight)
     best = top_k(final_scores, scope.documents.states.ids[positions], k)
-    return _Ranking(positions[best], scores[best], final_scores[best])
+    return _Ranking(positions[best], scores[best], final_scores[best], bm25[best] > 0)
 
 
 def _hits(
@@ -167,6 +193,11 @@ def _hits(
     evidence: Sequence[AnyEvidence | None] = [None] * len(rows)
     if rows and (options.evidence or options.passage_chars is not None):
         evidence = _evidence(scope, ranking.positions, rows, query, tokens, options)
+    if options.evidence:
+        evidence = [
+            replace(why, counted=counted_words(query, row["text"])) if why and has_bm25 else why
+            for why, row, has_bm25 in zip(evidence, rows, ranking.has_bm25.tolist(), strict=True)
+        ]
     columns = zip(rows, ranking.scores.tolist(), ranking.final_scores.tolist(), evidence, strict=True)
     return [
         Hit(

@@ -286,6 +286,7 @@ def _to_record(hit: Hit, passage_chars: int) -> HitRecord:
         passage=passage,
         words=evidence["words"],
         unattributed=evidence["unattributed"],
+        counted=evidence.get("counted", []),
         problem=hit.evidence.problem,
         page=_to_page(hit.evidence) if isinstance(hit.evidence, PageEvidence) else None,
     )
@@ -316,7 +317,8 @@ def _add_maps(record: HitRecord, evidence: Evidence | PageEvidence | None, n_fre
 
 
 def _limit_words(record: HitRecord, max_words: int) -> None:
-    """Keep the words with the largest shares, in the order of the query."""
+    """Keep the words with the largest shares, in the order of the query, and as many of those that BM25 counted."""
+    record.counted = record.counted[:max_words]
     if len(record.words) > max_words:
         by_share = sorted(range(len(record.words)), key=lambda i: -abs(record.words[i].share))
         kept, dropped = sorted(by_share[:max_words]), by_share[max_words:]

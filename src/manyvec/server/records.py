@@ -80,6 +80,14 @@ class WordRecord(BaseModel):
     )
 
 
+class CountedRecord(BaseModel):
+    """A word of the query that BM25 counted in the document."""
+
+    word: str
+    n: int = Field(description="number of occurrences in the document")
+    spans: list[tuple[int, int]] = Field(description="start and end of the first of them in the document")
+
+
 class PageRecord(BaseModel):
     """A page image, which `GET /api/images/ID` returns. Its ETag differs from `etag` once the page has changed."""
 
@@ -96,8 +104,8 @@ class HitRecord(BaseModel):
     rank: int
     id: str
     final_score: float | None = Field(
-        description="what hits are ordered by: the mix of similarity and BM25, or score if BM25 took no part; null if the "
-        "document has no tokens"
+        description="what hits are ordered by: the mix of similarity and BM25, or score if BM25 took no part; null if "
+        "the document has no tokens"
     )
     score: float | None = Field(description="null if the document has no tokens")
     similarity: float | None = Field(description="null if the document has no tokens")
@@ -107,6 +115,7 @@ class HitRecord(BaseModel):
     passage: PassageRecord = Field(description="the part of the text that matches best")
     words: list[WordRecord] = Field(description="matched words; in long responses those with the largest shares")
     unattributed: float = Field(description="contribution of query tokens that belong to none of `words`")
+    counted: list[CountedRecord] = Field(description="words that BM25 counted, if it took part in the order of hits")
     problem: str | None = Field(None, description="reason why matched words are unknown")
     page: PageRecord | None = Field(
         None, description="set if the document is a page image; `passage` is then the start of the text stored with it"

@@ -50,7 +50,7 @@ def run(
         typer.Option(
             "--lexical-weight",
             metavar="W",
-            help="Share of BM25 in the ranking, from 0 to 1; auto is what was measured for the model, see manyvec info.",
+            help="Share of BM25 in the ranking, from 0 to 1. auto is what was measured for the model (manyvec info).",
         ),
     ] = "auto",
     device: DeviceOption = "auto",

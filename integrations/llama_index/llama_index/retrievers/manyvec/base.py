@@ -33,10 +33,10 @@ class ManyvecRetriever(BaseRetriever):
         retriever.retrieve("what is late interaction")
         retriever.with_options(similarity_top_k=20, filters={"year": [2023, 2024]}).retrieve("the same, in two years")
 
-    Nodes are ordered by their score: the mix of late interaction and BM25, or if BM25 takes no part MaxSim itself, a sum
-    over the query's tokens. It grows with the length of the query, so the cutoff of a `SimilarityPostprocessor` fits
-    queries of one length only. With `evidence`, MaxSim is in the metadata in either case (`evidence["score"]`); without,
-    nothing is added, because a `QueryFusionRetriever` tells nodes apart by their metadata.
+    Nodes are ordered by their score: the mix of late interaction and BM25, or MaxSim if BM25 takes no part. MaxSim is a
+    sum over the query's tokens: the cutoff of a `SimilarityPostprocessor` then fits queries of one length only. With
+    `evidence`, MaxSim is in the metadata in either case (`evidence["score"]`). Nothing is added without it, because a
+    `QueryFusionRetriever` tells nodes apart by their metadata.
 
     Any manyvec index can be searched, also one filled by LangChain or the command line. A query with an `image_path` is
     searched by the image, and a query with text and image by both, whose scores add up; the model of the index must
