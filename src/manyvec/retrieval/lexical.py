@@ -134,15 +134,18 @@ def word_of(spelling: str) -> str | None:
 
 def counted_words(query: str, text: str) -> tuple[CountedWord, ...]:
     """Return the words of a query that BM25 counts in a document, in the order of the query."""
+    import lancedb
+
     spelling_of = spellings(query)
     spans: dict[str, list[tuple[int, int]]] = {word: [] for word in spelling_of}
+    # Stop words stay in, as in the spellings: positions that LanceDB tells count from the first word that is none.
+    in_text = lancedb.tokenize(text, remove_stop_words=False)
     end = 0
-    for spelling in _spelled(text):
-        # LanceDB does not tell where a word begins. It leaves out what is no word, and words of 40 and more characters.
+    for spelling, token in zip(_spelled(text), in_text, strict=True):
         start = text.find(spelling, end)
         end = start + len(spelling)
-        if (word := word_of(spelling)) in spans:
-            spans[word].append((start, end))
+        if token.text in spans:
+            spans[token.text].append((start, end))
     return tuple(CountedWord(spelling_of[word], tuple(found)) for word, found in spans.items() if found)
 
 

@@ -1,0 +1,93 @@
+"""Measure a search with `minilm` and nothing set against BM25, pooled vectors and MaxSim alone, on judged sets.
+
+    python examples/benchmarks/default_search.py DATA_FOLDER VECTORS [SET ...]
+
+DATA_FOLDER and VECTORS are those of `encoded.py`. Unlike `mix.py`, which computes the formula, this asks an index, by
+all queries of each set. Processor time is that of one query after another, 50 of each set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+
+import encoded
+import report
+from mix import SETS
+
+from manyvec import Document, Index
+from manyvec.candidates import Lexical, Pooled
+from manyvec.evaluation import evaluate
+
+N_TIMED = 50
+
+
+def filled(data: encoded.Encoded, folder: str) -> Index:
+    """Return an index of a data set, with the token vectors that were encoded before."""
+    index = Index.create(folder, "minilm")
+    documents = zip(data.dataset.documents, data.documents, strict=True)
+    given = (Document(d.id, d.text, d.metadata, vectors=vectors) for d, vectors in documents if len(vectors))
+    index.add(given, adopt_vectors=True)
+    index.optimize()
+    return index
+
+
+def milliseconds(index: Index, texts: Sequence[str]) -> dict[str, float]:
+    """Return the median processor time of a search, by default and without BM25, taken in turns."""
+    taken: dict[str, list[float]] = {"default": [], "lexical_weight=0": []}
+    for text in [texts[0], *texts[:: max(1, len(texts) // N_TIMED)]]:
+        for name, options in (("default", {}), ("lexical_weight=0", {"lexical_weight": 0})):
+            started = time.process_time()
+            index.search(text, **options)
+            taken[name].append(time.process_time() - started)
+    # The first of each has loaded the model and compiled kernels.
+    return {name: round(1000 * statistics.median(seconds[1:]), 1) for name, seconds in taken.items()}
+
+
+def measure(data: encoded.Encoded) -> dict[str, object]:
+    """Return the nDCG@10 of each method on all queries, and the time of a search."""
+    texts = list(data.dataset.queries.values())
+    with tempfile.TemporaryDirectory() as folder:
+        index = filled(data, folder)
+        rankings = {
+            "bm25": [ids[:10] for ids in index.rank(texts, Lexical(), 10)],
+            "pooled": [ids[:10] for ids in index.rank(texts, Pooled(), 10)],
+            "maxsim": [[hit.id for hit in hits] for hits in index.search_many(texts, lexical_weight=0)],
+            "default": [[hit.id for hit in hits] for hits in index.search_many(texts)],
+        }
+        times = milliseconds(index, texts)
+    scores = {}
+    for method, ranked in rankings.items():
+        run = dict(zip(data.dataset.queries, ranked, strict=True))
+        scores[method] = round(evaluate(data.dataset.qrels, run, ["nDCG@10"])["nDCG@10"], 4)
+    best = max(score for method, score in scores.items() if method != "default")
+    return {
+        "queries": len(texts),
+        "documents": len(data.documents),
+        **scores,
+        "default against the best of the others": round(scores["default"] - best, 4),
+        "processor ms per search": times,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("vectors")
+    parser.add_argument("sets", nargs="*", default=SETS)
+    options = parser.parse_args()
+    rows = {}
+    for name in options.sets:
+        rows[name] = measure(encoded.load(options.data, options.vectors, name))
+        print(name, rows[name], flush=True)
+        methods = ("bm25", "pooled", "maxsim", "default")
+        means = {method: round(statistics.mean(row[method] for row in rows.values()), 4) for method in methods}
+        least = min(row["default against the best of the others"] for row in rows.values())
+        report.write("default-search", {"sets": rows, "mean": means, "least against the best of the others": least})
+
+
+if __name__ == "__main__":
+    main()
