@@ -18,10 +18,12 @@ from manyvec.testing import ColorEncoder, HashEncoder
 httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip install 'manyvec[serve]'")
 mcp = pytest.importorskip("mcp", reason="needs the serve extra: pip install 'manyvec[serve]'")
 
+from mcp.client.stdio import stdio_client  # noqa: E402
 from mcp.client.streamable_http import streamable_http_client  # noqa: E402
 
 from manyvec.server.api import Api  # noqa: E402
 from manyvec.server.app import create_app  # noqa: E402
+from manyvec.server.mcp import WARM_UP_SECONDS  # noqa: E402
 from manyvec.server.records import SearchRequest  # noqa: E402
 
 TOKEN = "a-token-of-enough-characters"
@@ -152,6 +154,7 @@ def test_a_search_takes_a_filter_in_any_form_that_the_core_reads(client, filter,
     [
         ({"query": "a", "k": 0}, 422, "greater than or equal to 1"),
         ({"query": "a", "k": 101}, 422, "less than or equal to 100"),
+        ({"query": "a", "offset": 901}, 422, "less than or equal to 900"),
         ({"query": "a" * 4001}, 422, "at most 4000 characters"),
         ({"query": "a", "passage_chars": 10**9}, 422, "less than or equal to 4000"),
         ({"query": "a", "depth": 5}, 422, "Extra inputs are not permitted"),
@@ -187,6 +190,22 @@ def test_invalid_unicode_invalid_json_other_types_and_large_bodies_are_refused(c
     for path in ("/api/search", "/mcp"):
         large = client.post(path, content=b" " * 70_000, headers=json_type | {"Accept": "application/json"})
         assert large.status_code == 413
+
+
+def test_pages_of_hits_join_to_one_longer_search(client):
+    whole = search(client, "capital large baked", k=3).json()["hits"]
+    first = search(client, "capital large baked", k=2).json()
+    second = search(client, "capital large baked", k=2, offset=first["next_offset"]).json()
+    assert first["hits"] + second["hits"] == whole
+    assert (first["next_offset"], second["next_offset"], [hit["rank"] for hit in second["hits"]]) == (2, None, [3])
+
+
+def test_bm25_decides_the_order_as_far_as_lexical_weight_says(client, index):
+    for weight in (0, 0.5, 1):
+        hits = search(client, "the of capital is", lexical_weight=weight).json()["hits"]
+        expected = index.search("the of capital is", lexical_weight=weight)
+        assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
+    assert search(client, "a", lexical_weight=1.5).status_code == 422
 
 
 def test_an_empty_query_and_an_empty_result_are_not_errors(client):
@@ -297,7 +316,7 @@ def test_listening_to_other_machines_needs_a_token(index, host):
 async def check_tools(client, id):
     """Do what an agent does: list the tools, search, read a document, and make mistakes."""
     tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-    assert set(tools) == {"search", "get_document"}
+    assert set(tools) == {"search", "get_document", "list_sources"}
     assert tools["search"].input_schema["required"] == ["query"]
     found = await client.call_tool("search", {"query": "flour", "k": 1})
     (hit,) = found.structured_content["hits"]
@@ -319,7 +338,7 @@ async def check_tools(client, id):
 async def test_an_agent_uses_the_index_over_http(url):
     async with mcp.Client(f"{url}/mcp") as client:
         tools = await check_tools(client, "bread?")
-        assert '"year": "int"' in tools["search"].description
+        assert "year (int)" in tools["search"].description
         for filter in ([{"column": "year", "op": ">", "value": 2020}], {"year": {"$gt": 2020}}):
             found = await client.call_tool("search", {"query": "is", "filter": filter})
             assert [hit["id"] for hit in found.structured_content["hits"]] == ["paris"]
@@ -343,12 +362,19 @@ async def test_an_agent_needs_the_token(guarded_url):
         await check_tools(client, "bread?")
 
 
-async def test_an_agent_uses_the_index_over_standard_input_and_output(db):
+async def test_an_agent_uses_the_index_over_standard_input_and_output(db, tmp_path):
     command = mcp.StdioServerParameters(
         command=sys.executable, args=["-m", "manyvec", "mcp", "--index", db], env=dict(os.environ), cwd=os.getcwd()
     )
-    async with mcp.Client(command) as client:
-        await check_tools(client, "bread")
+    started = time.monotonic()
+    with open(tmp_path / "log", "w+") as log:
+        async with mcp.Client(stdio_client(command, errlog=log)) as client:
+            # The model is loaded before the handshake ends, or agents are told that it is not.
+            is_told = "waits until the model is loaded" in client.instructions
+            assert "ready after" in (tmp_path / "log").read_text() or (
+                is_told and time.monotonic() - started >= WARM_UP_SECONDS
+            )
+            await check_tools(client, "bread")
 
 
 def test_the_command_serves_until_it_is_interrupted(db):

@@ -43,7 +43,7 @@ from manyvec import Index, ManyvecError
 from manyvec.cli import main as command_line
 from manyvec.server.api import Api, Searches
 from manyvec.server.app import create_app
-from manyvec.server.mcp import mcp_server
+from manyvec.server.mcp import ServedIndex, mcp_server
 from manyvec.testing import HashEncoder
 
 COLUMNS = {
@@ -294,7 +294,7 @@ class Interfaces:
         self.llama_index = ManyvecNodeRetriever(index=self.index, similarity_top_k=99)
         self.app = create_app(self.index)
         api = Api(self.index)
-        self.mcp = mcp_server(api, Searches(api))
+        self.mcp = mcp_server(ServedIndex(api, Searches(api), api.name))
 
     async def core(self, case: Case, spec: Any) -> Any:
         return set(self.index.ids(spec))

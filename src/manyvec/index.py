@@ -47,7 +47,7 @@ class Index(IndexHandle):
     copied: the copy opens it again at its first use. `close`, or a `with` block, frees its memory.
 
     Methods that wait for a model or a disk have twins to await, which run in a thread: `asearch`, `asearch_many`,
-    `ascore`, `aadd`, `aget`, `aids`, `acount`, `adelete`, `aadd_filter_columns` and `aoptimize`.
+    `ascore`, `aadd`, `aget`, `aids`, `acount`, `avalue_counts`, `adelete`, `aadd_filter_columns` and `aoptimize`.
 
     Attributes:
         uri: Folder or URI of the index.

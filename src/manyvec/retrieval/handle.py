@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from manyvec.errors import EncoderError, InputError, StoreError, check_count, check_fraction, check_ids
 from manyvec.filters import FilterLike, parse_filter, to_sql
+from manyvec.filters.values import read_metadata
 from manyvec.models.loading import load_encoder
 from manyvec.models.precomputed import Vectors
 from manyvec.models.protocol import Encoder
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _Handle = TypeVar("_Handle", bound="IndexHandle")
+_COUNTED = (str, int, float, bool)
 
 
 class IndexHandle:
@@ -164,6 +166,26 @@ class IndexHandle:
         snapshot = self._store.snapshot()
         return snapshot.count(self._where(filter, snapshot.manifest))
 
+    def value_counts(self, key: str) -> dict[str | int | float | bool, int]:
+        """Return the values of a metadata key with their numbers of documents, those of most documents first.
+
+        Each item of a list counts. Dates and nested values are left out, and so are documents without the key. A
+        declared filter column is read without the other metadata.
+
+        Args:
+            key: Metadata key, or the name of a filter column such as "author.born".
+        """
+        snapshot = self._store.snapshot()
+        column = stored_as(key) if key in snapshot.manifest.filter_columns else None
+        counts: Counter[str | int | float | bool] = Counter()
+        for rows in snapshot.scan([column or "metadata"]):
+            for row in rows:
+                value = row[column] if column else read_metadata(row["metadata"]).get(key)
+                counts.update(
+                    item for item in (value if isinstance(value, list) else [value]) if isinstance(item, _COUNTED)
+                )
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], str(item[0]))))
+
     def rows(self, documents: Iterable[Document | Mapping[str, Any]], *, adopt_vectors: bool = False) -> pa.Table:
         """Return documents as rows of this index, for another program to append, such as a worker of Ray.
 
@@ -225,6 +247,7 @@ class IndexHandle:
         return self._reader.rank_mixed(version, texts, tokens, weights, check_count(depth, "depth", minimum=1), where)
 
     aget, aids, acount = in_thread(get), in_thread(ids), in_thread(count)
+    avalue_counts = in_thread(value_counts)
 
     def _where(self, condition: FilterLike | None, manifest: Manifest) -> str | None:
         if condition is None:

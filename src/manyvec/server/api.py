@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -23,6 +23,7 @@ from manyvec.filters.values import json_default
 from manyvec.index import Index
 from manyvec.server.batching import Batcher, BusyError
 from manyvec.server.records import (
+    MAX_OFFSET,
     MAX_TEXT_CHARS,
     DocumentRecord,
     HitRecord,
@@ -111,6 +112,11 @@ class Api:
         self._by_manifest: Index | None = None
         self._switching = threading.Lock()
 
+    @property
+    def name(self) -> str:
+        """Last part of the index's path or URI: clients need not know where the index lies."""
+        return PurePath(self.index.uri).name
+
     def search(self, request: SearchRequest) -> SearchResponse:
         """Search the index, with evidence and the time of each stage."""
         (result,) = self.search_many([request])
@@ -132,20 +138,31 @@ class Api:
         return [result for request in requests for result in self.search_many([request])]
 
     def _responses(self, requests: Sequence[SearchRequest]) -> list[SearchResponse]:
-        queries, k = [request.query for request in requests], requests[0].k
+        queries, first = [request.query for request in requests], requests[0]
+        # All hits before a page are found again: the hits of two pages are then those of one longer search.
+        k = first.offset + first.k
+        options: dict[str, Any] = {} if first.lexical_weight is None else {"lexical_weight": first.lexical_weight}
         for query in queries:
             check_unicode(query, "the query")
             if (n_words := len(query.split())) * k > MAX_EXPLAINED_WORDS:
                 raise InputError(
-                    f"a query of {n_words} words can have at most {MAX_EXPLAINED_WORDS // n_words} hits, got k={k}"
+                    f"a query of {n_words} words can have at most {MAX_EXPLAINED_WORDS // n_words} hits, "
+                    f"got k={first.k} and offset={first.offset}"
                 )
         started = time.perf_counter()
         with timings() as seconds:
-            hits_of = self._read(lambda index: index.search_many(queries, k, filter=requests[0].filter, evidence=True))
+            hits_of = self._read(
+                lambda index: index.search_many(queries, k, filter=first.filter, evidence=True, **options)
+            )
         seconds["total"] = time.perf_counter() - started
         milliseconds = {stage: round(1000 * taken / len(requests), 2) for stage, taken in seconds.items()}
         return [
-            SearchResponse(query=request.query, hits=self._records(hits, request), milliseconds=milliseconds)
+            SearchResponse(
+                query=request.query,
+                hits=self._records(hits[request.offset :], request),
+                next_offset=k if len(hits) == k and k <= MAX_OFFSET else None,
+                milliseconds=milliseconds,
+            )
             for request, hits in zip(requests, hits_of, strict=True)
         ]
 
@@ -182,13 +199,24 @@ class Api:
 
         Large images are scaled down; see `for_browser`.
         """
-        for document in self._get(id):
-            if isinstance(document.image, bytes):
-                try:
-                    return *for_browser(document.image), _etag(document.image)
-                except Exception as error:
-                    raise request_error(error) from error
-        return None
+        if (stored := self.page_image(id)) is None:
+            return None
+        try:
+            return *for_browser(stored), _etag(stored)
+        except Exception as error:
+            raise request_error(error) from error
+
+    def value_counts(self, key: str) -> dict[str, int]:
+        """Return the values of a metadata key as strings, with their numbers of documents; see `Index.value_counts`."""
+        try:
+            check_unicode(key, "the key")
+            return {str(value): count for value, count in self._read(lambda index: index.value_counts(key)).items()}
+        except Exception as error:
+            raise request_error(error) from error
+
+    def page_image(self, id: str) -> bytes | None:
+        """Return a page image as it is stored now, or None if the id has no image."""
+        return next((document.image for document in self._get(id) if isinstance(document.image, bytes)), None)
 
     def info(self) -> InfoRecord:
         """Return the size of the index, its model and its filter columns."""
@@ -197,8 +225,7 @@ class Api:
         except Exception as error:
             raise request_error(error) from error
         return InfoRecord(
-            # Only the last part of the path or URI: clients need not know where the index lies.
-            name=PurePath(info.uri).name,
+            name=self.name,
             documents=info.documents,
             tokens=info.tokens,
             model=info.model,
@@ -239,9 +266,10 @@ class Api:
             return self.index
 
 
-def search_key(request: SearchRequest) -> tuple[int, bool, str]:
+def search_key(request: SearchRequest) -> tuple[Hashable, ...]:
     """Return a value that is equal for requests that one search can answer."""
-    return request.k, len(request.query) > _SHORT_QUERY_CHARS, json.dumps(request.filter)
+    is_long = len(request.query) > _SHORT_QUERY_CHARS
+    return request.k, request.offset, request.lexical_weight, is_long, json.dumps(request.filter)
 
 
 class Searches:

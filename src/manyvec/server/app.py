@@ -28,7 +28,7 @@ from manyvec.index import Index
 from manyvec.server.api import Api, RequestError, Searches
 from manyvec.server.connections import TimedProtocol
 from manyvec.server.guard import Guard, is_local
-from manyvec.server.mcp import mcp_server
+from manyvec.server.mcp import ServedIndex, mcp_server
 from manyvec.server.records import MAX_TEXT_CHARS, DocumentRecord, InfoRecord, SearchRequest, SearchResponse
 
 MAX_BODY_BYTES = 64 * 1024
@@ -115,7 +115,7 @@ def create_app(index: Index, *, host: str = "127.0.0.1", token: str | None = Non
         )
     api = Api(index)
     searches = Searches(api)
-    agents = mcp_server(api, searches)
+    agents = mcp_server(ServedIndex(api, searches, api.name))
     agents_app = agents.streamable_http_app(
         stateless_http=True,
         json_response=True,

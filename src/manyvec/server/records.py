@@ -11,13 +11,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_QUERY_CHARS = 4_000
 MAX_HITS = 100
+# Pages begin at most here: each page is searched from the first hit on.
+MAX_OFFSET = 900
 MAX_PASSAGE_CHARS = 4_000
 MAX_TEXT_CHARS = 200_000
 
 
 # Levels of lists and objects of a filter. A filter of 20 levels, the most that manyvec takes, has about twice as many.
 MAX_FILTER_NESTING = 50
-_FILTER_DESCRIPTION = (
+FILTER_DESCRIPTION = (
     'condition on the filter columns: {"year": {"$gte": 2020}, "lang": ["en", "de"]} with $eq, $ne, $gt, $gte, $lt, '
     "$lte, $in, $nin, $contains, $not_contains, $like, $ilike, $between, $exists, $not, $and, $or and $nor; or "
     '[{"column": "year", "op": ">=", "value": 2020}], all of which must hold, with ==, !=, <, <=, >, >=, in, not in, '
@@ -41,7 +43,7 @@ def _check_nesting(filter: Any) -> Any:
 
 # What `manyvec.filters.parse_filter` reads, which also names what is wrong with it.
 FilterRecord = Annotated[
-    dict[str, Any] | list[dict[str, Any]], AfterValidator(_check_nesting), Field(description=_FILTER_DESCRIPTION)
+    dict[str, Any] | list[dict[str, Any]], AfterValidator(_check_nesting), Field(description=FILTER_DESCRIPTION)
 ]
 
 
@@ -52,7 +54,11 @@ class SearchRequest(BaseModel):
 
     query: str = Field(max_length=MAX_QUERY_CHARS)
     k: int = Field(10, ge=1, le=MAX_HITS, description="maximum number of hits")
+    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="number of the best hits to leave out, for the next page")
     filter: FilterRecord | None = None
+    lexical_weight: float | None = Field(
+        None, ge=0, le=1, description="share of BM25 in the ranking; null for the default of the library"
+    )
     passage_chars: int = Field(500, ge=1, le=MAX_PASSAGE_CHARS, description="maximum length of a passage")
 
 
@@ -127,6 +133,7 @@ class SearchResponse(BaseModel):
 
     query: str
     hits: list[HitRecord]
+    next_offset: int | None = Field(None, description="`offset` of the next page; null if there are no more hits")
     milliseconds: dict[str, float] = Field(
         description="time by stage; `total` is the whole search. Searches that were done together have equal parts"
     )
