@@ -30,7 +30,7 @@ from manyvec.storage.maintenance.optimize import optimize
 from manyvec.storage.schema import Manifest, content_hash
 from manyvec.storage.table import Store
 from manyvec.timing import stage
-from manyvec.types import Document, Hit
+from manyvec.types import Document, Hit, Hits
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import Scores
 
@@ -340,7 +340,7 @@ class Index(IndexHandle):
         weight = chosen_weight(lexical_weight, manifest.lexical_weight)
         where = self._where(filter, manifest)
         if not queries or k == 0:
-            return [[] for _ in queries]
+            return [Hits() for _ in queries]
         check_strings(queries, lexical_weight=lexical_weight != "auto" and weight > 0, evidence=evidence)
         if passage_chars is not None:
             check_passages(queries)
@@ -351,7 +351,8 @@ class Index(IndexHandle):
         weight = weight if any(texts) else 0
         options = SearchOptions(k, depth, weight, evidence, crops_images, passage_chars)
         find = partial(self._reader.search, version, texts, tokens, self.candidates, where=where)
-        return find(options) if group_by is None else search_grouped(find, options, group_by, group_size)
+        found = find(options) if group_by is None else search_grouped(find, options, group_by, group_size)
+        return [Hits(hits) for hits in found]
 
     def score(
         self,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from manyvec.errors import check_count, check_fraction
 from manyvec.index import Index
-from manyvec.types import Hit
+from manyvec.types import Hit, Hits
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, Scores
 
@@ -37,7 +37,7 @@ def diversify(index: Index, hits: Sequence[Hit], k: int, balance: float = 0.5) -
     kept = np.flatnonzero(tokens.lengths).tolist()
     relevance = np.array([hits[i].similarity for i in kept])
     chosen = _marginally_relevant(relevance, _mutual_similarities(tokens.select(kept)), k, balance)
-    return [hits[kept[i]] for i in chosen]
+    return Hits(hits[kept[i]] for i in chosen)
 
 
 def _mutual_similarities(documents: TokenBatch) -> Scores:

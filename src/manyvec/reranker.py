@@ -22,7 +22,7 @@ from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.handle import check_pickles
 from manyvec.retrieval.queries import AnyQuery, check_passages, encode
 from manyvec.retrieval.threads import in_thread
-from manyvec.types import Document, Hit
+from manyvec.types import Document, Hit, Hits
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, Scores
 
@@ -126,7 +126,7 @@ class Reranker:
             are_pages = [images[i] is not None for i in best]
             passages = self.passages(query, [texts[i] for i in best], passage_chars, ids=[ids[i] for i in best])
             passages = [None if is_page else p for p, is_page in zip(passages, are_pages, strict=True)]
-        return [
+        return Hits(
             Hit(
                 id=str(i) if (id := ids[i]) is None else id,
                 text=texts[i],
@@ -137,7 +137,7 @@ class Reranker:
                 passage=passages[rank - 1],
             )
             for rank, (i, score, similarity) in enumerate(order, start=1)
-        ]
+        )
 
     def order(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -17,6 +18,9 @@ from manyvec.evidence.passages import Passage
 from manyvec.evidence.text import Evidence
 from manyvec.filters.values import kept_metadata, shown, write_metadata
 from manyvec.vectors.batch import all_finite
+
+# Characters of a text in the repr of a hit, and in a notebook where it has no evidence.
+_REPR_CHARS, _HTML_CHARS = 60, 600
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,28 @@ class Hit:
         if math.isnan(self.final_score):
             object.__setattr__(self, "final_score", self.score)
 
+    def __repr__(self) -> str:
+        """Show what tells hits apart, in one line however long the text is."""
+        shown = self.text if len(self.text) <= _REPR_CHARS else f"{self.text[:_REPR_CHARS]}…"
+        kind = ", is_page=True" if self.is_page else ""
+        return (
+            f"Hit(rank={self.rank}, id={self.id!r}, score={self.score:.4g}, "
+            f"similarity={self.similarity:.4g}, text={shown!r}{kind})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook displays: where the hit is from, and its text or page with what matched marked."""
+        if self.evidence is not None:
+            content = self.evidence.to_html()
+        else:
+            text = self.passage.text if self.passage is not None else self.text
+            cut = text if len(text) <= _HTML_CHARS else f"{text[:_HTML_CHARS]}…"
+            content = f'<div dir="auto" style="white-space: pre-wrap">{html.escape(cut)}</div>'
+        heading = f"{self.rank}. <b>{html.escape(self.citation())}</b> <small>similarity {self.similarity:.3f}</small>"
+        # A long text scrolls in place, so that the other hits stay in view.
+        content = f'<div style="max-height: 24em; overflow: auto">{content}</div>'
+        return f'<div style="margin-bottom: 1em"><div>{heading}</div>{content}</div>'
+
     def best_passage(self, n_chars: int = 300) -> Passage:
         """Return the passage of at most `n_chars` characters that carries most of the score, to quote and cite.
 
@@ -177,6 +203,15 @@ class Hit:
             return f"{source}, p. {page}"
         sheet = self.metadata.get("sheet")
         return source if sheet is None else f"{source}, sheet {sheet}"
+
+
+class Hits(list[Hit]):
+    """A list of hits that a notebook displays one below the other."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return "".join(hit._repr_html_() for hit in self) or "<p><em>nothing found</em></p>"
 
 
 @dataclass(frozen=True)
