@@ -97,7 +97,7 @@ def test_the_reference_of_the_site_has_every_command_and_every_public_name(site,
         assert f'id="manyvec-{name}"' in commands_page
     reference = "\n".join(page.read_text() for page in (site / "reference").rglob("*.html"))
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    public = import_module("site_hooks").public_names()
+    public = [*import_module("site_hooks").public_names(), "manyvec.Index.search", "manyvec.Index.get"]
     assert len(public) > 60
     assert [name for name in public if f'id="{name}"' not in reference] == []
 
