@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from manyvec import Hit, Index, Reranker
+from manyvec import Hit, Index, Reranker, diversify
 from manyvec.testing import HashEncoder
+from manyvec.types import Hits
 
 NOTEBOOKS = Path(__file__).parents[1] / "examples" / "notebooks"
 # What the outputs of each must hold.
@@ -72,7 +73,9 @@ def test_the_repr_of_a_hit_is_one_short_line(index):
 
 @pytest.mark.parametrize("options", [{}, {"evidence": True}, {"passage_chars": 80}])
 def test_hits_display_as_html_in_which_nothing_of_a_document_is_markup(index, options):
-    html = index.search("tea", k=1, **options)._repr_html_()
+    hits = index.search("tea", k=1, **options)
+    assert isinstance(hits, Hits)
+    html = hits._repr_html_()
     assert set(re.findall(r"<(/?\w+)", html)) <= {"div", "/div", "b", "/b", "small", "/small", "mark", "/mark"}
     assert "&lt;script&gt;" in html
     assert ("<mark" in html) == ("evidence" in options)
@@ -81,6 +84,9 @@ def test_hits_display_as_html_in_which_nothing_of_a_document_is_markup(index, op
 def test_lists_of_hits_display_whoever_returns_them(index):
     found = index.search("tea", k=1)
     assert found == list(found)
-    assert index.search_many(["tea", "leaves"])[1]._repr_html_() != ""
-    assert Reranker(HashEncoder()).rerank("tea", ["tea"])._repr_html_() != ""
-    assert index.search("tea", k=0)._repr_html_() == "<p><em>nothing found</em></p>"
+    returned = [found, *index.search_many(["tea", "leaves"]), Reranker(HashEncoder()).rerank("tea", ["tea"])]
+    assert all(isinstance(hits, Hits) for hits in [*returned, diversify(index, found, 1)])
+
+
+def test_an_empty_list_of_hits_says_so(index):
+    assert Hits(index.search("tea", k=0))._repr_html_() == "<p><em>nothing found</em></p>"
