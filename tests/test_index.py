@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from manyvec import Document, F, Index, InputError, ManifestError, StoreError, TokenBatch
-from manyvec.candidates import Lexical, Pooled
+from manyvec.candidates import Auto, CentroidLists, Exhaustive, Lexical, Pooled
 from manyvec.storage.ingest.adding import AddReport, Checked, batches
 from manyvec.storage.snapshot import Snapshot
 from manyvec.storage.table import Store
@@ -410,6 +410,25 @@ def test_pooled_vectors_do_not_outlive_an_index_that_is_built_again_in_its_place
         index = Index.create(tmp_path / "index", ENCODER)
         index.add({"id": f"{position}", "text": word} for position, word in enumerate(words))
         assert index.rank(["green"], pooled, 1) == [[str(words.index("green"))]]
+
+
+@pytest.mark.parametrize("stage", [Auto(), CentroidLists(), Exhaustive(), Lexical(), Pooled()], ids=repr)
+def test_one_stage_serves_indexes_of_several_models_from_any_thread(tmp_path, stage):
+    indexes = []
+    for dim, words in [(8, ["red", "green", "blue"]), (16, ["blue", "red", "green"]), (24, ["green", "blue", "red"])]:
+        index = Index.create(tmp_path / str(dim), HashEncoder(dim), filter_columns={"n": int})
+        index.candidates = stage
+        index.add({"id": word, "text": f"{word} paint", "metadata": {"n": n}} for n, word in enumerate(words))
+        indexes.append(index)
+
+    def first(number):
+        word = ["red", "green", "blue"][number % 4 % 3]
+        (hit,) = indexes[number % 3].search(word, k=1, filter=F("n") < 3)
+        return (word, hit.id)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(first, range(48)))
+    assert [word for word, _ in found] == [id for _, id in found]
 
 
 def test_pooled_finds_nothing_in_an_empty_index(tmp_path):

@@ -449,6 +449,18 @@ def test_a_hit_that_is_a_page_has_a_heat_map_for_each_word(pages_client):
     assert {word["map"] for word in hits["text"]["words"]} == {None}
 
 
+@pytest.mark.parametrize("query", ["red", "blue", "red blue", "blue green red"])
+def test_the_heat_maps_of_one_response_share_a_scale_with_a_floor(pages_client, query):
+    pages = [hit for hit in search(pages_client, query).json()["hits"] if hit["page"]]
+    assert len(pages) > 1
+    shown = [[hit["page"], *hit["words"]] for hit in pages]
+    for maps in zip(*shown, strict=True):
+        ((lowest, highest),) = {tuple(one["color_range"]) for one in maps}
+        # Without a floor, a page that barely matches would be painted like one that matches well.
+        assert highest - lowest >= 0.2 - 1e-3
+        assert highest >= max(max(map(max, one["map"])) for one in maps) - 2e-3
+
+
 def test_the_heat_maps_of_one_response_are_bounded_and_the_best_hits_have_theirs(pages):
     # A page of 3 by 4 patches has one map for the only word, and one for all words.
     response = Api(pages, max_map_numbers=24).search(SearchRequest(query="red"))  # type: ignore[call-arg]
