@@ -21,7 +21,8 @@ from manyvec.types import Document
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 RECORDS = (*TABLES, *JSON_LINES, *JSON)
-ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+COLUMNAR = (".parquet", ".arrow", ".feather")
 # Types that the standard library does not know, or names after another program.
 _MEDIA_TYPES = {
     ".md": "text/markdown",
@@ -85,6 +86,8 @@ class Reading:
             )
         elif name.endswith(ARCHIVES):
             raise InputError("an archive: unpack it")
+        elif name.endswith(COLUMNAR):
+            raise InputError("a table: `manyvec import` reads one with token vectors; save others as .csv or .jsonl")
         elif (suffix := path.suffix.lower()) in UNREAD:
             raise InputError(f"{suffix} files are not read: save it as {UNREAD[suffix]}")
         else:
