@@ -4,6 +4,7 @@ from . import candidates as candidates
 from . import evaluation as evaluation
 from . import files as files
 from . import testing as testing
+from . import training as training
 from .errors import DeviceMemoryError as DeviceMemoryError
 from .errors import EncoderError as EncoderError
 from .errors import FilterError as FilterError
@@ -42,6 +43,7 @@ from .storage.ingest.adding import AddReport as AddReport
 from .timing import timings as timings
 from .tools.catalog import ToolHit as ToolHit
 from .tools.catalog import ToolIndex as ToolIndex
+from .training.tuning import tune as tune
 from .types import Document as Document
 from .types import Hit as Hit
 from .types import IndexInfo as IndexInfo

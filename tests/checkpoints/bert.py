@@ -36,15 +36,15 @@ def bert_ids(text, *, marker=None):
     return [BERT_VOCABULARY.index(word) for word in ["[CLS]", *([marker] if marker else []), *words, "[SEP]"]]
 
 
-def tiny_bert(folder, architecture):
+def tiny_bert(folder, architecture, vocabulary=BERT_VOCABULARY):
     """config.json, vocab.txt and tokenizer_config.json of a BERT, and its model."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
     folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(BERT_VOCABULARY))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": 64})
-    config = BertConfig(vocab_size=len(BERT_VOCABULARY), max_position_embeddings=64, **TINY)
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **TINY)
     write_json(folder / "config.json", config.to_dict() | {"architectures": [architecture]})
     return BertModel(config).eval()
 

@@ -28,6 +28,7 @@ from manyvec.cli.commands import (
     models,
     search,
     serve,
+    tune,
 )
 from manyvec.cli.options import StorageOption, TableOption, set_place
 from manyvec.errors import ManyvecError
@@ -141,6 +142,7 @@ for _module, _name in (
     (serve, "serve"),
     (mcp, "mcp"),
     (evaluate, "eval"),
+    (tune, "tune"),
     (models, "models"),
 ):
     app.command(_name, help=_module.run.__doc__, epilog=_module.EXAMPLES, no_args_is_help=False)(

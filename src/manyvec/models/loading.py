@@ -81,7 +81,7 @@ def load_encoder(
         raise InputError(f"dtype applies to the torch backend only: the {backend} export has a dtype of its own")
     # Threads that ask for the same model at once wait for a single load.
     with _LOCK:
-        return _cached(name, LoadOptions(_device(device), dtype, backend, local_files_only, trust_remote_code))
+        return _cached(name, LoadOptions(resolved_device(device), dtype, backend, local_files_only, trust_remote_code))
 
 
 def build_encoder(name: str, options: LoadOptions) -> LocalEncoder:
@@ -132,7 +132,7 @@ def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) ->
         raise MissingPackageError(
             f"the {options.backend} backend needs optimum: pip install 'sentence-transformers[{options.backend}]'"
         )
-    with _quiet():
+    with quiet():
         try:
             if family.key == "static":
                 return StaticEncoder.load(checkpoint, name)
@@ -180,7 +180,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Switch off the progress bars and load reports of transformers: problems are raised as errors here."""
     from transformers.utils import logging
 
@@ -206,7 +206,7 @@ def _weights_id(checkpoint: Checkpoint, backend: str) -> str:
     return digest.hexdigest()
 
 
-def _device(device: str) -> str:
+def resolved_device(device: str) -> str:
     """Return the torch device to use, with `auto` resolved."""
     if device not in DEVICES:
         raise InputError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")

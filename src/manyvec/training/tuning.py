@@ -1,0 +1,438 @@
+"""`tune`: adapt a model to judged queries, from reading the data to the saved model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from manyvec.errors import InputError, check_count, check_fraction, require
+from manyvec.evaluation import Dataset, load_beir
+from manyvec.index import Index
+from manyvec.models.loading import resolved_device
+from manyvec.models.text import SentenceTransformerEncoder
+from manyvec.training.data import Judgments, TrainingData, read_training
+from manyvec.training.measuring import (
+    Judged,
+    PoolScores,
+    encode_corpus,
+    interval,
+    ndcg_of,
+    pool_of,
+    principal_axes,
+    score_pool,
+)
+from manyvec.training.mining import mine_negatives
+from manyvec.training.report import Compared, Progress, TuneReport
+from manyvec.training.splitting import Split, drop_leaks, hold_out
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder
+
+    from manyvec.training.loop import LoopSettings
+
+LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "projection": 1e-3}
+# Documents that negatives are drawn from and held-out queries are measured on: about 2 GB of vectors of `minilm`.
+MAX_DOCUMENTS = 20_000
+# Queries that negatives are mined for: more pairs than two cores read in an hour.
+MAX_QUERIES = 20_000
+UNSEEN_LOSS = 0.01
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Start:
+    """What is known before training; a resumed run reads it instead of computing it again.
+
+    Attributes:
+        before: nDCG@10 of each report query.
+        at_dim: The same for its vectors along `axes`; empty if the dims stay.
+        axes: (dim, width) principal axes of the token vectors; None if the dims stay.
+        unseen: The same for each query of each unseen data set.
+        negatives: Query id to ids of hard negatives.
+        pool: Ids of the documents that validation queries are ranked over.
+    """
+
+    before: list[float]
+    at_dim: list[float]
+    axes: list[list[float]] | None
+    unseen: dict[str, list[float]]
+    negatives: dict[str, list[str]]
+    pool: list[str]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `tune`, checked."""
+
+    name: str
+    method: Literal["full", "lora", "projection"]
+    dim: int | None
+    negatives: int
+    interpolate: float | None
+    teacher: str | None
+    device: str
+    loop: LoopSettings
+    unseen: Sequence[Dataset] = field(default=(), repr=False)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what changes the result, as values that JSON can hold."""
+        shown = {"model": self.name, "method": self.method, "dim": self.dim, "negatives": self.negatives}
+        shown |= {"interpolate": self.interpolate, "teacher": self.teacher, "device": self.device}
+        return shown | {"unseen": [dataset.name for dataset in self.unseen]} | asdict(self.loop)
+
+
+def tune(
+    model: str,
+    train: str | Path | Index,
+    out: str | Path,
+    *,
+    judged: Judgments | None = None,
+    method: Literal["full", "lora", "projection"] = "full",
+    dim: int | None = None,
+    minutes: float = 60,
+    negatives: int = 2,
+    holdout: float = 0.1,
+    unseen: Sequence[str | Path] = (),
+    teacher: str | None = None,
+    interpolate: float | Literal["auto"] = "auto",
+    batch_size: int = 32,
+    learning_rate: float | None = None,
+    max_tokens: int = 128,
+    epochs: int = 10,
+    measure_every: int = 100,
+    seed: int = 0,
+    device: str = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TuneReport:
+    """Adapt a text model to judged queries, measure what that gained, and save it only if it gained.
+
+    Held-out queries are answered by no document of a training pair. One half of them chooses the step and the blend of
+    weights, the other half is measured before and after. If the process is killed, the same call goes on from the last
+    checkpoint, kept in the folder `OUT.training` until the run is complete. Memory: the model with its optimizer (four
+    times its weights), at most 4 GB for a step, and the token vectors of at most 20,000 documents as float16.
+
+    Args:
+        model: Model to start from, a name for `load_encoder`.
+        train: Folder in BEIR layout with `qrels/train.tsv`; file of JSON lines with `query`, `positive` and optionally
+            `negatives`, `scores` and `group`; or an index, with `judged`.
+        out: Folder for the tuned model, which must not exist. `load_encoder` and sentence-transformers load it.
+        judged: Query to ids of the documents that answer it, if `train` is an index.
+        method: `full` trains all weights; `lora` trains small matrices beside them, which are merged at the end;
+            `projection` trains only the token projection, on states that are computed once: minutes on two cores.
+        dim: Dimensions of the tuned model's token vectors; prefixes of 32, 64, … of them are trained to be compared as
+            well. By default those of the model.
+        minutes: Time for training and the measurements during it. Mining and the measurements before and after it come
+            on top: each encodes the corpus once.
+        negatives: Hard negatives for each pair, from the data or mined. Fewer in a corpus that is too small for them.
+        holdout: Share of the queries to hold out; at least 20 and at most 500 are.
+        unseen: Folders in BEIR layout whose test split is measured before and after, to see what the model forgets.
+        teacher: Name of a cross-encoder whose scores are distilled. Recorded `scores` in `train` are, without one.
+        interpolate: Share of the tuned weights in the result; the rest are those before training. With `auto`, the best
+            on held-out queries of .3, .5, .7 and 1.
+        batch_size: Pairs in a step; each pair's answer is a negative for all others.
+        learning_rate: By default 2e-5 for `full`, 2e-4 for `lora`, 1e-3 for `projection`.
+        max_tokens: Tokens of a query or document that are read while training.
+        epochs: Maximum number of passes over the pairs.
+        measure_every: Steps between measurements. After three without a gain, training stops.
+        seed: Seed of the split, the negatives and the order of pairs.
+        device: Where to train: `cpu`, `cuda`, `mps`, or `auto` for the fastest one available.
+        on_progress: Called with each measurement during training.
+
+    Returns:
+        What was measured. Its `out` is None if nothing was better than before; then nothing is written.
+
+    Raises:
+        InputError: An argument or the data cannot be used.
+        EncoderError: The model does not exist or cannot be trained.
+        MissingPackageError: The extra `train` is not installed.
+        StoreError: The tuned model could not be written.
+    """
+    for package in ("datasets", "accelerate", *(["peft"] if method == "lora" else [])):
+        require(package, extra="train")
+    from manyvec.training.loop import LoopSettings
+
+    if not isinstance(model, str):
+        raise InputError(
+            f"tune needs the name of a model for load_encoder, got {type(model).__name__}: a hosted model or an object "
+            "of your own has no weights that can be trained here"
+        )
+    out = Path(out)
+    if out.exists():
+        raise InputError(f"{out} exists: name a new folder for the tuned model, or remove it")
+    if method not in LEARNING_RATES:
+        raise InputError(f"method must be one of {', '.join(LEARNING_RATES)}, got {method!r}")
+    if not minutes > 0:
+        raise InputError(f"minutes must be above 0, got {minutes!r}")
+    if not 0 < check_fraction(holdout, "holdout") < 1:
+        raise InputError(f"holdout must be between 0 and 1, got {holdout!r}")
+    loop = LoopSettings(
+        minutes=float(minutes),
+        batch_size=check_count(batch_size, "batch_size", minimum=2),
+        learning_rate=learning_rate if learning_rate is not None else LEARNING_RATES[method],
+        max_tokens=check_count(max_tokens, "max_tokens", minimum=8),
+        epochs=check_count(epochs, "epochs", minimum=1),
+        measure_every=check_count(measure_every, "measure_every", minimum=1),
+        patience=3,
+        seed=check_count(seed, "seed"),
+    )
+    job = _Job(
+        name=model,
+        method=method,
+        dim=None if dim is None else check_count(dim, "dim", minimum=1),
+        negatives=check_count(negatives, "negatives"),
+        interpolate=None if interpolate == "auto" else check_fraction(interpolate, "interpolate"),
+        teacher=teacher,
+        device=resolved_device(device),
+        loop=loop,
+        unseen=[load_beir(folder) for folder in unseen],
+    )
+    data = read_training(train, judged)
+    split = drop_leaks(data, hold_out(data, holdout, loop.seed), job.unseen)
+    return _run(job, data, split, out, on_progress or (lambda point: logger.info("%s", point)))
+
+
+def _run(job: _Job, data: TrainingData, split: Split, out: Path, report: Callable[[Progress], None]) -> TuneReport:
+    import torch
+
+    from manyvec.training import preparing, saving
+    from manyvec.training.loop import train
+    from manyvec.training.losses import loss_for
+
+    torch.manual_seed(job.loop.seed)
+    model = preparing.load_trainable(job.name, device=job.device)
+    work = _work_folder(out, job, data, split)
+    corpus = _corpus(data, split, job.loop.seed)
+    start = _start(work, job, data, split, corpus, model)
+    pool = Judged(*_part(data, split.validation), {id: corpus[id] for id in start.pool})
+    untouched = score_pool(model, pool)
+
+    if job.dim or job.method == "projection":
+        preparing.add_projection(model, None if start.axes is None else np.array(start.axes, np.float32))
+    before = saving.weights_of(model)
+    preparing.choose_weights(model, job.method)
+    rows = _rows(job, data, split, start.negatives)
+    n_documents = len(rows[0]) - 1 - ("scores" in rows[0])
+    dims = preparing.prefixes(job.dim) if job.dim else [0]
+    loss = loss_for(
+        model,
+        has_teacher="scores" in rows[0],
+        dims=dims,
+        n_rows=job.loop.batch_size * n_documents,
+        n_tokens=job.loop.max_tokens,
+    )
+    texts = _texts(rows, pool)
+
+    def measure() -> PoolScores:
+        return score_pool(model, pool)
+
+    def fit() -> tuple[Any, float, dict[str, float]]:
+        trained = train(model, loss, rows, job.loop, measure, measure(), work, report)
+        if job.method == "lora":
+            preparing.merge_lora(model)
+        shares = saving.SHARES if job.interpolate is None else (job.interpolate,)
+        model.eval()
+        states = {name: weight for name, weight in before.items() if name in model.state_dict()}
+        return trained, *saving.choose_share(model, states, saving.weights_of(model), shares, lambda: measure().ndcg)
+
+    if job.method == "projection":
+        with preparing.frozen(model, texts, max_tokens=job.loop.max_tokens):
+            trained, share, shares = fit()
+    else:
+        trained, share, shares = fit()
+
+    encoder = SentenceTransformerEncoder(model, name=str(out))
+    after = ndcg_of(encoder, Judged(*_part(data, split.report), corpus), encode_corpus(encoder, corpus))
+    gain = interval(np.subtract(after, start.before).tolist())
+    warnings = [trained.problem] if trained.problem else []
+    details = {
+        **job.settings(),
+        "data": data.name,
+        "data_hash": data.digest(),
+        "split": {"train": len(split.train), "validation": len(split.validation), "report": len(split.report)},
+        "documents_measured": len(corpus),
+        "pairs": len(rows),
+        "negatives_per_pair": n_documents - 1,
+        "best_step": trained.best_step,
+        "share_of_tuned_weights": share,
+        "validation_ndcg_by_share": shares,
+        "validation_ndcg_before": untouched.ndcg,
+        "before_at_dim": str(interval(start.at_dim)) if start.at_dim else None,
+        "versions": {
+            name: version(name) for name in ("manyvec", "sentence-transformers", "transformers", "torch", "datasets")
+        },
+        "machine": platform.machine(),
+    }
+    # Smaller vectors are worth having if they are better than untrained ones of their size.
+    baseline = start.at_dim or start.before
+    advantage = interval(np.subtract(after, baseline).tolist())
+    is_better = advantage.low > 0 and shares[str(share)] > trained.curve[0].ndcg
+    unseen = _compare_unseen(job, start, encoder) if is_better else {}
+    for name, compared in unseen.items():
+        if compared.gain.mean < -UNSEEN_LOSS:
+            warnings.append(f"{name}: nDCG@10 fell from {compared.before.mean:.3f} to {compared.after.mean:.3f}")
+    if not is_better:
+        warnings.append(
+            f"nothing was written: the gain on {len(after)} held-out queries is {advantage}, not safely above 0"
+        )
+    result = TuneReport(
+        str(out) if is_better else None,
+        interval(start.before),
+        interval(after),
+        gain,
+        unseen,
+        trained.curve,
+        dict(data.dropped),
+        warnings,
+        details,
+    )
+    if is_better:
+        part = out.with_name(f"{out.name}.part")
+        saving.save(model, part, list(corpus.values())[:20])
+        result.write(part)
+        part.replace(out)
+    shutil.rmtree(work)
+    return result
+
+
+def _work_folder(out: Path, job: _Job, data: TrainingData, split: Split) -> Path:
+    """Return the folder of the checkpoints; an older run with other data or settings is removed from it."""
+    work = out.with_name(f"{out.name}.training")
+    run = json.dumps([job.settings(), data.digest(), hashlib.sha256(repr(split).encode()).hexdigest()])
+    stored = work / "run.json"
+    if work.exists() and not stored.exists() and any(work.iterdir()):
+        raise InputError(f"{work} holds files that are not of a training run: move them, or name another folder")
+    if stored.exists() and stored.read_text(encoding="utf-8") != run:
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    stored.write_text(run, encoding="utf-8")
+    return work
+
+
+def _corpus(data: TrainingData, split: Split, seed: int) -> dict[str, str]:
+    """Return the documents to measure on and draw negatives from: what answers a held-out query, then a sample."""
+    held = {id for query in (*split.validation, *split.report) for id in data.positives[query]}
+    if len(data.documents) <= MAX_DOCUMENTS:
+        return data.documents
+    others = [id for id in data.documents if id not in held]
+    chosen = held | set(_sample(others, MAX_DOCUMENTS - len(held), seed))
+    return {id: text for id, text in data.documents.items() if id in chosen}
+
+
+def _start(
+    work: Path, job: _Job, data: TrainingData, split: Split, corpus: dict[str, str], model: MultiVectorEncoder
+) -> _Start:
+    """Measure the model before training and mine negatives, or read both from an interrupted run."""
+    stored = work / "start.json"
+    if stored.exists():
+        return _Start(**json.loads(stored.read_text(encoding="utf-8")))
+    encoder = SentenceTransformerEncoder(model, name=job.name)
+    tokens = encode_corpus(encoder, corpus)
+    queries = [query for query in split.train if query not in data.negatives]
+    queries = _sample(queries, MAX_QUERIES, job.loop.seed) if job.negatives else []
+    mined = mine_negatives(data, queries, corpus, tokens, encoder, job.negatives, job.loop.seed) if queries else {}
+    report = Judged(*_part(data, split.report), corpus)
+    axes = None
+    if job.dim is not None and job.dim != encoder.dim:
+        axes = principal_axes(tokens, job.dim)
+    start = _Start(
+        before=ndcg_of(encoder, report, tokens),
+        at_dim=[] if axes is None else ndcg_of(encoder, report, tokens, axes),
+        axes=None if axes is None else axes.tolist(),
+        unseen={dataset.name: _unseen_ndcg(encoder, dataset) for dataset in job.unseen},
+        negatives={query: list(ids) for query, ids in (mined | data.negatives).items()},
+        pool=list(pool_of(encoder, Judged(*_part(data, split.validation), corpus), tokens).documents),
+    )
+    from manyvec.training.loop import write_json
+
+    write_json(stored, asdict(start))
+    return start
+
+
+def _rows(job: _Job, data: TrainingData, split: Split, negatives: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Return the training pairs as rows of texts; all have the same number of negatives.
+
+    A batch must not hold a document twice, so a small corpus allows fewer negatives than wanted.
+    """
+    recorded = data.scores if job.teacher is None else {}
+    queries = [query for query in split.train if not recorded or query in recorded]
+    queries = [query for query in queries if query in negatives] if job.negatives or recorded else queries
+    n_negatives = min([job.negatives, *(len(negatives.get(query, ())) for query in queries)])
+    if recorded:
+        n_negatives = min(len(recorded[query]) - 1 for query in queries)
+    n_documents = len({id for query in queries for id in data.positives[query]})
+    while n_negatives and not recorded and 2 * job.loop.batch_size * (1 + n_negatives) > n_documents:
+        n_negatives -= 1
+    if job.teacher is not None and not n_negatives:
+        raise InputError(f"a teacher needs at least one negative for each pair; {data.name} is too small for any")
+    rows = []
+    for query in queries:
+        row: dict[str, Any] = {"query": data.queries[query], "positive": data.documents[data.best_positive(query)]}
+        for number, id in enumerate(negatives.get(query, ())[:n_negatives], start=1):
+            row[f"negative_{number}"] = data.documents[id]
+        if recorded:
+            row["scores"] = list(recorded[query][: 1 + n_negatives])
+        rows.append(row)
+    if len({(row["query"], row["positive"]) for row in rows}) < job.loop.batch_size:
+        raise InputError(
+            f"{data.name}: {len(rows)} different pairs are left to train on, fewer than one batch of "
+            f"{job.loop.batch_size}"
+        )
+    return rows if job.teacher is None else _with_teacher(rows, job.teacher, job.device)
+
+
+def _with_teacher(rows: list[dict[str, Any]], teacher: str, device: str) -> list[dict[str, Any]]:
+    """Return the rows with a cross-encoder's scores of their documents."""
+    from sentence_transformers import CrossEncoder
+
+    judge = CrossEncoder(teacher, device=device, local_files_only=Path(teacher).exists())
+    pairs = [(row["query"], text) for row in rows for name, text in row.items() if name != "query"]
+    scores = judge.predict(pairs, show_progress_bar=False).tolist()
+    width = len(rows[0]) - 1
+    return [{**row, "scores": scores[i * width : (i + 1) * width]} for i, row in enumerate(rows)]
+
+
+def _texts(rows: Sequence[Mapping[str, Any]], pool: Judged) -> dict[Any, list[str]]:
+    """Return all texts that training reads, by task."""
+    documents = [text for row in rows for name, text in row.items() if name not in ("query", "scores")]
+    return {
+        "query": [*(row["query"] for row in rows), *pool.queries.values()],
+        "document": [*documents, *pool.documents.values()],
+    }
+
+
+def _compare_unseen(job: _Job, start: _Start, encoder: SentenceTransformerEncoder) -> dict[str, Compared]:
+    compared = {}
+    for dataset in job.unseen:
+        before, after = start.unseen[dataset.name], _unseen_ndcg(encoder, dataset)
+        compared[dataset.name] = Compared(
+            interval(before), interval(after), interval(np.subtract(after, before).tolist())
+        )
+    return compared
+
+
+def _unseen_ndcg(encoder: SentenceTransformerEncoder, dataset: Dataset) -> list[float]:
+    documents = {document.id: document.text for document in dataset.documents}
+    return ndcg_of(encoder, Judged(dataset.queries, dataset.qrels, documents), encode_corpus(encoder, documents))
+
+
+def _part(data: TrainingData, queries: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Return the texts and the judgments of some queries."""
+    return {query: data.queries[query] for query in queries}, {query: data.positives[query] for query in queries}
+
+
+def _sample(values: list[str], n: int, seed: int) -> list[str]:
+    """Return n of the values, or all of them if there are fewer, in their order."""
+    if len(values) <= n:
+        return values
+    chosen = np.random.default_rng(seed).choice(len(values), n, replace=False)
+    return [values[position] for position in sorted(chosen.tolist())]

@@ -1,0 +1,389 @@
+"""`tune`: learns what can be learned, writes nothing where nothing can, and is not fooled by its own data."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints.bert import tiny_bert
+from numpy.testing import assert_allclose
+from safetensors.torch import load_file, save_file
+from sentence_transformers import MultiVectorEncoder
+
+import manyvec
+from manyvec.cli import main
+from manyvec.errors import EncoderError, InputError, StoreError
+from manyvec.testing import HashEncoder
+from manyvec.training import preparing, saving
+from manyvec.training.data import read_pairs, read_training
+from manyvec.training.losses import PrefixLoss, loss_for
+from manyvec.training.measuring import interval
+from manyvec.training.mining import mine_negatives
+from manyvec.training.splitting import drop_leaks, hold_out
+
+N_WORDS = 40
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY += [f"{kind}{number}" for kind in ("ask", "say") for number in range(N_WORDS)]
+QUICK = {"learning_rate": 5e-3, "max_tokens": 16, "measure_every": 20, "epochs": 3, "negatives": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A BERT with random weights, to which `ask7` and `say7` mean nothing."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_file(tiny_bert(folder, "BertModel", VOCABULARY).state_dict(), folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def synonyms(n=400):
+    """(query, passage) pairs: a passage says with other words, and in another order, what its query asks."""
+    rng = random.Random(0)
+    chosen = [rng.sample(range(N_WORDS), 4) for _ in range(n)]
+    return [(" ".join(f"ask{i}" for i in row), " ".join(f"say{i}" for i in sorted(row))) for row in chosen]
+
+
+def write_pairs(path, pairs, **more):
+    path.write_text("".join(json.dumps({"query": q, "positive": p} | more) + "\n" for q, p in pairs))
+    return path
+
+
+def write_beir(folder, documents, queries, qrels, split="train"):
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in documents.items())
+    )
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in queries.items()))
+    lines = [f"{query}\t{document}\t1\n" for query, document in qrels]
+    (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny, tmp_path_factory):
+    """The model that learned the synonyms, and the report."""
+    folder = tmp_path_factory.mktemp("tuned")
+    points = []
+    pairs = write_pairs(folder / "pairs.jsonl", synonyms())
+    report = manyvec.tune(tiny, pairs, folder / "model", **QUICK, on_progress=points.append)
+    return folder / "model", report, points
+
+
+def test_invented_synonyms_are_learned(tuned):
+    _, report, points = tuned
+    assert report.before.mean < 0.2 and report.after.mean > 0.9 and report.gain.low > 0.7
+    assert [point.step for point in points] == [20, 36] and points[-1].positive > points[-1].negative
+    assert "36" in str(points[-1]) and "pairs/s" in str(points[-1])
+
+
+def test_a_tuned_model_loads_anywhere_with_equal_vectors_and_says_where_it_is_from(tuned):
+    folder, report, _ = tuned
+    assert "manyvec" not in (folder / "modules.json").read_text()
+    texts = ["say1 say2", "say3"]
+    plain = MultiVectorEncoder(str(folder), device="cpu", local_files_only=True).encode_document(texts)
+    for vectors, expected in zip(
+        manyvec.load_encoder(str(folder), device="cpu").encode_documents(texts), plain, strict=True
+    ):
+        assert_allclose(vectors, expected, atol=1e-5)
+    stored = json.loads((folder / "tune.json").read_text())
+    assert stored["after"]["mean"] == report.after.mean and stored["details"]["data_hash"]
+    assert stored["details"]["split"] == {"train": 360, "validation": 20, "report": 20}
+    assert "<polyline" in (folder / "tune.html").read_text()
+    assert not folder.with_name("model.training").exists()
+
+
+def test_a_set_without_signal_writes_nothing_and_the_command_exits_with_1(tiny, tmp_path, capsys):
+    pairs = synonyms(200)
+    passages = [passage for _, passage in pairs]
+    random.Random(1).shuffle(passages)
+    file = write_pairs(tmp_path / "noise.jsonl", [(q, p) for (q, _), p in zip(pairs, passages, strict=True)])
+    arguments = [
+        "tune",
+        tiny,
+        "--train",
+        str(file),
+        "--out",
+        str(tmp_path / "out"),
+        "--negatives",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    assert main([*arguments, "--minutes", "0.05", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["out"] is None and "nothing was written" in captured.err
+    assert [path.name for path in tmp_path.iterdir()] == ["noise.jsonl"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tuned, tiny, tmp_path):
+    expected = load_file(tuned[0] / "model.safetensors")
+    pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
+    script = (
+        "import os, signal, sys, manyvec\n"
+        f"def kill(point):\n    point.step == 36 and os.kill(os.getpid(), {9})\n"
+        f"manyvec.tune({tiny!r}, {str(pairs)!r}, {str(tmp_path / 'model')!r}, on_progress=kill, **{QUICK!r})\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+    assert killed.returncode != 0 and (tmp_path / "model.training" / "checkpoint-20").is_dir(), killed.stderr
+    points = []
+    report = manyvec.tune(tiny, pairs, tmp_path / "model", **QUICK, on_progress=points.append)
+    assert [point.step for point in points] == [36]
+    assert [point.ndcg for point in report.curve] == [point.ndcg for point in tuned[1].curve]
+    for name, weight in load_file(tmp_path / "model" / "model.safetensors").items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_lora_is_merged_without_a_change_of_vectors(tiny):
+    model = preparing.load_trainable(tiny, device="cpu")
+    preparing.choose_weights(model, "lora")
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    before = model.encode_query(["ask1 ask2 ask3"])[0]
+    preparing.merge_lora(model)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    assert_allclose(model.encode_query(["ask1 ask2 ask3"])[0], before, atol=1e-5)
+    untouched = preparing.load_trainable(tiny, device="cpu").encode_query(["ask1 ask2 ask3"])[0]
+    assert abs(before - untouched).max() > 0.01
+
+
+@pytest.mark.parametrize("method", ["lora", "projection"])
+def test_other_methods_learn_and_their_models_load(tiny, tmp_path, method):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
+    settings = QUICK | {"learning_rate": 2e-2, "epochs": 5, "measure_every": 60}
+    report = manyvec.tune(tiny, pairs, tmp_path / "model", method=method, dim=16, **settings)
+    assert report.after.mean > report.before.mean + 0.2
+    assert manyvec.load_encoder(str(tmp_path / "model"), device="cpu").dim == 16
+    if method == "projection":
+        weights = load_file(tmp_path / "model" / "model.safetensors")
+        assert all(
+            torch.equal(weights[name], value)
+            for name, value in load_file(Path(tiny) / "model.safetensors").items()
+            if name in weights
+        )
+
+
+def test_frozen_states_give_the_vectors_of_the_model(tiny):
+    model = preparing.load_trainable(tiny, device="cpu")
+    preparing.add_projection(model, np.eye(8, 32, dtype=np.float32))
+    texts = ["say1 say2 say3", "say4"]
+    expected = model.encode_document(texts)
+    with preparing.frozen(model, {"document": texts}, max_tokens=16):
+        frozen = model.encode_document(texts)
+    for vectors, other in zip(frozen, expected, strict=True):
+        assert_allclose(vectors, other, atol=2e-3)
+    assert_allclose(model.encode_document(texts)[0], expected[0], atol=1e-6)
+
+
+def test_the_loss_of_prefixes_is_the_sum_of_their_losses(tiny):
+    model = preparing.load_trainable(tiny, device="cpu").eval()
+    columns = [("query", ["ask1 ask2", "ask3"]), ("document", ["say1", "say3 say4 say5"])]
+
+    def features():
+        return [model.preprocess(texts, task=task) | {"task": task} for task, texts in columns]
+
+    vectors = [model.encode_query(columns[0][1]), model.encode_document(columns[1][1])]
+    expected = 0.0
+    for dim in (8, 32):
+        queries, documents = (
+            [v[:, :dim] / np.linalg.norm(v[:, :dim], axis=1, keepdims=True) for v in part] for part in vectors
+        )
+        scores = torch.tensor([[(q @ d.T).max(axis=1).sum() for d in documents] for q in queries])
+        expected += torch.nn.functional.cross_entropy(scores, torch.arange(2)).item()
+    loss = loss_for(model, has_teacher=False, dims=[8, 32], n_rows=2, n_tokens=16)
+    assert isinstance(loss, PrefixLoss)
+    assert loss(features()).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_recorded_scores_are_distilled(tiny, tmp_path):
+    pairs = synonyms()
+    lines = [
+        {"query": q, "positive": p, "negatives": [pairs[i - 1][1]], "scores": [9.0, 0.0]}
+        for i, (q, p) in enumerate(pairs)
+    ]
+    (tmp_path / "scored.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = manyvec.tune(tiny, tmp_path / "scored.jsonl", tmp_path / "model", **QUICK | {"epochs": 6})
+    assert report.after.mean > report.before.mean + 0.2 and report.details["negatives_per_pair"] == 1
+
+
+def test_a_loss_that_is_not_a_number_stops_training_and_keeps_the_best(tiny, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
+    report = manyvec.tune(tiny, pairs, tmp_path / "model", **QUICK | {"learning_rate": 1e30})
+    assert report.out is None
+    assert any("training stopped at step" in warning and "nan" in warning for warning in report.warnings)
+
+
+def test_held_out_queries_share_no_document_with_training(tmp_path):
+    documents = {f"d{i}": f"text {i}" for i in range(300)}
+    queries = {f"q{i}": f"query {i}" for i in range(900)}
+    qrels = [(f"q{i}", f"d{i % 300}") for i in range(900)] + [(f"q{i}", f"d{(i + 1) % 300}") for i in range(0, 900, 7)]
+    data = read_training(write_beir(tmp_path / "set", documents, queries, qrels))
+    split = hold_out(data, 0.1, seed=3)
+    trained = {id for query in split.train for id in data.positives[query]}
+    for part in (split.validation, split.report):
+        assert 40 <= len(part) <= 50 and trained.isdisjoint(id for query in part for id in data.positives[query])
+    n_used = len(split.train) + len(split.validation) + len(split.report)
+    assert n_used + data.dropped["answered by a held-out and another document"] == 900
+
+
+def test_documents_of_a_group_are_on_one_side(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(
+        "".join(json.dumps({"query": f"q {i}", "positive": f"d {i}", "group": str(i // 10)}) + "\n" for i in range(400))
+    )
+    split = hold_out(read_pairs(file), 0.1, seed=0)
+    held = {int(query.split()[1]) // 10 for query in (*split.validation, *split.report)}
+    assert len(held) == 4 and held.isdisjoint(int(query.split()[1]) // 10 for query in split.train)
+
+
+def test_a_planted_leak_is_dropped_and_counted(tmp_path):
+    folder = write_beir(
+        tmp_path / "unseen", {"d": "The ANSWER, in full."}, {"q": "What is asked?"}, [("q", "d")], split="test"
+    )
+    pairs = [(f"question {i}", f"passage {i}") for i in range(100)]
+    pairs += [("what is asked", "another passage"), ("another question", "the answer in full")]
+    data = read_training(write_pairs(tmp_path / "pairs.jsonl", pairs))
+    split = hold_out(data, 0.2, seed=0)
+    clean = drop_leaks(data, split, [manyvec.evaluation.load_beir(folder)])
+    assert set(split.train) - set(clean.train) == {"what is asked", "another question"}
+    assert data.dropped["occurs in a held-out or unseen set"] == 2
+
+
+def test_an_index_with_judged_queries_is_training_data(tmp_path):
+    index = manyvec.Index.create(tmp_path / "index", HashEncoder())
+    index.add([{"id": f"d{i}", "text": f"text {i}"} for i in range(5)])
+    data = read_training(index, {f"query {i}": [f"d{i}"] for i in range(7)})
+    assert data.documents["d4"] == "text 4" and len(data.queries) == 5
+    assert data.dropped == {"judged document is missing": 2, "no judged document exists": 2}
+
+
+def test_mined_negatives_are_neither_answers_nor_likely_answers(tmp_path):
+    documents = {f"d{i}": f"word{i} shared common" for i in range(100)} | {"copy": "word7 shared common"}
+    data = read_training(write_beir(tmp_path / "set", documents, {"q": "word7 shared"}, [("q", "d7")]))
+    encoder = HashEncoder()
+    tokens = encoder.encode_documents(list(data.documents.values()))
+    mined = mine_negatives(data, ["q"], data.documents, tokens, encoder, 20, seed=0)["q"]
+    assert len(set(mined)) == 20 and not {"d7", "copy"} & set(mined)
+
+
+def test_the_interval_of_equal_values_is_a_point_and_of_mixed_ones_covers_their_mean():
+    assert interval([0.25] * 9).low == interval([0.25] * 9).high == 0.25
+    mixed = interval([0, 1] * 50)
+    assert (
+        mixed.low == pytest.approx(0.4, abs=0.03) and mixed.mean == 0.5 and mixed.high == pytest.approx(0.6, abs=0.03)
+    )
+
+
+def test_weights_are_blended_by_their_share():
+    model = torch.nn.Linear(1, 1, bias=False)
+    before, tuned = {"weight": torch.tensor([[2.0]])}, {"weight": torch.tensor([[4.0]])}
+    share, measured = saving.choose_share(model, before, tuned, (0.25, 0.5), lambda: -abs(model.weight.item() - 3))
+    assert share == 0.5 and model.weight.item() == 3 and measured == {"0.25": -0.5, "0.5": 0.0}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit for the size of a file")
+def test_a_full_disk_leaves_no_half_model(tiny, tmp_path):
+    import resource
+    import signal
+
+    model = preparing.load_trainable(tiny, device="cpu")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="cannot write the tuned model to .*Free space"):
+            saving.save(model, tmp_path / "model.part", ["say1"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "model.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "nothing to train on"),
+        ([("", "passage"), ("query", " ")], "2 × empty query or document"),
+        ([("same", "passage")] * 50, "1 queries about 1 groups of documents leave 0"),
+        (
+            [(f"query {i}", "the only passage") for i in range(1000)],
+            "1,000 queries about 1 groups .* leave 0 queries to hold",
+        ),
+        ([(f"query {i}", f"passage {i}") for i in range(15)], "leave 15 queries to hold out and 0 to train on"),
+    ],
+)
+def test_data_that_cannot_be_split_is_refused_with_its_numbers(tiny, tmp_path, pairs, message):
+    with pytest.raises(InputError, match=message):
+        manyvec.tune(tiny, write_pairs(tmp_path / "pairs.jsonl", pairs), tmp_path / "out", **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"query": "only"}, "line 1: a pair needs the strings 'query' and 'positive'"),
+        ({"query": 3, "positive": "p"}, "line 1: a pair needs the strings"),
+        ({"query": "q", "positive": "p", "negatives": "n"}, "'negatives' must be a list of strings"),
+        (
+            {"query": "q", "positive": "p", "negatives": ["n"], "scores": [1]},
+            "one number for the positive and one for each",
+        ),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(tmp_path, line, message):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=message):
+        read_pairs(tmp_path / "pairs.jsonl")
+
+
+def test_duplicate_queries_and_missing_documents_are_dropped_and_counted(tmp_path):
+    documents = {"d1": "one", "d2": "two"}
+    queries = {"q1": "First?", "q2": "first", "q3": "gone", "q4": "  "}
+    folder = write_beir(tmp_path / "set", documents, queries, [("q1", "d1"), ("q2", "d2"), ("q3", "d9"), ("q4", "d1")])
+    data = read_training(folder)
+    assert data.positives == {"q1": {"d1": 1, "d2": 1}}
+    assert data.dropped == {
+        "duplicate query": 1,
+        "judged document is missing": 1,
+        "no judged document exists": 1,
+        "empty query or document": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["write_margin_mse", "static"])
+def test_a_model_that_cannot_be_trained_is_refused(name, tmp_path):
+    if name == "static":
+        from checkpoints import static
+
+        static.LAYOUTS["plain"](tmp_path / "model")
+    else:
+        from checkpoints import bert
+
+        bert.write_margin_mse(tmp_path / "model")
+    with pytest.raises(EncoderError, match="cannot train"):
+        preparing.load_trainable(str(tmp_path / "model"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": HashEncoder()}, "a hosted model or an object of your own"),
+        ({"method": "magic"}, "method must be one of full, lora, projection"),
+        ({"minutes": 0}, "minutes must be above 0"),
+        ({"holdout": 1.0}, "holdout must be between 0 and 1"),
+        ({"interpolate": 2.0}, "interpolate must be between 0 and 1"),
+        ({"train": "nowhere"}, "no such folder or file"),
+        ({"judged": {"q": ["d"]}}, "judged belongs to an index"),
+        ({"out": "."}, "exists: name a new folder"),
+        ({"dim": 64}, "dim must be at most 32"),
+    ],
+)
+def test_arguments_are_checked(tiny, tmp_path, arguments, message):
+    given = {"model": tiny, "train": write_pairs(tmp_path / "pairs.jsonl", synonyms(100)), "out": tmp_path / "out"}
+    with pytest.raises(InputError, match=message):
+        manyvec.tune(**(given | QUICK | arguments))
