@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from manyvec.training.measuring import (
 )
 from manyvec.training.mining import mine_negatives
 from manyvec.training.report import Compared, Progress, TuneReport
+from manyvec.training.rows import texts_of, training_rows, with_teacher
 from manyvec.training.splitting import Split, drop_leaks, hold_out
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ def tune(
 
     Held-out queries are answered by no document of a training pair. One half of them chooses the step and the blend of
     weights, the other half is measured before and after. If the process is killed, the same call goes on from the last
-    checkpoint, kept in the folder `OUT.training` until the run is complete. Memory: the model with its optimizer (four
-    times its weights), at most 4 GB for a step, and the token vectors of at most 20,000 documents as float16.
+    checkpoint, kept in the folder `OUT.training` until the run is complete. Memory: the model with its optimizer (six
+    times its weights), about 4 GB for a step of `full` or `lora`, and before and after training the token vectors of at
+    most 20,000 documents as float16, twice while they are joined.
 
     Args:
         model: Model to start from, a name for `load_encoder`.
@@ -197,6 +199,9 @@ def tune(
         unseen=[load_beir(folder) for folder in unseen],
     )
     data = read_training(train, judged)
+    if teacher is not None:
+        # The named teacher scores the pairs anew.
+        data.scores.clear()
     split = drop_leaks(data, hold_out(data, holdout, loop.seed), job.unseen)
     return _run(job, data, split, out, on_progress or (lambda point: logger.info("%s", point)))
 
@@ -208,7 +213,6 @@ def _run(job: _Job, data: TrainingData, split: Split, out: Path, report: Callabl
     from manyvec.training.loop import train
     from manyvec.training.losses import loss_for
 
-    torch.manual_seed(job.loop.seed)
     model = preparing.load_trainable(job.name, device=job.device)
     work = _work_folder(out, job, data, split)
     corpus = _corpus(data, split, job.loop.seed)
@@ -219,8 +223,12 @@ def _run(job: _Job, data: TrainingData, split: Split, out: Path, report: Callabl
     if job.dim or job.method == "projection":
         preparing.add_projection(model, None if start.axes is None else np.array(start.axes, np.float32))
     before = saving.weights_of(model)
+    # LoRA's matrices start at random; a resumed run has drawn nothing before.
+    torch.manual_seed(job.loop.seed)
     preparing.choose_weights(model, job.method)
-    rows = _rows(job, data, split, start.negatives)
+    rows = training_rows(data, split.train, start.negatives, n_negatives=job.negatives, batch_size=job.loop.batch_size)
+    if job.teacher is not None:
+        rows = with_teacher(rows, job.teacher, job.device)
     n_documents = len(rows[0]) - 1 - ("scores" in rows[0])
     dims = preparing.prefixes(job.dim) if job.dim else [0]
     loss = loss_for(
@@ -230,7 +238,7 @@ def _run(job: _Job, data: TrainingData, split: Split, out: Path, report: Callabl
         n_rows=job.loop.batch_size * n_documents,
         n_tokens=job.loop.max_tokens,
     )
-    texts = _texts(rows, pool)
+    texts = texts_of(rows, pool.queries.values(), pool.documents.values())
 
     def measure() -> PoolScores:
         return score_pool(model, pool)
@@ -356,58 +364,6 @@ def _start(
 
     write_json(stored, asdict(start))
     return start
-
-
-def _rows(job: _Job, data: TrainingData, split: Split, negatives: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Return the training pairs as rows of texts; all have the same number of negatives.
-
-    A batch must not hold a document twice, so a small corpus allows fewer negatives than wanted.
-    """
-    recorded = data.scores if job.teacher is None else {}
-    queries = [query for query in split.train if not recorded or query in recorded]
-    queries = [query for query in queries if query in negatives] if job.negatives or recorded else queries
-    n_negatives = min([job.negatives, *(len(negatives.get(query, ())) for query in queries)])
-    if recorded:
-        n_negatives = min(len(recorded[query]) - 1 for query in queries)
-    n_documents = len({id for query in queries for id in data.positives[query]})
-    while n_negatives and not recorded and 2 * job.loop.batch_size * (1 + n_negatives) > n_documents:
-        n_negatives -= 1
-    if job.teacher is not None and not n_negatives:
-        raise InputError(f"a teacher needs at least one negative for each pair; {data.name} is too small for any")
-    rows = []
-    for query in queries:
-        row: dict[str, Any] = {"query": data.queries[query], "positive": data.documents[data.best_positive(query)]}
-        for number, id in enumerate(negatives.get(query, ())[:n_negatives], start=1):
-            row[f"negative_{number}"] = data.documents[id]
-        if recorded:
-            row["scores"] = list(recorded[query][: 1 + n_negatives])
-        rows.append(row)
-    if len({(row["query"], row["positive"]) for row in rows}) < job.loop.batch_size:
-        raise InputError(
-            f"{data.name}: {len(rows)} different pairs are left to train on, fewer than one batch of "
-            f"{job.loop.batch_size}"
-        )
-    return rows if job.teacher is None else _with_teacher(rows, job.teacher, job.device)
-
-
-def _with_teacher(rows: list[dict[str, Any]], teacher: str, device: str) -> list[dict[str, Any]]:
-    """Return the rows with a cross-encoder's scores of their documents."""
-    from sentence_transformers import CrossEncoder
-
-    judge = CrossEncoder(teacher, device=device, local_files_only=Path(teacher).exists())
-    pairs = [(row["query"], text) for row in rows for name, text in row.items() if name != "query"]
-    scores = judge.predict(pairs, show_progress_bar=False).tolist()
-    width = len(rows[0]) - 1
-    return [{**row, "scores": scores[i * width : (i + 1) * width]} for i, row in enumerate(rows)]
-
-
-def _texts(rows: Sequence[Mapping[str, Any]], pool: Judged) -> dict[Any, list[str]]:
-    """Return all texts that training reads, by task."""
-    documents = [text for row in rows for name, text in row.items() if name not in ("query", "scores")]
-    return {
-        "query": [*(row["query"] for row in rows), *pool.queries.values()],
-        "document": [*documents, *pool.documents.values()],
-    }
 
 
 def _compare_unseen(job: _Job, start: _Start, encoder: SentenceTransformerEncoder) -> dict[str, Compared]:
