@@ -273,24 +273,19 @@ class ImageTextEncoder(ImageEncoder):
     def _embed_images(self, images: list[Image]) -> list[EncodedInput]:
         import torch
 
+        from manyvec.models.filip import patch_vectors
+
         model: Any = self.model
         pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            hidden = model.vision_model(pixel_values=pixels.to(self.device, model.dtype)).last_hidden_state
-            if hasattr(model, "visual_projection"):
-                # The first token is [CLS].
-                patches = model.visual_projection(model.vision_model.post_layernorm(hidden[:, 1:]))
-            elif model.vision_model.use_head:
-                # SigLIP projects in its attention pooling. Applied to a single patch, the pooling is the projection.
-                patches = model.vision_model.head(hidden.reshape(-1, 1, hidden.shape[-1])).reshape(hidden.shape)
-            else:
-                patches = hidden
-            vectors = torch.nn.functional.normalize(patches.float(), dim=-1).cpu().numpy()
+            vectors = patch_vectors(model, pixels.to(self.device, model.dtype)).cpu().numpy()
         spans = np.indices((self._side, self._side), np.int32).reshape(2, -1).T
         return [EncodedInput(row, spans) for row in vectors]
 
     def _embed_texts(self, texts: list[str]) -> list[EncodedInput]:
         import torch
+
+        from manyvec.models.filip import word_mask, word_vectors
 
         model: Any = self.model
         tokenizer = self.processor.tokenizer
@@ -304,17 +299,13 @@ class ImageTextEncoder(ImageEncoder):
             return_tensors="pt",
             return_offsets_mapping=tokenizer.is_fast,
         )
-        project = model.text_projection if is_clip else model.text_model.head
         attention = inputs["attention_mask"].to(self.device) if is_clip else None
         with torch.inference_mode():
-            ids = inputs["input_ids"].to(self.device)
-            hidden = model.text_model(input_ids=ids, attention_mask=attention).last_hidden_state
-            vectors = torch.nn.functional.normalize(project(hidden).float(), dim=-1).cpu().numpy()
+            vectors = word_vectors(model, inputs["input_ids"].to(self.device), attention).cpu().numpy()
         # SigLIP's tokenizer does not report the characters of its tokens.
+        ids = inputs["input_ids"]
         offsets = np.full((*ids.shape, 2), -1) if "offset_mapping" not in inputs else inputs["offset_mapping"].numpy()
-        # Padding and the tokens that open and close a text stand for no word.
-        outer = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
-        is_word = ~np.isin(inputs["input_ids"].numpy(), list(outer))
+        is_word = word_mask(tokenizer, ids).numpy()
         return [
             EncodedInput(row[keep], spans[keep].astype(np.int32))
             for row, spans, keep in zip(vectors, offsets, is_word, strict=True)

@@ -1,0 +1,86 @@
+"""FILIP's contrastive loss: images and texts compared token by token, in both directions.
+
+See https://arxiv.org/abs/2111.07783. This imports torch, so import it only when a model is trained.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from manyvec.errors import InputError
+from manyvec.models.filip import patch_vectors, word_mask, word_vectors
+
+__all__ = ["FilipLoss", "filip_similarities", "patch_vectors", "word_mask", "word_vectors"]
+
+# The paper's start, and the bound of CLIP that it keeps.
+_FIRST_TEMPERATURE, _LAST_TEMPERATURE = 0.07, 0.01
+
+
+class FilipLoss(torch.nn.Module):
+    """Cross-entropy of each image against the texts of a batch, and of each text against the images, averaged.
+
+    The similarity of an image and a text is the best match of each patch among the words, averaged; of a text and an
+    image, the best match of each word among the patches, averaged. The temperature is learned.
+
+    Args:
+        top_fraction: Share of an item's tokens that are compared: those that match anything in the batch best. The
+            paper takes a quarter, which saves memory and leaves out patches of background.
+    """
+
+    def __init__(self, top_fraction: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < top_fraction <= 1:
+            raise InputError(f"top_fraction must be above 0 and at most 1, got {top_fraction}")
+        self.top_fraction = top_fraction
+        self.scale = torch.nn.Parameter(torch.tensor(math.log(1 / _FIRST_TEMPERATURE)))
+
+    def forward(self, patches: torch.Tensor, words: torch.Tensor, is_word: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a batch in which image i belongs to text i.
+
+        Args:
+            patches: (n, n_patches, dim) unit vectors.
+            words: (n, n_tokens, dim) unit vectors.
+            is_word: (n, n_tokens) whether a token counts.
+        """
+        to_texts, to_images = filip_similarities(patches, words, is_word, self.top_fraction)
+        scale = self.scale.clamp(max=math.log(1 / _LAST_TEMPERATURE)).exp()
+        labels = torch.arange(len(patches), device=patches.device)
+        cross_entropy = torch.nn.functional.cross_entropy
+        return (cross_entropy(scale * to_texts, labels) + cross_entropy(scale * to_images, labels)) / 2
+
+
+def filip_similarities(
+    patches: torch.Tensor, words: torch.Tensor, is_word: torch.Tensor, top_fraction: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (n_images, n_texts) similarities from images to texts, and the (n_texts, n_images) ones back.
+
+    Args:
+        patches: (n_images, n_patches, dim) unit vectors.
+        words: (n_texts, n_tokens, dim) unit vectors.
+        is_word: (n_texts, n_tokens) whether a token counts; each text has at least one.
+        top_fraction: Share of the tokens of an item that are compared.
+    """
+    # (n_images, n_texts, n_patches, n_tokens)
+    similarities = torch.einsum("ipd,twd->itpw", patches, words)
+    similarities = similarities.masked_fill(~is_word[None, :, None, :], -math.inf)
+    of_patches = similarities.amax(dim=3)
+    of_words = similarities.amax(dim=2).transpose(0, 1).masked_fill(~is_word[:, None, :], 0)
+    is_patch = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+    kept_patches = _best(of_patches.amax(dim=1), is_patch, top_fraction)
+    kept_words = _best(of_words.amax(dim=1), is_word, top_fraction)
+    return _mean(of_patches, kept_patches), _mean(of_words, kept_words)
+
+
+def _best(scores: torch.Tensor, counts: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Return (n, n_tokens) which tokens to keep: of those that count, the best-scored share, at least one."""
+    n_kept = (counts.sum(dim=1, keepdim=True) * fraction).ceil().clamp(min=1)
+    ranks = scores.masked_fill(~counts, -math.inf).argsort(dim=1, descending=True).argsort(dim=1)
+    return counts & (ranks < n_kept)
+
+
+def _mean(matches: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Return the mean of (n, n_other, n_tokens) matches over the kept tokens of each of the n items."""
+    weights = kept[:, None, :].to(matches.dtype)
+    return (matches * weights).sum(dim=2) / weights.sum(dim=2)
