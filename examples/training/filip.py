@@ -20,6 +20,17 @@ from transformers import AutoModel, AutoProcessor
 from manyvec.training import FilipLoss, patch_vectors, word_mask, word_vectors
 
 
+def distinct_batches(texts: Sequence[str], order: list[int], size: int) -> list[list[int]]:
+    """Return positions in batches in which no text occurs twice: it would be a negative of itself."""
+    batches: list[dict[str, int]] = []
+    for position in order:
+        fitting = next((batch for batch in batches if len(batch) < size and texts[position] not in batch), None)
+        if fitting is None:
+            batches.append(fitting := {})
+        fitting[texts[position]] = position
+    return [list(batch.values()) for batch in batches]
+
+
 def train(
     model_name: str,
     images: Sequence[Image.Image],
@@ -42,7 +53,7 @@ def train(
     means = []
     for _ in range(epochs):
         total = 0.0
-        batches = torch.randperm(len(pixels)).split(batch_size)
+        batches = distinct_batches(texts, torch.randperm(len(pixels)).tolist(), batch_size)
         for batch in batches:
             patches = patch_vectors(model, pixels[batch])
             words = word_vectors(model, tokens["input_ids"][batch], tokens["attention_mask"][batch])

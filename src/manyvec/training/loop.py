@@ -62,7 +62,7 @@ class Trained:
 
     Attributes:
         curve: Measurements, the model before training first.
-        best_step: Step whose weights are loaded; 0 if no step was better than `baseline`.
+        best_step: Step whose weights are loaded; 0 if none was better than the model before training.
         problem: Why training ended early, or None.
     """
 
@@ -77,7 +77,6 @@ def train(
     rows: Sequence[dict[str, Any]],
     settings: LoopSettings,
     measure: Callable[[], PoolScores],
-    start: PoolScores,
     work: Path,
     report: Report,
 ) -> Trained:
@@ -89,11 +88,10 @@ def train(
         rows: `query`, `positive`, `negative_1`, … of each pair; with a teacher also `scores`.
         settings: Settings of the training.
         measure: Measures the model as it is.
-        start: Measurement before the first step.
         work: Folder for checkpoints. If it holds some of the same run, training goes on from the last.
         report: Called after each measurement.
     """
-    measuring = _Measuring(model, settings, measure, start, work, report)
+    measuring = _Measuring(model, settings, measure, work, report)
     on_cpu = model.device.type == "cpu"
     columns = [name for name in rows[0] if name != "scores"]
     prompts = {name: prompt_of(model, "query" if name == "query" else "document") for name in columns}
@@ -174,7 +172,7 @@ class _Trainer(MultiVectorEncoderTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.model, folder / _WEIGHTS)
 
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+    def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         load_weights(self.model, Path(checkpoint_path) / _WEIGHTS)
 
 
@@ -186,15 +184,14 @@ class _Measuring(TrainerCallback):
         model: MultiVectorEncoder,
         settings: LoopSettings,
         measure: Callable[[], PoolScores],
-        start: PoolScores,
         work: Path,
         report: Report,
     ) -> None:
         self.model, self.settings, self.measure, self.work, self.report = model, settings, measure, work, report
         self.losses: list[float] = []
-        self.curve = [
-            Progress(0, math.nan, 0.0, start.ndcg, start.positive, start.negative, 0.0, 60 * settings.minutes)
-        ]
+        start = measure()
+        left = 60 * settings.minutes
+        self.curve = [Progress(0, None, 0.0, start.ndcg, start.positive, start.negative, 0.0, left)]
         self._seconds_before = 0.0
         self._first_step = 0
         self._began = time.monotonic()
@@ -246,7 +243,7 @@ class _Measuring(TrainerCallback):
         self.model.train()
         seconds = self._seconds_before + time.monotonic() - self._began
         rate = (step - self._first_step) * self.settings.batch_size / max(seconds - self._seconds_before, 1e-9)
-        loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
+        loss = sum(self.losses) / len(self.losses) if self.losses else None
         self.losses.clear()
         left = max(0.0, 60 * self.settings.minutes - seconds)
         point = Progress(step, loss, rate, scores.ndcg, scores.positive, scores.negative, seconds, left)

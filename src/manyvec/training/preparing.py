@@ -5,7 +5,6 @@ This imports torch and sentence-transformers, so import it only when a model is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
@@ -43,7 +42,7 @@ def load_trainable(name: str, *, device: str) -> MultiVectorEncoder:
             "sentence-transformers runs in torch, such as 'minilm' or a ColBERT"
         )
     model = encoder.model
-    backbone = model[0]
+    backbone: Any = model[0]
     if not isinstance(backbone, Transformer) or getattr(backbone, "n_masks", 0):
         raise EncoderError(
             f"cannot train {name!r}: no class of sentence-transformers appends mask tokens to queries as this "
@@ -98,7 +97,7 @@ def choose_weights(model: MultiVectorEncoder, method: Method) -> None:
     """Mark which weights are trained; with `lora`, add the small matrices."""
     if method == "lora":
         peft = require("peft", extra="train")
-        transformer = model[0].model
+        transformer: Any = model[0].model
         names = [
             name
             for name, module in transformer.named_modules()
@@ -119,7 +118,7 @@ def merge_lora(model: MultiVectorEncoder) -> None:
     """Add the product of LoRA's matrices to the weights they belong to, and remove them. Vectors stay the same."""
     from peft.tuners.lora import LoraLayer
 
-    transformer = model[0].model
+    transformer: Any = model[0].model
     layers = [(name, module) for name, module in transformer.named_modules() if isinstance(module, LoraLayer)]
     for name, layer in layers:
         layer.merge()
@@ -139,14 +138,15 @@ class FrozenStates(InputModule):
     def __init__(self, model: MultiVectorEncoder, texts: dict[Task, Sequence[str]], *, max_tokens: int) -> None:
         super().__init__()
         self.tokenizer = model.tokenizer
-        self._width = model[0].get_embedding_dimension()
+        backbone: Any = model[0]
+        self._width = backbone.get_embedding_dimension()
         self._states: dict[tuple[str, str], Features] = {}
         for task, some in texts.items():
             # Texts of similar length are padded little.
             for batch in _batches(sorted(set(some), key=len), 32):
                 features = model.preprocess(batch, prompt=prompt_of(model, task), task=task, max_length=max_tokens)
                 with torch.inference_mode():
-                    features = model[0](_on_device(features, model.device))
+                    features = backbone(_on_device(features, model.device))
                 for row, text in enumerate(batch):
                     self._states[task, text] = _row(features, row)
 
@@ -179,14 +179,14 @@ def frozen(model: MultiVectorEncoder, texts: dict[Task, Sequence[str]], *, max_t
 def prompt_of(model: MultiVectorEncoder, task: Task) -> str:
     """Return the marker or prompt that the model puts before a query or a document."""
     names = ("query",) if task == "query" else ("document", "passage", "corpus")
-    return next((model.prompts[name] for name in names if model.prompts.get(name)), "")
+    return next((prompt for name in names if (prompt := model.prompts.get(name))), "")
 
 
 def activation_bytes(model: MultiVectorEncoder, n_rows: int, n_tokens: int) -> float:
     """Estimate the memory of a step's activations: 68 bytes for a hidden unit, 20 for a head and key."""
-    config = model[0].config
+    config: Any = model[0].config
     hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
-    return math.prod((n_rows, n_tokens, config.num_hidden_layers)) * (68 * hidden + 20 * heads * n_tokens)
+    return float(n_rows * n_tokens * config.num_hidden_layers * (68 * hidden + 20 * heads * n_tokens))
 
 
 def _replace_modules(model: MultiVectorEncoder, modules: Sequence[torch.nn.Module]) -> None:

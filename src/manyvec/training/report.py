@@ -51,7 +51,7 @@ class Progress:
 
     Attributes:
         step: Optimizer steps so far.
-        loss: Mean loss since the last measurement.
+        loss: Mean loss since the last measurement; None before the first step.
         pairs_per_second: Training pairs per second since the run started or was resumed.
         ndcg: nDCG@10 of the validation queries on a pool of documents.
         positive: Mean similarity of a query and its best answer.
@@ -61,7 +61,7 @@ class Progress:
     """
 
     step: int
-    loss: float
+    loss: float | None
     pairs_per_second: float
     ndcg: float
     positive: float
@@ -70,8 +70,9 @@ class Progress:
     seconds_left: float
 
     def __str__(self) -> str:
+        loss = "-" if self.loss is None else f"{self.loss:.3f}"
         return (
-            f"step {self.step:,}: loss {self.loss:.3f}, {self.pairs_per_second:.1f} pairs/s, nDCG@10 {self.ndcg:.3f}, "
+            f"step {self.step:,}: loss {loss}, {self.pairs_per_second:.1f} pairs/s, nDCG@10 {self.ndcg:.3f}, "
             f"similarity of answers {self.positive:.3f} and of the best others {self.negative:.3f}, "
             f"at most {self.seconds_left / 60:.0f} min left"
         )
@@ -82,7 +83,6 @@ class TuneReport:
     """What tuning did, and what it gained.
 
     Attributes:
-        out: Folder of the tuned model; None if nothing was written, because nothing was better than before.
         before: nDCG@10 of the model as it was, on held-out queries over the whole corpus.
         after: nDCG@10 of the tuned model on the same queries.
         gain: Mean of the differences, with a paired bootstrap interval.
@@ -90,13 +90,16 @@ class TuneReport:
         curve: Measurements during training, on a pool of documents; the first is the model as it was.
         dropped: Reason to number of queries, judgments or pairs that were not used.
         warnings: What should be looked at, in one sentence each.
+        is_better: Whether the tuned model is safely better than before, so that it was saved.
+        out: Folder of the tuned model; None if nothing was written.
         details: Settings, versions, hash of the data, split, and which step and interpolation were chosen.
     """
 
-    out: str | None
     before: Measured
     after: Measured
     gain: Measured
+    is_better: bool
+    out: str | None = None
     unseen: Mapping[str, Compared] = field(default_factory=dict)
     curve: Sequence[Progress] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)

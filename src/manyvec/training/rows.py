@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from manyvec.errors import InputError
 from manyvec.training.data import TrainingData
@@ -38,8 +38,8 @@ def training_rows(
         queries = [query for query in queries if query in data.scores]
         n_negatives = min((len(data.scores[query]) - 1 for query in queries), default=0)
     else:
-        n_documents = len({id for query in queries for id in data.positives[query]})
-        while n_negatives and 2 * batch_size * (1 + n_negatives) > n_documents:
+        n_answers = len({id for query in queries for id in data.positives[query]})
+        while n_negatives and 2 * batch_size * (1 + n_negatives) > n_answers:
             n_negatives -= 1
         queries = [query for query in queries if not n_negatives or negatives.get(query)]
     rows = []
@@ -59,6 +59,11 @@ def training_rows(
     return rows
 
 
+def n_documents(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of documents in each row: the positive and its negatives."""
+    return sum(name not in ("query", "scores") for name in rows[0])
+
+
 def with_teacher(rows: Sequence[Mapping[str, Any]], teacher: str, device: str) -> list[dict[str, Any]]:
     """Return the rows with `scores`: what a cross-encoder says about the query and each document.
 
@@ -67,7 +72,7 @@ def with_teacher(rows: Sequence[Mapping[str, Any]], teacher: str, device: str) -
     """
     from sentence_transformers import CrossEncoder
 
-    width = len(rows[0]) - 1
+    width = n_documents(rows)
     if width < 2:
         raise InputError("a teacher needs at least one negative for each pair, and this corpus is too small for any")
     judge = CrossEncoder(teacher, device=device, local_files_only=Path(teacher).exists())
@@ -78,7 +83,7 @@ def with_teacher(rows: Sequence[Mapping[str, Any]], teacher: str, device: str) -
 
 def texts_of(
     rows: Sequence[Mapping[str, Any]], queries: Iterable[str], documents: Iterable[str]
-) -> dict[Any, list[str]]:
+) -> dict[Literal["query", "document"], Sequence[str]]:
     """Return all texts that training reads, by task: those of the rows, and these."""
     texts = [text for row in rows for name, text in row.items() if name not in ("query", "scores")]
     return {"query": [*(row["query"] for row in rows), *queries], "document": [*texts, *documents]}

@@ -42,7 +42,7 @@ def blend(model: torch.nn.Module, before: Weights, tuned: Weights, share: float)
 
 def choose_share(
     model: torch.nn.Module, before: Weights, tuned: Weights, shares: Sequence[float], measure: Callable[[], float]
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, dict[float, float]]:
     """Leave the best blend in the model; return its share, and what was measured for each."""
     measured = {}
     for share in shares:
@@ -50,7 +50,7 @@ def choose_share(
         measured[share] = measure()
     best = max(measured, key=lambda share: (measured[share], share))
     blend(model, before, tuned, best)
-    return best, {str(share): value for share, value in measured.items()}
+    return best, measured
 
 
 def save(model: MultiVectorEncoder, part: Path, texts: Sequence[str]) -> None:

@@ -7,8 +7,9 @@ import json
 import logging
 import platform
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +24,6 @@ from manyvec.models.text import SentenceTransformerEncoder
 from manyvec.training.data import Judgments, TrainingData, read_training
 from manyvec.training.measuring import (
     Judged,
-    PoolScores,
     encode_corpus,
     interval,
     ndcg_of,
@@ -33,7 +33,7 @@ from manyvec.training.measuring import (
 )
 from manyvec.training.mining import mine_negatives
 from manyvec.training.report import Compared, Progress, TuneReport
-from manyvec.training.rows import texts_of, training_rows, with_teacher
+from manyvec.training.rows import n_documents, texts_of, training_rows, with_teacher
 from manyvec.training.splitting import Split, drop_leaks, hold_out
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "projection": 1e-3}
 MAX_DOCUMENTS = 20_000
 # Queries that negatives are mined for: more pairs than two cores read in an hour.
 MAX_QUERIES = 20_000
+# A loss on an unseen set that is worth a warning.
 UNSEEN_LOSS = 0.01
+_PACKAGES = ("manyvec", "sentence-transformers", "transformers", "torch", "datasets")
 logger = logging.getLogger(__name__)
 
 
@@ -72,6 +74,25 @@ class _Start:
 
 
 @dataclass(frozen=True)
+class _Fitted:
+    """What training found.
+
+    Attributes:
+        curve: Measurements, the model before training first.
+        best_step: Step with the best measurement; 0 if it was the model before training.
+        problem: Why training ended early, or None.
+        share: Share of the tuned weights that ranks the pool best.
+        by_share: nDCG@10 on the pool for each share that was tried.
+    """
+
+    curve: list[Progress]
+    best_step: int
+    problem: str | None
+    share: float
+    by_share: dict[float, float]
+
+
+@dataclass(frozen=True)
 class _Job:
     """The arguments of `tune`, checked."""
 
@@ -87,7 +108,12 @@ class _Job:
 
     def settings(self) -> dict[str, Any]:
         """Return what changes the result, as values that JSON can hold."""
-        shown = {"model": self.name, "method": self.method, "dim": self.dim, "negatives": self.negatives}
+        shown: dict[str, Any] = {
+            "model": self.name,
+            "method": self.method,
+            "dim": self.dim,
+            "negatives": self.negatives,
+        }
         shown |= {"interpolate": self.interpolate, "teacher": self.teacher, "device": self.device}
         return shown | {"unseen": [dataset.name for dataset in self.unseen]} | asdict(self.loop)
 
@@ -207,61 +233,102 @@ def tune(
 
 
 def _run(job: _Job, data: TrainingData, split: Split, out: Path, report: Callable[[Progress], None]) -> TuneReport:
+    from manyvec.training.preparing import load_trainable
+
+    model = load_trainable(job.name, device=job.device)
+    width = int(model.get_embedding_dimension() or 0)
+    if job.dim is not None and job.dim > width:
+        raise InputError(f"dim must be at most {width}, the dims of this model's token vectors, got {job.dim}")
+    work = _work_folder(out, job, data, split)
+    corpus = _corpus(data, split, job.loop.seed)
+    start = _start(work, job, data, split, corpus, model)
+    rows = training_rows(data, split.train, start.negatives, n_negatives=job.negatives, batch_size=job.loop.batch_size)
+    if job.teacher is not None:
+        rows = with_teacher(rows, job.teacher, job.device)
+    pool = Judged(*_part(data, split.validation), {id: corpus[id] for id in start.pool})
+    fitted = _fit(job, model, rows, pool, start, work, report)
+    result = _judged(job, data, split, corpus, start, rows, fitted, SentenceTransformerEncoder(model, name=str(out)))
+    if result.is_better:
+        from manyvec.training.saving import save
+
+        part = out.with_name(f"{out.name}.part")
+        save(model, part, list(corpus.values())[:20])
+        result = replace(result, out=str(out))
+        result.write(part)
+        part.replace(out)
+    shutil.rmtree(work)
+    return result
+
+
+def _fit(
+    job: _Job,
+    model: MultiVectorEncoder,
+    rows: list[dict[str, Any]],
+    pool: Judged,
+    start: _Start,
+    work: Path,
+    report: Callable[[Progress], None],
+) -> _Fitted:
+    """Train the model in place, and leave the blend of weights in it that ranks the pool best."""
     import torch
 
     from manyvec.training import preparing, saving
     from manyvec.training.loop import train
     from manyvec.training.losses import loss_for
 
-    model = preparing.load_trainable(job.name, device=job.device)
-    work = _work_folder(out, job, data, split)
-    corpus = _corpus(data, split, job.loop.seed)
-    start = _start(work, job, data, split, corpus, model)
-    pool = Judged(*_part(data, split.validation), {id: corpus[id] for id in start.pool})
-    untouched = score_pool(model, pool)
-
     if job.dim or job.method == "projection":
         preparing.add_projection(model, None if start.axes is None else np.array(start.axes, np.float32))
     before = saving.weights_of(model)
-    # LoRA's matrices start at random; a resumed run has drawn nothing before.
+    # LoRA's matrices start at random.
     torch.manual_seed(job.loop.seed)
     preparing.choose_weights(model, job.method)
-    rows = training_rows(data, split.train, start.negatives, n_negatives=job.negatives, batch_size=job.loop.batch_size)
-    if job.teacher is not None:
-        rows = with_teacher(rows, job.teacher, job.device)
-    n_documents = len(rows[0]) - 1 - ("scores" in rows[0])
-    dims = preparing.prefixes(job.dim) if job.dim else [0]
     loss = loss_for(
         model,
         has_teacher="scores" in rows[0],
-        dims=dims,
-        n_rows=job.loop.batch_size * n_documents,
+        dims=preparing.prefixes(job.dim) if job.dim else [0],
+        n_rows=job.loop.batch_size * n_documents(rows),
         n_tokens=job.loop.max_tokens,
     )
     texts = texts_of(rows, pool.queries.values(), pool.documents.values())
-
-    def measure() -> PoolScores:
-        return score_pool(model, pool)
-
-    def fit() -> tuple[Any, float, dict[str, float]]:
-        trained = train(model, loss, rows, job.loop, measure, measure(), work, report)
+    is_frozen = job.method == "projection"
+    with preparing.frozen(model, texts, max_tokens=job.loop.max_tokens) if is_frozen else nullcontext():
+        trained = train(model, loss, rows, job.loop, lambda: score_pool(model, pool), work, report)
         if job.method == "lora":
             preparing.merge_lora(model)
-        shares = saving.SHARES if job.interpolate is None else (job.interpolate,)
         model.eval()
-        states = {name: weight for name, weight in before.items() if name in model.state_dict()}
-        return trained, *saving.choose_share(model, states, saving.weights_of(model), shares, lambda: measure().ndcg)
+        own = {name: weight for name, weight in before.items() if name in model.state_dict()}
+        shares = saving.SHARES if job.interpolate is None else (job.interpolate,)
+        tuned = saving.weights_of(model)
+        share, measured = saving.choose_share(model, own, tuned, shares, lambda: score_pool(model, pool).ndcg)
+    return _Fitted(trained.curve, trained.best_step, trained.problem, share, measured)
 
-    if job.method == "projection":
-        with preparing.frozen(model, texts, max_tokens=job.loop.max_tokens):
-            trained, share, shares = fit()
-    else:
-        trained, share, shares = fit()
 
-    encoder = SentenceTransformerEncoder(model, name=str(out))
+def _judged(
+    job: _Job,
+    data: TrainingData,
+    split: Split,
+    corpus: dict[str, str],
+    start: _Start,
+    rows: Sequence[Mapping[str, Any]],
+    fitted: _Fitted,
+    encoder: SentenceTransformerEncoder,
+) -> TuneReport:
+    """Measure the tuned model on the queries that chose nothing, and say whether it is better."""
     after = ndcg_of(encoder, Judged(*_part(data, split.report), corpus), encode_corpus(encoder, corpus))
-    gain = interval(np.subtract(after, start.before).tolist())
-    warnings = [trained.problem] if trained.problem else []
+    # Smaller vectors are worth having if they are better than untrained ones of their size.
+    advantage = interval(np.subtract(after, start.at_dim or start.before).tolist())
+    is_better = advantage.low > 0 and fitted.by_share[fitted.share] > fitted.curve[0].ndcg
+    unseen = _compare_unseen(job, start, encoder) if is_better else {}
+    warnings = [fitted.problem] if fitted.problem else []
+    warnings += [
+        f"{name}: nDCG@10 fell from {compared.before.mean:.3f} to {compared.after.mean:.3f}"
+        for name, compared in unseen.items()
+        if compared.gain.mean < -UNSEEN_LOSS
+    ]
+    if not is_better:
+        warnings.append(
+            f"nothing was written: the gain on {len(after)} held-out queries is {advantage}, not safely above 0"
+        )
     details = {
         **job.settings(),
         "data": data.name,
@@ -269,47 +336,25 @@ def _run(job: _Job, data: TrainingData, split: Split, out: Path, report: Callabl
         "split": {"train": len(split.train), "validation": len(split.validation), "report": len(split.report)},
         "documents_measured": len(corpus),
         "pairs": len(rows),
-        "negatives_per_pair": n_documents - 1,
-        "best_step": trained.best_step,
-        "share_of_tuned_weights": share,
-        "validation_ndcg_by_share": shares,
-        "validation_ndcg_before": untouched.ndcg,
-        "before_at_dim": str(interval(start.at_dim)) if start.at_dim else None,
-        "versions": {
-            name: version(name) for name in ("manyvec", "sentence-transformers", "transformers", "torch", "datasets")
-        },
+        "negatives_per_pair": n_documents(rows) - 1,
+        "best_step": fitted.best_step,
+        "share_of_tuned_weights": fitted.share,
+        "validation_ndcg_by_share": {str(share): value for share, value in fitted.by_share.items()},
+        "before_at_dim": asdict(interval(start.at_dim)) if start.at_dim else None,
+        "versions": {name: version(name) for name in _PACKAGES},
         "machine": platform.machine(),
     }
-    # Smaller vectors are worth having if they are better than untrained ones of their size.
-    baseline = start.at_dim or start.before
-    advantage = interval(np.subtract(after, baseline).tolist())
-    is_better = advantage.low > 0 and shares[str(share)] > trained.curve[0].ndcg
-    unseen = _compare_unseen(job, start, encoder) if is_better else {}
-    for name, compared in unseen.items():
-        if compared.gain.mean < -UNSEEN_LOSS:
-            warnings.append(f"{name}: nDCG@10 fell from {compared.before.mean:.3f} to {compared.after.mean:.3f}")
-    if not is_better:
-        warnings.append(
-            f"nothing was written: the gain on {len(after)} held-out queries is {advantage}, not safely above 0"
-        )
-    result = TuneReport(
-        str(out) if is_better else None,
-        interval(start.before),
-        interval(after),
-        gain,
-        unseen,
-        trained.curve,
-        dict(data.dropped),
-        warnings,
-        details,
+    return TuneReport(
+        before=interval(start.before),
+        after=interval(after),
+        gain=interval(np.subtract(after, start.before).tolist()),
+        is_better=is_better,
+        unseen=unseen,
+        curve=fitted.curve,
+        dropped=dict(data.dropped),
+        warnings=warnings,
+        details=details,
     )
-    if is_better:
-        part = out.with_name(f"{out.name}.part")
-        saving.save(model, part, list(corpus.values())[:20])
-        result.write(part)
-        part.replace(out)
-    shutil.rmtree(work)
-    return result
 
 
 def _work_folder(out: Path, job: _Job, data: TrainingData, split: Split) -> Path:
