@@ -20,11 +20,10 @@ from manyvec.cli import main
 from manyvec.errors import EncoderError, InputError, StoreError
 from manyvec.testing import HashEncoder
 from manyvec.training import preparing, saving
-from manyvec.training.data import read_pairs, read_training
+from manyvec.training.data import drop_leaks, hold_out, read_pairs, read_training
 from manyvec.training.losses import PrefixLoss, loss_for
 from manyvec.training.measuring import interval
-from manyvec.training.mining import mine_negatives
-from manyvec.training.splitting import drop_leaks, hold_out
+from manyvec.training.pairs import mine_negatives
 
 N_WORDS = 40
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

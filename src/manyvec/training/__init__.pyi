@@ -1,8 +1,8 @@
-from .filip import FilipLoss as FilipLoss
-from .filip import filip_similarities as filip_similarities
-from .filip import patch_vectors as patch_vectors
-from .filip import word_mask as word_mask
-from .filip import word_vectors as word_vectors
+from .losses import FilipLoss as FilipLoss
+from .losses import filip_similarities as filip_similarities
+from .losses import patch_vectors as patch_vectors
+from .losses import word_mask as word_mask
+from .losses import word_vectors as word_vectors
 from .report import Compared as Compared
 from .report import Measured as Measured
 from .report import Progress as Progress

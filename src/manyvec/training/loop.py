@@ -1,4 +1,4 @@
-"""Train: sentence-transformers' trainer, measured every so many steps, stopped in time, resumed after a kill.
+"""Train: sentence-transformers' trainer, measured at intervals, stopped in time, resumed after a kill.
 
 This imports torch and sentence-transformers, so import it only when a model is trained.
 """

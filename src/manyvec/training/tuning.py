@@ -21,7 +21,7 @@ from manyvec.evaluation import Dataset, load_beir
 from manyvec.index import Index
 from manyvec.models.loading import resolved_device
 from manyvec.models.text import SentenceTransformerEncoder
-from manyvec.training.data import Judgments, TrainingData, read_training
+from manyvec.training.data import Judgments, Split, TrainingData, drop_leaks, hold_out, read_training
 from manyvec.training.measuring import (
     Judged,
     encode_corpus,
@@ -31,10 +31,8 @@ from manyvec.training.measuring import (
     principal_axes,
     score_pool,
 )
-from manyvec.training.mining import mine_negatives
+from manyvec.training.pairs import mine_negatives, n_documents, texts_of, training_rows, with_teacher
 from manyvec.training.report import Compared, Progress, TuneReport
-from manyvec.training.rows import n_documents, texts_of, training_rows, with_teacher
-from manyvec.training.splitting import Split, drop_leaks, hold_out
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
