@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 
@@ -13,17 +14,17 @@ import torch
 from checkpoints.bert import tiny_bert
 from numpy.testing import assert_allclose
 from safetensors.torch import load_file, save_file
-from sentence_transformers import MultiVectorEncoder
+from sentence_transformers import CrossEncoder, MultiVectorEncoder
 
 import manyvec
 from manyvec.cli import main
 from manyvec.errors import EncoderError, InputError, StoreError
 from manyvec.testing import HashEncoder
 from manyvec.training import preparing, saving
-from manyvec.training.data import drop_leaks, hold_out, read_pairs, read_training
+from manyvec.training.data import TrainingData, drop_leaks, hold_out, read_pairs, read_training
 from manyvec.training.losses import PrefixLoss, loss_for
 from manyvec.training.measuring import interval
-from manyvec.training.pairs import mine_negatives
+from manyvec.training.pairs import mine_negatives, training_rows, with_teacher
 
 N_WORDS = 40
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -201,8 +202,33 @@ def test_recorded_scores_are_distilled(tiny, tmp_path):
         for i, (q, p) in enumerate(pairs)
     ]
     (tmp_path / "scored.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    report = manyvec.tune(tiny, tmp_path / "scored.jsonl", tmp_path / "model", **QUICK | {"epochs": 6})
+    report = manyvec.tune(tiny, tmp_path / "scored.jsonl", tmp_path / "model", **QUICK | {"epochs": 5})
     assert report.after.mean > report.before.mean + 0.2 and report.details["negatives_per_pair"] == 1
+
+
+def test_a_teacher_scores_the_answer_and_each_negative_of_its_query(tiny, tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "teacher"))
+    BertForSequenceClassification(BertConfig.from_pretrained(tiny, num_labels=1)).save_pretrained(folder)
+    rows = [{"query": f"ask{i}", "positive": f"say{i}", "negative_1": f"say{i + 1}"} for i in range(3)]
+    scored = with_teacher(rows, str(folder), "cpu")
+    expected = CrossEncoder(str(folder), device="cpu").predict([("ask2", "say2"), ("ask2", "say3")])
+    assert_allclose(scored[2]["scores"], expected, atol=1e-6)
+    with pytest.raises(InputError, match="a teacher needs at least one negative"):
+        with_teacher([{"query": "ask1", "positive": "say1"}], str(folder), "cpu")
+
+
+def test_rows_have_equal_negatives_and_a_small_corpus_gets_fewer():
+    documents = {f"d{i}": f"text {i}" for i in range(12)}
+    queries = {f"q{i}": f"query {i}" for i in range(12)}
+    data = TrainingData("set", documents, queries, {f"q{i}": {f"d{i}": 1} for i in range(12)})
+    negatives = {f"q{i}": (f"d{i - 1}", f"d{i - 2}") for i in range(2, 12)}
+    rows = training_rows(data, list(queries), negatives, n_negatives=2, batch_size=2)
+    assert [row["query"] for row in rows] == [f"query {i}" for i in range(2, 12)]
+    assert rows[0] == {"query": "query 2", "positive": "text 2", "negative_1": "text 1", "negative_2": "text 0"}
+    rows = training_rows(data, list(queries), negatives, n_negatives=2, batch_size=6)
+    assert len(rows) == 12 and set(rows[0]) == {"query", "positive"}
 
 
 def test_a_loss_that_is_not_a_number_stops_training_and_keeps_the_best(tiny, tmp_path):
