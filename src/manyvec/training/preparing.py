@@ -43,7 +43,7 @@ def load_trainable(name: str, *, device: str) -> MultiVectorEncoder:
         )
     model = encoder.model
     backbone: Any = model[0]
-    if not isinstance(backbone, Transformer) or getattr(backbone, "n_masks", 0):
+    if not isinstance(backbone, Transformer) or getattr(backbone, "n_masks", False):
         raise EncoderError(
             f"cannot train {name!r}: no class of sentence-transformers appends mask tokens to queries as this "
             "checkpoint does, so nothing else could load the result"
