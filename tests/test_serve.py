@@ -200,6 +200,16 @@ def test_pages_of_hits_join_to_one_longer_search(client):
     assert (first["next_offset"], second["next_offset"], [hit["rank"] for hit in second["hits"]]) == (2, None, [3])
 
 
+def test_a_comparison_ranks_documents_in_three_ways(client):
+    compared = client.post("/api/compare", json={"query": "capital of France", "k": 1, "filter": {"year": 2021}}).json()
+    assert compared["standings"] == [
+        {"id": "paris", "text": DOCUMENTS[1]["text"], "ranks": {"bm25": 1, "pooled": 1, "late": 1}}
+    ]
+    assert compared["missed"] == {"bm25": [], "pooled": [], "late": []}
+    assert client.post("/api/compare", json={"query": "a", "filter": {"author": 1}}).status_code == 400
+    assert client.post("/api/compare", json={"query": "zzz", "filter": {"year": 3000}}).json()["standings"] == []
+
+
 def test_bm25_decides_the_order_as_far_as_lexical_weight_says(client, index):
     for weight in (0, 0.5, 1):
         hits = search(client, "the of capital is", lexical_weight=weight).json()["hits"]
@@ -239,7 +249,10 @@ def test_info_and_the_openapi_description_match_the_index(client):
         "open": "bool",
     }
     described = client.get("/openapi.json").json()
-    assert set(described["paths"]) == {"/api/search", "/api/documents/{id}", "/api/images/{id}", "/api/info"}
+    assert set(described["paths"]) == {
+        "/api/search", "/api/documents/{id}", "/api/images/{id}", "/api/info", "/api/overview", "/api/compare",
+        "/healthz", "/metrics",
+    }  # fmt: skip
     assert described["components"]["schemas"]["SearchRequest"]["properties"]["k"]["maximum"] == 100
 
 
@@ -300,7 +313,10 @@ def test_with_a_token_every_path_but_the_page_needs_it(guarded_url, path):
         assert client.get("/").status_code == client.get("/page.js").status_code == 200
         for credentials in ("", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer"):
             response = client.post(path, headers={"Authorization": credentials})
-            assert (response.status_code, response.json()) == (401, {"detail": "a token is needed"})
+            assert (response.status_code, response.json()) == (
+                401,
+                {"detail": "a token is needed", "code": "token_needed"},
+            )
         assert client.post(path, headers={"Authorization": f"Bearer {TOKEN}"}).status_code != 401
 
 

@@ -74,7 +74,7 @@ def test_a_deleted_index_is_unavailable_with_one_sentence_and_an_id_found_in_the
     with caplog.at_level(logging.ERROR, "manyvec"):
         response = search(client, "apple") if path == "/api/search" else client.get(path)
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
-    assert list(response.json()) == ["detail"]
+    assert (list(response.json()), response.json()["code"]) == (["detail", "code", "error_id"], "index_unavailable")
     assert UNAVAILABLE.fullmatch(response.json()["detail"])
     error_id = response.json()["detail"][-13:-1]
     (record,) = [record for record in caplog.records if error_id in record.getMessage()]
@@ -265,7 +265,7 @@ def test_numbers_and_nesting_beyond_what_json_readers_expect_are_refused(client,
 def test_the_words_of_a_query_times_its_hits_are_bounded(client, n_words, k, most):
     response = search(client, "a " * n_words, k=k)
     detail = f"a query of {n_words} words can have at most {most} hits, got k={k}"
-    assert (response.status_code, response.json()) == (400, {"detail": detail})
+    assert (response.status_code, response.json()) == (400, {"detail": detail, "code": "invalid_input"})
     assert search(client, "a " * n_words, k=most).status_code == 200
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -53,3 +54,23 @@ def stage(name: str) -> Iterator[None]:
         taken = time.perf_counter() - started
         watch.seconds[name] = watch.seconds.get(name, 0.0) + taken - watch.nested
         watch.nested = outer + taken
+
+
+@contextmanager
+def span(name: str, **attributes: Any) -> Iterator[dict[str, Any]]:
+    """Record a block as a span of OpenTelemetry, if its API is installed. It never gets a query or a text.
+
+    Yields:
+        Dict for attributes that are known only when the block ends.
+    """
+    try:
+        from opentelemetry import trace
+    except ImportError:
+        yield {}
+        return
+    with trace.get_tracer("manyvec").start_as_current_span(
+        name, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as current:
+        later: dict[str, Any] = {}
+        yield later
+        current.set_attributes(later)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,22 +19,35 @@ from manyvec.evidence.pages import PageEvidence, for_browser
 from manyvec.evidence.text import Evidence
 from manyvec.filters.values import json_default
 from manyvec.index import Index
-from manyvec.server.batching import Batcher, BusyError
+from manyvec.server.batching import Batcher
+from manyvec.server.comparison import METHODS, Comparison, compare
+from manyvec.server.errors import RequestError, request_error
 from manyvec.server.records import (
+    MAX_COMPARED_CHARS,
+    MAX_FACET_CHARS,
+    MAX_FACET_VALUES,
     MAX_OFFSET,
+    MAX_SAMPLE_CHARS,
     MAX_TEXT_CHARS,
+    N_SAMPLES,
+    AddRequest,
+    AddResponse,
+    CompareRequest,
+    CompareResponse,
     DocumentRecord,
+    FacetRecord,
+    FacetValue,
     HitRecord,
     InfoRecord,
+    OverviewRecord,
     PageRecord,
     PassageRecord,
     SearchRequest,
     SearchResponse,
+    StandingRecord,
 )
-from manyvec.timing import timings
-from manyvec.types import Hit
-
-logger = logging.getLogger(__name__)
+from manyvec.timing import span, timings
+from manyvec.types import Document, Hit
 
 T = TypeVar("T")
 
@@ -52,35 +63,6 @@ MAX_EXPLAINED_WORDS = 20_000
 _SHORT_QUERY_CHARS = 500
 
 
-class RequestError(Exception):
-    """An error as clients see it. It tells nothing about the machine that the server runs on.
-
-    Attributes:
-        status: HTTP status.
-        detail: One sentence for the client.
-    """
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-
-
-def request_error(error: Exception) -> RequestError:
-    """Return what to tell clients about an error. Unless they caused it, the details are logged under an id."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, InputError):
-        return RequestError(400, str(error))
-    if isinstance(error, BusyError):
-        return RequestError(503, "the server is busy: try again later")
-    error_id = uuid4().hex[:12]
-    logger.error("error %s", error_id, exc_info=error)
-    if isinstance(error, (StoreError, IndexNotFoundError, ManifestError)):
-        return RequestError(503, f"the index cannot be read at the moment: try again later (error {error_id})")
-    return RequestError(500, f"the server failed to answer this request (error {error_id})")
-
-
 class Api:
     """Answers requests from one index. Safe to share between threads.
 
@@ -92,6 +74,9 @@ class Api:
         max_map_numbers: Maximum number of values in the heat maps of one response.
         max_words: Maximum number of matched words in one response.
         max_metadata_chars: Maximum length of all metadata in one response, as JSON.
+
+    Attributes:
+        on_search: Called after each pass over the index, with the number of its queries and the seconds by stage.
 
     Every method raises RequestError.
     """
@@ -108,6 +93,7 @@ class Api:
         self.max_map_numbers = max_map_numbers
         self.max_words = max_words
         self.max_metadata_chars = max_metadata_chars
+        self.on_search: Callable[[int, Mapping[str, float]], None] | None = None
         self._first = index.anew()
         self._by_manifest: Index | None = None
         self._switching = threading.Lock()
@@ -147,14 +133,17 @@ class Api:
             if (n_words := len(query.split())) * k > MAX_EXPLAINED_WORDS:
                 raise InputError(
                     f"a query of {n_words} words can have at most {MAX_EXPLAINED_WORDS // n_words} hits, "
-                    f"got k={first.k} and offset={first.offset}"
+                    f"got k={first.k}" + (f" after offset={first.offset}" if first.offset else "")
                 )
         started = time.perf_counter()
-        with timings() as seconds:
+        with span("manyvec.search", queries=len(queries), k=k) as attributes, timings() as seconds:
             hits_of = self._read(
                 lambda index: index.search_many(queries, k, filter=first.filter, evidence=True, **options)
             )
+            attributes |= {f"seconds.{stage}": taken for stage, taken in seconds.items()}
         seconds["total"] = time.perf_counter() - started
+        if self.on_search:
+            self.on_search(len(requests), seconds)
         milliseconds = {stage: round(1000 * taken / len(requests), 2) for stage, taken in seconds.items()}
         return [
             SearchResponse(
@@ -208,11 +197,14 @@ class Api:
 
     def value_counts(self, key: str) -> dict[str, int]:
         """Return the values of a metadata key as strings, with their numbers of documents; see `Index.value_counts`."""
-        try:
+
+        def count(index: Index) -> dict[str, int]:
             check_unicode(key, "the key")
-            return {str(value): count for value, count in self._read(lambda index: index.value_counts(key)).items()}
-        except Exception as error:
-            raise request_error(error) from error
+            # Booleans are written as in JSON.
+            names = {"True": "true", "False": "false"}
+            return {names.get(str(value), str(value)): n for value, n in index.value_counts(key).items()}
+
+        return self._answered(count)
 
     def page_image(self, id: str) -> bytes | None:
         """Return a page image as it is stored now, or None if the id has no image."""
@@ -220,10 +212,7 @@ class Api:
 
     def info(self) -> InfoRecord:
         """Return the size of the index, its model and its filter columns."""
-        try:
-            info = self._read(lambda index: index.info())
-        except Exception as error:
-            raise request_error(error) from error
+        info = self._answered(lambda index: index.info())
         return InfoRecord(
             name=self.name,
             documents=info.documents,
@@ -235,12 +224,64 @@ class Api:
             version=info.version,
         )
 
-    def _get(self, id: str) -> list[Any]:
+    def count(self) -> int:
+        """Return the number of documents."""
+        return self._answered(lambda index: index.count())
+
+    def overview(self) -> OverviewRecord:
+        """Return the most frequent values of each column of strings or booleans, and a few things to search for."""
+        facets = {}
+        for name, kind in self._answered(lambda index: index.filter_columns).items():
+            if kind.removeprefix("list[").removesuffix("]") in ("str", "bool"):
+                counts = self.value_counts(name)
+                shown = [(value, count) for value, count in counts.items() if len(value) <= MAX_FACET_CHARS]
+                facets[name] = FacetRecord(
+                    values=[FacetValue(value=value, documents=count) for value, count in shown[:MAX_FACET_VALUES]],
+                    n_values=len(counts),
+                )
+        ids = self._answered(lambda index: index.ids())
+        chosen = ids[:: max(1, len(ids) // N_SAMPLES)][:N_SAMPLES]
+        samples = [_sample(document) for document in self._answered(lambda index: index.get(chosen))]
+        return OverviewRecord(facets=facets, samples=[*dict.fromkeys(filter(None, samples))])
+
+    def compare(self, request: CompareRequest) -> CompareResponse:
+        """Rank documents by BM25, by pooled vectors and by late interaction."""
+
+        def compared(index: Index) -> Comparison:
+            check_unicode(request.query, "the query")
+            return compare(index, request.query, request.k, filter=request.filter)
+
+        comparison = self._answered(compared)
+        standings = [
+            StandingRecord(id=found.id, text=found.text[:MAX_COMPARED_CHARS], ranks=found.ranks)
+            for found in comparison.standings
+        ]
+        missed = {method: comparison.missed(method) for method in METHODS}
+        return CompareResponse(query=request.query, k=request.k, standings=standings, missed=missed)
+
+    def add(self, request: AddRequest) -> AddResponse:
+        """Add documents, replacing those with the same ids."""
+        documents = [document.model_dump() for document in request.documents]
+        report = self._answered(lambda index: index.add(documents))
+        return AddResponse(added=report.added, updated=report.updated, unchanged=report.unchanged)
+
+    def delete(self, id: str) -> bool:
+        """Delete a document, and return whether there was one."""
+        return self._answered(lambda index: index.delete(id)) > 0
+
+    def _answered(self, act: Callable[[Index], T]) -> T:
+        """Return what `act` returns for the index, as `_read` does. Raises RequestError."""
         try:
-            check_unicode(id, "the id")
-            return self._read(lambda index: index.get(id))
+            return self._read(act)
         except Exception as error:
             raise request_error(error) from error
+
+    def _get(self, id: str) -> list[Any]:
+        def get(index: Index) -> list[Any]:
+            check_unicode(id, "the id")
+            return index.get(id)
+
+        return self._answered(get)
 
     def _read(self, read: Callable[[Index], T]) -> T:
         """Return what `read` returns for the index, and try a second time if the index was replaced meanwhile."""
@@ -293,6 +334,14 @@ class Searches:
             return await self._batcher.submit(request)
         except Exception as error:
             raise request_error(error) from error
+
+
+def _sample(document: Document) -> str:
+    """Return the title of a document or the beginning of its text; empty if it is too long or there is none."""
+    title = document.metadata.get("title")
+    text = title if isinstance(title, str) and title.strip() else document.text
+    line = text.strip().partition("\n")[0].partition(". ")[0]
+    return line if len(line) <= MAX_SAMPLE_CHARS else ""
 
 
 def _to_record(hit: Hit, passage_chars: int) -> HitRecord:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from manyvec.server.api import request_error
+from manyvec.server.errors import RequestError, request_error
 
-# The page holds nothing of the index; every other path needs the token.
-_PUBLIC_PATHS = frozenset({"/", "/page.css", "/page.js", "/icon.svg"})
+# The page and the health check hold nothing of the index; every other path needs the token.
+PAGE = Path(__file__).parent / "page"
+_PUBLIC_PATHS = frozenset({"/", "/healthz", *(f"/{path.name}" for path in PAGE.iterdir())})
+# A URL is kept in histories and logs, so a token in it is refused, also on public paths.
+_TOKEN_PARAMETERS = frozenset({"token", "access_token", "api_key", "key"})
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -66,20 +70,29 @@ class Guard:
             # An error that no route expected: clients see an id, and the log has the details.
             if is_started:
                 raise
-            known = request_error(error)
-            await JSONResponse({"detail": known.detail}, known.status)(scope, receive, send_with_headers)
+            await error_response(request_error(error))(scope, receive, send_with_headers)
 
     def _refusal(self, scope: MutableMapping[str, Any], headers: Headers) -> JSONResponse | None:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.is_local and not is_local(_host_name(host)):
-            return JSONResponse({"detail": f"this server does not serve the host name {host!r}"}, 421)
+            return error_response(RequestError(421, f"this server does not serve the host name {host!r}"))
         if origin is not None and _netloc(origin) != host:
-            return JSONResponse({"detail": "requests from pages of other sites are refused"}, 403)
+            return error_response(RequestError(403, "requests from pages of other sites are refused"))
+        named = {name for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)}
+        if not _TOKEN_PARAMETERS.isdisjoint(name.lower() for name in named):
+            detail = "a token in a URL is refused, because URLs are logged: send it as the header Authorization"
+            return error_response(RequestError(400, detail, "token_in_url"))
         if self.expected is not None and scope["path"] not in _PUBLIC_PATHS:
             credentials = headers.get("authorization", "").encode()
             if not hmac.compare_digest(credentials, self.expected):
-                return JSONResponse({"detail": "a token is needed"}, 401, headers={"WWW-Authenticate": "Bearer"})
+                return error_response(RequestError(401, "a token is needed"))
         return None
+
+
+def error_response(error: RequestError) -> JSONResponse:
+    """Return the response to a request that failed."""
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(error.status)
+    return JSONResponse(error.body(), error.status, headers)
 
 
 def is_local(host: str) -> bool:

@@ -31,7 +31,8 @@ from manyvec.server.answers import (
     shortened,
     value_counts,
 )
-from manyvec.server.api import Api, RequestError, Searches, request_error
+from manyvec.server.api import Api, Searches
+from manyvec.server.errors import RequestError, request_error
 from manyvec.server.records import (
     FILTER_DESCRIPTION,
     MAX_HITS,

@@ -15,6 +15,15 @@ MAX_HITS = 100
 MAX_OFFSET = 900
 MAX_PASSAGE_CHARS = 4_000
 MAX_TEXT_CHARS = 200_000
+# Documents in one request that adds them. Their texts are bounded by the size of the body.
+MAX_ADDED = 100
+MAX_ID_CHARS = 1_000
+# Values of a column that the page offers, and the length of the longest.
+MAX_FACET_VALUES, MAX_FACET_CHARS = 50, 100
+# Examples of what to search for, and the length of the longest.
+N_SAMPLES, MAX_SAMPLE_CHARS = 4, 80
+# Characters of each text of a comparison.
+MAX_COMPARED_CHARS = 300
 
 
 # Levels of lists and objects of a filter. A filter of 20 levels, the most that manyvec takes, has about twice as many.
@@ -154,6 +163,78 @@ class DocumentRecord(BaseModel):
     is_page: bool = False
 
 
+class NewDocument(BaseModel):
+    """A document to add. Its text is encoded; files, images and token vectors cannot be added over HTTP."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(min_length=1, max_length=MAX_ID_CHARS)
+    text: str = Field(min_length=1)
+    metadata: dict[str, Any] = {}
+
+
+class AddRequest(BaseModel):
+    """Documents to add; those whose ids exist are replaced."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    documents: list[NewDocument] = Field(min_length=1, max_length=MAX_ADDED)
+
+
+class AddResponse(BaseModel):
+    """Numbers of documents."""
+
+    added: int
+    updated: int
+    unchanged: int
+
+
+class FacetValue(BaseModel):
+    value: str
+    documents: int = Field(description="number of documents with this value")
+
+
+class FacetRecord(BaseModel):
+    """The most frequent values of a filter column, those of most documents first."""
+
+    values: list[FacetValue]
+    n_values: int = Field(description="number of different values")
+
+
+class OverviewRecord(BaseModel):
+    """What helps people to search: values of the filter columns of strings and booleans, and what to search for."""
+
+    facets: dict[str, FacetRecord]
+    samples: list[str] = Field(description="titles or beginnings of a few documents")
+
+
+class CompareRequest(BaseModel):
+    """A query to rank in three ways."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field(max_length=MAX_QUERY_CHARS)
+    k: int = Field(10, ge=1, le=MAX_HITS, description="number of documents that count as found by a method")
+    filter: FilterRecord | None = None
+
+
+class StandingRecord(BaseModel):
+    """A document that at least one method found."""
+
+    id: str
+    text: str = Field(description="the beginning of its text")
+    ranks: dict[str, int | None] = Field(description="rank by method; null if it is not among the first 100")
+
+
+class CompareResponse(BaseModel):
+    """What `bm25`, `pooled` and `late` (late interaction) find among their first `k` documents."""
+
+    query: str
+    k: int
+    standings: list[StandingRecord]
+    missed: dict[str, list[str]] = Field(description="ids that another method found, by method")
+
+
 class InfoRecord(BaseModel):
     """The contents of the index."""
 
@@ -165,3 +246,4 @@ class InfoRecord(BaseModel):
     filter_columns: dict[str, str] = Field(description="declared filter columns and their types")
     lexical_weight: float = Field(description="share of BM25 in the order of hits, for this model")
     version: int
+    is_writable: bool = Field(default=False, description="whether this server adds and deletes documents")

@@ -31,13 +31,19 @@ def run(
             show_default=False,
         ),
     ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Let clients that send the token add and delete documents.")
+    ] = False,
     device: DeviceOption = "auto",
     score_device: ScoreDeviceOption = None,
 ) -> None:
-    """Offer an index as a web page, a JSON API (described at /openapi.json) and an MCP server (at /mcp)."""
+    """Offer an index as a web page, a JSON API (described at /openapi.json) and an MCP server (at /mcp).
+
+    The numbers at /metrics are for Prometheus, and /healthz says whether the index can be read.
+    """
     check_exists(index)
     require("fastapi", extra="serve")
     require("mcp", extra="serve")
     from manyvec.server.app import serve
 
-    serve(open_index(index, device, score_device), host=host, port=port, token=token)
+    serve(open_index(index, device, score_device), host=host, port=port, token=token, write=write)
