@@ -70,14 +70,20 @@ def test_images_in_a_folder_are_left_out_with_a_model_of_texts_and_that_is_said(
 def test_search_prints_hits_best_first(db, capsys):
     status, out, _ = run(capsys, "search", "a vector per token", "--index", db, "-k", "2")
     assert status == 0
-    assert out.startswith("  1. late   score ")
+    # First the number that orders them.
+    assert re.match(r"  1\. late   with BM25 0\.\d+   score ", out)
     assert "Late interaction keeps one vector" in out
     assert out.count("similarity") == 2
+    _, out, _ = run(capsys, "search", "a vector per token", "--index", db, "-k", "2", "--lexical-weight", "0")
+    assert out.startswith("  1. late   score ") and "with BM25" not in out
+    status, _, err = run(capsys, "search", "flour", "--index", db, "--lexical-weight", "much")
+    assert (status, err) == (1, "manyvec: --lexical-weight takes auto or a number from 0 to 1, got 'much'\n")
 
 
 def test_search_prints_one_json_object(db, capsys):
     _, out, _ = run(capsys, "search", "flour", "--index", db, "--json")
     found = json.loads(out)
+    assert found["ordered_by"] == "final_score"
     assert found["hits"][0]["id"] == "bread"
     metadata = found["hits"][0]["metadata"]
     assert {"year": metadata["year"], "lang": metadata["lang"]} == {"year": 2021, "lang": "en"}
