@@ -91,6 +91,8 @@ def test_a_search_returns_hits_with_evidence(client):
     (hit,) = search(client, "capital of France", k=1).json()["hits"]
     assert (hit["id"], hit["rank"], hit["metadata"]) == ("paris", 1, DOCUMENTS[1]["metadata"])
     assert hit["score"] == pytest.approx(3, abs=0.01)
+    # With this model BM25 takes no part.
+    assert (hit["final_score"], hit["counted"]) == (hit["score"], [])
     # Spans count code points: the emoji is three of them, so "capital" starts at character 17.
     assert [(w["word"], w["text"], w["span"]) for w in hit["words"]] == [
         ("capital", "capital", [17, 24]),
@@ -99,6 +101,14 @@ def test_a_search_returns_hits_with_evidence(client):
     ]
     assert hit["passage"] == {"text": DOCUMENTS[1]["text"], "start": 0, "end": 35}
     assert sum(w["share"] for w in hit["words"]) + hit["unattributed"] == pytest.approx(hit["score"], abs=0.001)
+
+
+def test_hits_are_ordered_by_the_final_score_and_name_the_words_that_bm25_counted(db):
+    api = Api(Index.open(db))
+    assert api.info().lexical_weight == 0.27
+    (hit,) = api.search(SearchRequest(query="baking of bread")).hits
+    assert hit.final_score not in (hit.score, hit.similarity)
+    assert [(c.word, c.n, c.spans) for c in hit.counted] == [("baking", 1, [(9, 14)]), ("bread", 1, [(0, 5)])]
 
 
 def test_a_search_reports_the_time_of_each_stage(client):
