@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'manyv
 
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 from manyvec.server.app import create_app  # noqa: E402
@@ -121,6 +123,8 @@ def test_typing_a_query_shows_hits_with_highlights_and_times(page):
     page.wait(lambda: len(page.ids()) == 4)
     assert page.ids()[:2] == ["long", "paris"]
     assert page.one("#status").text.startswith("4 hits in ")
+    assert not page.one(".legend").is_displayed()
+    page.one("#timing summary").click()
     assert [part.text.split()[0] for part in page.all(".legend li")] == [
         "encode", "candidates", "fetch", "score", "evidence", "other",
     ]  # fmt: skip
@@ -164,7 +168,7 @@ def test_filter_controls_follow_the_declared_columns_and_filter_the_hits(page):
     assert [shown.text for shown in page.all(".filter legend")] == ["lang", "year", "open"]
     page.search("Paris")
     page.wait(lambda: len(page.ids()) == 4)
-    Select(page.one("[data-column=open]")).select_by_visible_text("false")
+    Select(page.one("[data-column=open]")).select_by_visible_text("false (1)")
     page.wait_for("hauptstadt")
     Select(page.one("[data-column=open]")).select_by_visible_text("any")
     page.wait(lambda: len(page.ids()) == 4)
@@ -238,11 +242,14 @@ def test_errors_and_empty_results_are_shown(page):
     page.search("x" * 3000)
     page.wait(page.ids)
     page.one("[data-column=year][data-op='<=']").send_keys("1000\n")
-    page.wait(lambda: page.one("#status").text == "Nothing found")
-    page.one("[data-column=year][data-op='<=']").clear()
+    page.wait(lambda: page.one("#status").text.startswith("Nothing found. No document that passes the filters"))
+    page.one("#status button").click()
+    page.wait(page.ids)
     page.one("[data-column=year][data-op='<=']").send_keys("1.5e300\n")
     page.wait(lambda: page.all("#status.failed"))
     assert "64 bits" in page.one("#status").text
+    # The hits of the search before stay.
+    assert "belongs to the search before" in page.one("#status").text and page.ids()
     assert len(page.log_messages()) == 1
 
 
@@ -256,6 +263,163 @@ def test_the_page_asks_for_the_token(chromium, index, running):
         page.search("capital")
         page.wait(page.ids)
         assert not page.one("#token").is_displayed()
+        chromium.get("about:blank")
+
+
+def test_a_search_is_in_the_url_and_back_returns_to_the_one_before(page):
+    page.search("Paris")
+    page.wait(lambda: len(page.ids()) == 4)
+    Select(page.one("#k")).select_by_visible_text("5")
+    page.one("[data-column=year][data-op='>=']").send_keys("2000\n")
+    page.wait_for("long")
+    assert page.driver.current_url.endswith("/?q=Paris&k=5&f.year.from=2000")
+    page.driver.refresh()
+    page.wait_for("long")
+    assert page.one("[data-column=year][data-op='>=']").get_attribute("value") == "2000"
+    page.driver.back()
+    page.wait(lambda: len(page.ids()) == 4)
+    assert page.one("[data-column=year][data-op='>=']").get_attribute("value") == ""
+    page.one("[data-column=year][data-op='>=']").send_keys("2000\n")
+    page.wait_for("long")
+    page.one("#clear").click()
+    page.wait(lambda: len(page.ids()) == 4)
+
+
+def test_a_url_with_filters_that_are_not_declared_says_so_and_searches_without_them(page):
+    page.driver.get(page.driver.current_url + f"?q=Paris&f.author.is={ATTACK}&f.open.is=maybe&f.lang.is=de&k=7&view=x")
+    page.wait_for("hauptstadt")
+    assert "filters that this index does not have now" in page.one("#note").text
+    assert f"author = {ATTACK}" in page.one("#note").text and "open = maybe" in page.one("#note").text
+    assert page.one("#k").get_attribute("value") == "10"
+    assert page.driver.title == "places · manyvec"
+
+
+def test_hits_stay_when_the_server_is_gone(chromium, index, running):
+    with running(create_app(index)) as url:
+        page = Page(chromium, url)
+        page.wait(lambda: "places" in page.one("#about").text)
+        page.one("#samples button").click()
+        page.wait(page.ids)
+        before = page.ids()
+    page.search("another")
+    page.wait(lambda: page.all("#status.failed"))
+    assert page.one("#status").text.startswith("The server cannot be reached.")
+    assert page.ids() == before
+    chromium.get("about:blank")
+
+
+def test_a_word_chip_explains_itself_with_the_keyboard_and_leads_to_a_match_outside_of_the_passage(page, index):
+    index.add([{"id": "far", "text": "Zebras live here. " + "Rain falls on it. " * 90 + "Unicorns live there."}])
+    page.search("Zebras Unicorns")
+    page.wait(lambda: page.ids() and page.ids()[0] == "far")
+    chips = page.all(".hit:nth-child(1) .words button")
+    (outside,) = [chip for chip in chips if "elsewhere in the text" in chip.text]
+    page.driver.execute_script("arguments[0].focus()", chips[0])
+    page.wait(page.one("#tip").is_displayed)
+    assert page.one("#tip").text.startswith("Zebras → Zebras: similarity 1.00")
+    assert chips[0].get_attribute("aria-describedby") == "tip"
+    ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+    assert not page.one("#tip").is_displayed()
+    word = outside.text.split()[0]
+    outside.send_keys(Keys.ENTER)
+    page.wait(lambda: [mark.text for mark in page.all("mark.traced")] == [word])
+    assert page.one(".hit .whole").get_attribute("aria-expanded") == "true"
+
+
+def test_a_title_and_its_source_head_a_hit_as_text(page, index):
+    metadata = {"title": f"On {ATTACK}", "source": "a/b.pdf", "page": 3}
+    index.add([{"id": "a/b.pdf#page=3", "text": "zebra crossing", "metadata": metadata}])
+    page.search("zebra")
+    page.wait(lambda: page.ids() and page.ids()[0] == "a/b.pdf#page=3")
+    assert page.one(".hit h2").text == f"On {ATTACK}"
+    assert page.one(".hit .origin").text == "a/b.pdf · page 3 · a/b.pdf#page=3"
+    assert page.driver.title == "places · manyvec"
+
+
+def test_three_methods_are_compared_side_by_side(page):
+    page.search("attack script")
+    page.wait(page.ids)
+    Select(page.one("#view")).select_by_visible_text("three methods")
+    page.wait(lambda: len(page.all("#comparison section")) == 3)
+    headings = [shown.text for shown in page.all("#comparison h2")]
+    assert headings == ["Late interaction", "Pooled vector", "BM25"]
+    assert [section.find_element("css selector", "li .id").text for section in page.all("#comparison section")] == [
+        f"<b>{ATTACK}</b>"
+    ] * 3
+    assert page.ids() == [] and "view=compare" in page.driver.current_url
+    assert page.all("#comparison img, #comparison script") == []
+    assert page.driver.title == "places · manyvec"
+
+
+def test_documents_are_added_and_deleted_from_the_page_only_if_the_server_is_writable(chromium, index, running):
+    with running(create_app(index, token=TOKEN, write=True)) as url:
+        page = Page(chromium, url)
+        page.wait(page.one("#token").is_displayed)
+        page.one("#token").send_keys(TOKEN + "\n")
+        page.wait(page.one("#writing").is_displayed)
+        page.one("#writing summary").click()
+        page.one("#new-id").send_keys("rome")
+        page.one("#new-text").send_keys("Rome has a colosseum")
+        page.one("#new-metadata").send_keys("{")
+        page.one("#new .primary").click()
+        page.wait(lambda: "not JSON" in page.one("#new-status").text)
+        page.one("#new-metadata").clear()
+        page.one("#new-metadata").send_keys('{"lang": "it"}')
+        page.one("#new .primary").click()
+        page.wait(lambda: page.one("#new-status").text == "Added rome.")
+        page.search("colosseum")
+        page.wait(lambda: page.ids() and page.ids()[0] == "rome")
+        page.one(".hit .delete").click()
+        page.driver.switch_to.alert.accept()
+        page.wait(lambda: "rome" not in page.ids())
+        assert index.get("rome") == []
+        chromium.get("about:blank")
+    with running(create_app(index)) as url:
+        page = Page(chromium, url)
+        page.search("Paris")
+        page.wait(page.ids)
+        assert not page.one("#writing").is_displayed() and not page.one(".hit .delete").is_displayed()
+        chromium.get("about:blank")
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """Source of axe-core, which CI gets from npm."""
+    path = Path(__file__).parents[1] / "node_modules" / "axe-core" / "axe.min.js"
+    if not path.is_file():
+        pytest.skip("needs axe-core: npm install --no-save axe-core")
+    return path.read_text(encoding="utf8")
+
+
+def test_axe_finds_no_serious_problem_at_any_width_in_any_view_in_light_and_dark(chromium, axe, index, pages, running):
+    columns = dict.fromkeys(("author", "topic", "country", "status", "kind", "team"), str)
+    index.add_filter_columns(columns)
+    views = [(index, "?q=capital+Unicorns"), (index, "?q=capital&view=compare"), (index, ""), (pages, "?q=red+blue")]
+    try:
+        for served, query in views:
+            with running(create_app(served)) as url:
+                for width, scheme in ((1280, "light"), (390, "dark")):
+                    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+                    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+                    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+                    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+                    page = Page(chromium, f"{url}/{query}")
+                    shown = page.ids if "compare" not in query else lambda page=page: page.all("#comparison li")
+                    page.wait(shown if query else page.one("#samples").is_displayed)
+                    if width == 390 and query == views[0][1]:
+                        # With nine filters, the first hit starts above the fold.
+                        assert page.one(".hit").rect["y"] < 500
+                    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= width
+                    chromium.execute_script(axe)
+                    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+                    found = chromium.execute_async_script(
+                        "axe.run(document, {runOnly: arguments[0]}).then(arguments[1])", tags
+                    )
+                    problems = {v["id"]: [node["html"] for node in v["nodes"]][:3] for v in found["violations"]}
+                    assert problems == {}, (query, width, scheme)
+    finally:
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
         chromium.get("about:blank")
 
 
@@ -315,6 +479,20 @@ def test_a_page_is_overlaid_with_the_map_of_all_words_or_of_the_word_pointed_at(
         page.wait(lambda: pixel(page, 0, 88, 56)[2] < 60)
         assert not page.all(".hit:nth-child(2) .text")[0].is_displayed()
         assert page.log_messages() == []
+        chromium.get("about:blank")
+
+
+def test_a_page_image_is_enlarged_with_its_heat_map(chromium, pages, running):
+    with running(create_app(pages)) as url:
+        page = Page(chromium, f"{url}/?q=red+blue")
+        page.wait(lambda: len(page.ids()) == 3 and pixel(page, 0, 0, 0))
+        page.one(".hit .zoom").send_keys(Keys.ENTER)
+        page.wait(page.one("#viewer").is_displayed)
+        assert page.one("#size").text == "Actual size"
+        page.one("#size").click()
+        assert page.one("#viewer canvas").size == {"width": 96, "height": 64}
+        ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+        page.wait(lambda: not page.one("#viewer").is_displayed())
         chromium.get("about:blank")
 
 

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus. None holds a query, a text, an id or a filter."""
+"""Numbers for Prometheus. None holds queries, texts, ids or filters."""
 
 from __future__ import annotations
 
