@@ -395,10 +395,13 @@ def test_axe_finds_no_serious_problem_at_any_width_in_any_view_in_light_and_dark
     columns = dict.fromkeys(("author", "topic", "country", "status", "kind", "team"), str)
     index.add_filter_columns(columns)
     views = [(index, "?q=capital+Unicorns"), (index, "?q=capital&view=compare"), (index, ""), (pages, "?q=red+blue")]
+    screens = [(1280, "light"), (390, "dark")]
+    if pictures := os.environ.get("MANYVEC_PICTURES"):
+        screens += [(1280, "dark"), (390, "light")]
     try:
-        for served, query in views:
+        for number, (served, query) in enumerate(views):
             with running(create_app(served)) as url:
-                for width, scheme in ((1280, "light"), (390, "dark")):
+                for width, scheme in screens:
                     size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
                     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
                     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -410,6 +413,8 @@ def test_axe_finds_no_serious_problem_at_any_width_in_any_view_in_light_and_dark
                         # With nine filters, the first hit starts above the fold.
                         assert page.one(".hit").rect["y"] < 500
                     assert page.driver.execute_script("return document.documentElement.scrollWidth") <= width
+                    if pictures:
+                        Path(pictures, f"{number}-{width}-{scheme}.png").write_bytes(chromium.get_screenshot_as_png())
                     chromium.execute_script(axe)
                     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
                     found = chromium.execute_async_script(
