@@ -1,12 +1,19 @@
-"""FILIP's loss against its formula."""
+"""FILIP's loss against its formula, and a tiny CLIP that learns to find images by words and words by images."""
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
+import manyvec
 from manyvec.errors import InputError
+from manyvec.models.image import filip_similarity
 from manyvec.training import FilipLoss, filip_similarities
 
 PATCHES = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.6, 0.8], [0.0, -1.0]]])
@@ -35,3 +42,45 @@ def test_the_loss_is_smaller_for_the_right_pairs_and_learns_its_temperature():
     assert loss.scale.grad is not None and loss.scale.grad != 0
     with pytest.raises(InputError, match="top_fraction must be above 0"):
         FilipLoss(0)
+
+
+def test_a_tiny_clip_learns_both_directions_and_knows_them_under_unseen_noise(tmp_path):
+    pytest.importorskip("PIL", reason="needs the images extra: pip install 'manyvec[images]'")
+    from checkpoints.clip import write_clip
+    from PIL import Image
+
+    path = Path(__file__).parents[1] / "examples" / "training" / "filip.py"
+    spec = importlib.util.spec_from_file_location("filip_recipe", path)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    write_clip(tmp_path / "clip")
+    colors = {"r": (220, 30, 30), "g": (30, 200, 30), "b": (30, 30, 220), "w": (240, 240, 240), "k": (10, 10, 10)}
+    colors["y"] = (230, 220, 20)
+    # The text names the colors of the upper two patches; the lower two are gray.
+    texts = [f"{one} {two}" for one, two in itertools.combinations(colors, 2)]
+
+    def pictures(seed):
+        rng = np.random.default_rng(seed)
+        made = []
+        for text in texts:
+            one, two = text.split()
+            tiles = np.zeros((28, 28, 3))
+            tiles[:14, :14], tiles[:14, 14:], tiles[14:] = colors[one], colors[two], 128
+            made.append(Image.fromarray(np.clip(tiles + rng.normal(0, 12, tiles.shape), 0, 255).astype(np.uint8)))
+        return made
+
+    n_noises = 6
+    images = [image for seed in range(n_noises) for image in pictures(seed)]
+    settings = {"epochs": 30, "batch_size": 15, "learning_rate": 3e-3}
+    losses = recipe.train(str(tmp_path / "clip"), images, texts * n_noises, tmp_path / "out", **settings)
+    assert losses[-1] < losses[0]
+    found = {}
+    for name in ("clip", "out"):
+        encoder = manyvec.load_encoder(str(tmp_path / name), device="cpu")
+        words, patches = encoder.encode_queries(texts), encoder.encode_images(pictures(seed=99))
+        right = np.arange(len(texts))
+        found[name] = [
+            float((filip_similarity(*pair).argmax(axis=1) == right).mean())
+            for pair in ((words, patches), (patches, words))
+        ]
+    assert max(found["clip"]) < 0.3 and min(found["out"]) > 0.95

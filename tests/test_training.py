@@ -153,6 +153,20 @@ def test_lora_is_merged_without_a_change_of_vectors(tiny):
     assert abs(before - untouched).max() > 0.01
 
 
+def test_lora_repairs_a_damaged_model_and_is_merged(tuned, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tuned[0], damaged)
+    weights = load_file(damaged / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith("dense.weight"):
+            weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
+    report = manyvec.tune(str(damaged), pairs, tmp_path / "model", method="lora", **QUICK)
+    assert report.before.mean < 0.8 and report.gain.low > 0
+    assert not [name for name in load_file(tmp_path / "model" / "model.safetensors") if "lora" in name]
+
+
 def test_a_projection_makes_vectors_smaller_and_leaves_the_backbone_as_it_was(tiny, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
     settings = QUICK | {"learning_rate": 2e-2, "epochs": 5, "measure_every": 60}
