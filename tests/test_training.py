@@ -159,7 +159,7 @@ def test_lora_repairs_a_damaged_model_and_is_merged(tuned, tmp_path):
     weights = load_file(damaged / "model.safetensors")
     for name, weight in weights.items():
         if name.endswith("dense.weight"):
-            weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+            weight += 0.6 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     save_file(weights, damaged / "model.safetensors", {"format": "pt"})
     pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
     report = manyvec.tune(str(damaged), pairs, tmp_path / "model", method="lora", **QUICK)
