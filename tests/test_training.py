@@ -153,18 +153,11 @@ def test_lora_is_merged_without_a_change_of_vectors(tiny):
     assert abs(before - untouched).max() > 0.01
 
 
-def test_lora_repairs_a_damaged_model_and_is_merged(tuned, tmp_path):
-    damaged = tmp_path / "damaged"
-    shutil.copytree(tuned[0], damaged)
-    weights = load_file(damaged / "model.safetensors")
-    for name, weight in weights.items():
-        if name.endswith("dense.weight"):
-            weight += 0.6 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+def test_lora_lowers_the_loss_from_data_to_report(tiny, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
-    report = manyvec.tune(str(damaged), pairs, tmp_path / "model", method="lora", **QUICK)
-    assert report.before.mean < 0.8 and report.gain.low > 0
-    assert not [name for name in load_file(tmp_path / "model" / "model.safetensors") if "lora" in name]
+    report = manyvec.tune(tiny, pairs, tmp_path / "model", method="lora", **QUICK)
+    # Word embeddings at random are out of its reach, so this is not enough to be saved.
+    assert report.curve[2].loss < report.curve[1].loss and report.out is None
 
 
 def test_a_projection_makes_vectors_smaller_and_leaves_the_backbone_as_it_was(tiny, tmp_path):
