@@ -165,8 +165,9 @@ class Hit:
         """Show what tells hits apart, in one line however long the text is."""
         shown = self.text if len(self.text) <= _REPR_CHARS else f"{self.text[:_REPR_CHARS]}…"
         kind = ", is_page=True" if self.is_page else ""
+        mix = f"final_score={self.final_score:.4g}, " if self.is_mixed else ""
         return (
-            f"Hit(rank={self.rank}, id={self.id!r}, score={self.score:.4g}, "
+            f"Hit(rank={self.rank}, id={self.id!r}, {mix}score={self.score:.4g}, "
             f"similarity={self.similarity:.4g}, text={shown!r}{kind})"
         )
 
@@ -178,10 +179,17 @@ class Hit:
             text = self.passage.text if self.passage is not None else self.text
             cut = text if len(text) <= _HTML_CHARS else f"{text[:_HTML_CHARS]}…"
             content = f'<div dir="auto" style="white-space: pre-wrap">{html.escape(cut)}</div>'
-        heading = f"{self.rank}. <b>{html.escape(self.citation())}</b> <small>similarity {self.similarity:.3f}</small>"
+        # First the number that orders hits.
+        numbers = f"with BM25 {self.final_score:.3f}, " * self.is_mixed + f"similarity {self.similarity:.3f}"
+        heading = f"{self.rank}. <b>{html.escape(self.citation())}</b> <small>{numbers}</small>"
         # A long text scrolls in place, so that the other hits stay in view.
         content = f'<div style="max-height: 24em; overflow: auto">{content}</div>'
         return f'<div style="margin-bottom: 1em"><div>{heading}</div>{content}</div>'
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether BM25 took part in the order of the hits, so that it is not that of `score`."""
+        return self.final_score != self.score
 
     def best_passage(self, n_chars: int = 300) -> Passage:
         """Return the passage of at most `n_chars` characters that carries most of the score, to quote and cite.

@@ -35,17 +35,12 @@ def to_langchain(hit: manyvec.Hit, *, scores: bool = True) -> Document:
             Evidence is always added. Stored keys of the same name are kept instead.
     """
     added: dict[str, Any] = {"score": hit.score, "relevance_score": clipped(hit.similarity)} if scores else {}
-    if scores and is_mixed(hit):
+    if scores and hit.is_mixed:
         added["final_score"] = hit.final_score
     if hit.evidence is not None:
         added["evidence"] = hit.evidence.to_dict()
     document = Document(page_content=hit.text, id=hit.id, metadata={**added, **hit.metadata})
     return with_passage(document, hit.passage)
-
-
-def is_mixed(hit: manyvec.Hit) -> bool:
-    """Whether BM25 took part in the order of the hits, so that they are not ordered by MaxSim alone."""
-    return hit.final_score != hit.score
 
 
 def as_stored(document: manyvec.Document | manyvec.Hit) -> Document:

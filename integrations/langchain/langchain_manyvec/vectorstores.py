@@ -12,7 +12,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import LangSmithRetrieverParams
 from langchain_core.vectorstores import VectorStoreRetriever
 
-from langchain_manyvec._convert import clipped, is_mixed, reject_filters, split_place, to_langchain, trace_params
+from langchain_manyvec._convert import clipped, reject_filters, split_place, to_langchain, trace_params
 from langchain_manyvec.calibration import Calibration
 from langchain_manyvec.collection import DocumentCollection
 from langchain_manyvec.embeddings import ManyvecEmbeddings
@@ -186,7 +186,7 @@ class ManyvecVectorStore(DocumentCollection):
         clipped to [0, 1]. Arguments are those of `similarity_search`.
         """
         hits = self._hits(query, k, filter, **options)
-        return [(to_langchain(hit, scores=is_mixed(hit)), hit.final_score) for hit in hits]
+        return [(to_langchain(hit, scores=hit.is_mixed), hit.final_score) for hit in hits]
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, filter: FilterLike | None = None, **options: Any

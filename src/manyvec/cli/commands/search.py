@@ -103,7 +103,7 @@ def _print_hits(hits: Sequence[Hit]) -> None:
     for hit in hits:
         line = Text(f"{hit.rank:>3}. ").append(printable(hit.id), style="bold")
         # First the number that hits are ordered by.
-        first = "" if hit.final_score == hit.score else f"   with BM25 {hit.final_score:.3f}"
+        first = f"   with BM25 {hit.final_score:.3f}" if hit.is_mixed else ""
         line.append(f"{first}   score {hit.score:.3f}   similarity {hit.similarity:.3f}", style="dim")
         console().print(line)
         text = f"page image: {hit.text}" if hit.is_page else hit.text
