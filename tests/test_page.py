@@ -413,6 +413,7 @@ def test_axe_finds_no_serious_problem_at_any_width_in_any_view_in_light_and_dark
                         # With nine filters, the first hit starts above the fold.
                         assert page.one(".hit").rect["y"] < 500
                     assert page.driver.execute_script("return document.documentElement.scrollWidth") <= width
+                    page.wait(lambda page=page, served=served: served is index or pixel(page, 0, 0, 0))
                     if pictures:
                         Path(pictures, f"{number}-{width}-{scheme}.png").write_bytes(chromium.get_screenshot_as_png())
                     chromium.execute_script(axe)

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -181,6 +183,26 @@ def test_the_numbers_for_prometheus_add_up_and_hold_no_query_text_or_id(client):
     assert re.search(r'manyvec_build_info\{lancedb="[0-9.]+",manyvec="[0-9.]+', text)
     for word in ("zebra", "unicorn", "york", "lang", "places"):
         assert word not in text
+
+
+def test_the_numbers_add_up_with_32_clients_at_once(client):
+    before, headers = numbers(client), dict(client.headers)
+
+    def search_five_times(number):
+        with httpx2.Client(base_url=client.base_url, headers=headers, timeout=120) as own:
+            bodies = [{"query": f"town {number} {i}", "k": 0 if i == 4 else 2} for i in range(5)]
+            return [own.post("/api/search", json=body).status_code for body in bodies]
+
+    with ThreadPoolExecutor(32) as pool:
+        statuses = Counter(status for answered in pool.map(search_five_times, range(32)) for status in answered)
+    after = numbers(client)
+    assert statuses == {200: 128, 422: 32}
+    for status, n in statuses.items():
+        name = f'manyvec_requests_total{{route="/api/search",status="{status}"}}'
+        assert after[name] - before.get(name, 0) == n
+    assert after["manyvec_searches_total"] - before["manyvec_searches_total"] == 128
+    # Those that arrived together were answered in one pass.
+    assert 0 < after["manyvec_search_passes_total"] - before["manyvec_search_passes_total"] <= 128
 
 
 class Spans(trace.TracerProvider, trace.Tracer):
