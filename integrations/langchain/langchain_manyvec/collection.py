@@ -125,7 +125,7 @@ class DocumentCollection(VectorStore):
         where: FilterLike | None = None,
         limit: int | None = None,
         offset: int = 0,
-        include: Sequence[str] = ("metadatas", "documents"),
+        include: str | Sequence[str] = ("metadatas", "documents"),
     ) -> dict[str, list[Any]]:
         """Return stored documents by id or by filter, as columns.
 
@@ -143,6 +143,7 @@ class DocumentCollection(VectorStore):
         Raises:
             InputError: A column is unknown, or `limit` or `offset` is negative.
         """
+        include = [include] if isinstance(include, str) else include
         if unknown := set(include) - {"documents", "metadatas", "embeddings"}:
             raise InputError(f"include takes documents, metadatas and embeddings, got {sorted(unknown)[0]!r}")
         if offset < 0 or (limit is not None and limit < 0):

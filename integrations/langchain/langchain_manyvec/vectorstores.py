@@ -32,6 +32,9 @@ class ManyvecVectorStore(DocumentCollection):
     with `manyvec.F`, or a dict such as `{"lang": "en"}`. Documents are returned with exactly the metadata they were
     stored with. Async methods run in a thread.
 
+    A query without words finds nothing. With a filter it returns the first `k` documents by id that pass, with score 0,
+    as a `SelfQueryRetriever` asks for "papers of 2024".
+
     `depth`, `lexical_weight`, `evidence` and `passage_chars` are defaults for all searches. They can be given per
     search as well, also through `as_retriever(search_kwargs={"lexical_weight": 0.3})`.
 
@@ -334,7 +337,7 @@ class ManyvecVectorStore(DocumentCollection):
             # BM25 and evidence need words; the defaults of the store are for queries that have them.
             lexical_weight = "auto" if lexical_weight is None else lexical_weight
             evidence = False if evidence is None else evidence
-        return self.index.search(
+        hits = self.index.search(
             query,
             k,
             filter=filter,
@@ -343,6 +346,18 @@ class ManyvecVectorStore(DocumentCollection):
             evidence=evidence if evidence is not None else self.evidence,
             passage_chars=passage_chars,
         )
+        if not hits and filter is not None and isinstance(query, str) and not query.strip():
+            return self._first(k, filter)
+        return hits
+
+    def _first(self, k: int, filter: FilterLike) -> list[Hit]:
+        """Return the first `k` documents by id that pass a filter, for a query without words."""
+        documents = self.index.get(self.index.ids(filter)[:k])
+        shared: dict[str, Any] = {"score": 0.0, "similarity": 0.0}
+        return [
+            Hit(id=found.id, text=found.text, metadata=dict(found.metadata), rank=rank, **shared)
+            for rank, found in enumerate(documents, 1)
+        ]
 
     def _document(self, hit: Hit) -> Document:
         return to_langchain(hit, scores=False)

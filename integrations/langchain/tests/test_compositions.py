@@ -7,12 +7,18 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel, FakeListLLM
 from langchain_core.output_parsers import BaseOutputParser
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.stores import InMemoryByteStore, InMemoryStore
 from langchain_core.structured_query import Comparator, Comparison, Operation, Operator, StructuredQuery
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from langchain_manyvec import ManyvecEmbeddings, ManyvecRetriever, ManyvecTranslator, ManyvecVectorStore
+from langchain_manyvec import (
+    ManyvecEmbeddings,
+    ManyvecReranker,
+    ManyvecRetriever,
+    ManyvecTranslator,
+    ManyvecVectorStore,
+)
 from manyvec.testing import HashEncoder
 
 PAPERS = [
@@ -114,6 +120,15 @@ async def test_a_self_query_retriever_searches_with_the_filter_of_the_language_m
     assert ids(await retriever.ainvoke("late interaction after 2020")) == ["plaid"]
 
 
+async def test_a_query_that_is_only_a_filter_returns_what_passes_it(store):
+    only = {"filter": {"year": {"$gt": 2020}}}
+    assert ids(store.similarity_search(" ", **only)) == ["colpali", "plaid"]
+    assert ids(await store.asimilarity_search("", k=1, **only)) == ["colpali"]
+    assert store.similarity_search_with_score("", **only)[0][1] == 0
+    assert set(ids(store.max_marginal_relevance_search("", k=2, **only))) == {"colpali", "plaid"}
+    assert store.similarity_search("") == []
+
+
 # Retrievers of LangChain
 
 
@@ -193,6 +208,18 @@ def test_an_ensemble_merges_the_results_of_two_retrievers(store):
 
 
 @classic
+async def test_a_compression_retriever_reranks_and_a_fallback_answers_for_a_filter_that_fails(store):
+    retrievers = pytest.importorskip("langchain_classic.retrievers", reason="needs langchain-classic")
+    base = ManyvecRetriever(index=store.index, k=3).bind(filter={"undeclared": 1})
+    retriever = retrievers.ContextualCompressionRetriever(
+        base_compressor=ManyvecReranker(index=store.index, top_n=1),
+        base_retriever=base.with_fallbacks([store.as_retriever()]),
+    )
+    assert ids(retriever.invoke("page images")) == ["colpali"]
+    assert ids(await retriever.ainvoke("centroids")) == ["plaid"]
+
+
+@classic
 def test_a_time_weighted_retriever_prefers_recent_documents(tmp_path):
     retrievers = pytest.importorskip("langchain_classic.retrievers", reason="needs langchain-classic")
     store = ManyvecVectorStore.from_texts([], HashEncoder(), uri=tmp_path / "weighted")
@@ -214,6 +241,31 @@ def test_results_survive_the_strict_serializer_of_langgraph(store, monkeypatch):
     found = ManyvecRetriever(index=store.index, evidence=True).invoke("late interaction")
 
     assert serializer.loads_typed(serializer.dumps_typed({"documents": found})) == {"documents": found}
+
+
+def test_a_graph_with_a_checkpointer_resumes_with_the_documents_found(store, monkeypatch):
+    monkeypatch.setenv("LANGGRAPH_STRICT_MSGPACK", "true")
+    graphs = pytest.importorskip("langgraph.graph", reason="needs the extra 'agents'")
+    memory = pytest.importorskip("langgraph.checkpoint.memory", reason="needs the extra 'agents'")
+    retriever = ManyvecRetriever(index=store.index, k=1, evidence=True, passage_chars=40)
+    graph = graphs.StateGraph(dict)
+    graph.add_node("retrieve", lambda state, config: {**state, "documents": retriever.invoke(state["query"], config)})
+    graph.add_edge(graphs.START, "retrieve")
+    graph.add_edge("retrieve", graphs.END)
+    app, thread = graph.compile(checkpointer=memory.MemorySaver()), {"configurable": {"thread_id": "1"}}
+    answered = app.invoke({"query": "page images"}, thread)
+
+    assert ids(answered["documents"]) == ["colpali"]
+    assert app.get_state(thread).values == answered
+    assert isinstance(app.get_state(thread).values["documents"][0], Document)
+
+
+def test_options_of_the_retriever_can_be_configured_for_a_run(store):
+    fields = {name: ConfigurableField(id=name) for name in ("k", "filter")}
+    retriever = ManyvecRetriever(index=store.index).configurable_fields(**fields)
+    run = {"configurable": {"k": 1, "filter": {"year": 2022}}, "tags": ["a"], "metadata": {"user": 1}}
+    assert ids(retriever.invoke("late interaction", run)) == ["plaid"]
+    assert len(retriever.invoke("late interaction")) == 3
 
 
 def test_a_chat_model_can_be_combined_with_the_retriever(store):

@@ -148,6 +148,7 @@ async def test_get_returns_columns_by_id_filter_limit_and_offset(store):
     }
     assert store.get(["tea", "nobody", "long"])["ids"] == ["tea", "long"]
     assert store.get("tea", include=[]) == {"ids": ["tea"]}
+    assert store.get("tea", include="documents") == {"ids": ["tea"], "documents": ["green tea"]}
     assert store.get(where=F("year") > 2020, limit=1)["ids"] == ["short"]
     assert store.get(where={"year": [2020, 2022]}, offset=1)["ids"] == ["tea"]
     assert store.get(["tea", "short"], where={"year": 2021})["ids"] == ["short"]
@@ -266,6 +267,15 @@ def test_several_stores_share_a_database_by_table_name_or_connection(tmp_path):
     again = ManyvecVectorStore.from_existing_index(HashEncoder(), uri=tmp_path / "db", table_name="b")
     assert again.index.table_name == "b" and again.index.count() == 1
     assert ManyvecRetriever.from_uri(tmp_path / "db", encoder=HashEncoder(), table_name="c").index.count() == 1
+
+
+def test_a_second_store_with_other_columns_is_an_error_and_one_without_sees_those_that_the_first_adds(store):
+    with pytest.raises(manyvec.ManifestError, match=r"add_filter_columns.*author"):
+        ManyvecVectorStore.from_texts([], HashEncoder(), uri=store.index.uri, filter_columns={"author": str})
+    second = ManyvecVectorStore.from_uri(store.index.uri, encoder=HashEncoder())
+    store.index.add_filter_columns({"author": str})
+    store.add_texts(["white tea"], [{"author": "Ann"}], ids=["white"])
+    assert ids(second.similarity_search("tea", filter={"author": "Ann", "year": None})) == ["white"]
 
 
 def test_storage_options_are_not_shown(tmp_path):

@@ -6,17 +6,22 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from llama_index.core import get_response_synthesizer
+from llama_index.core import StorageContext, VectorStoreIndex, get_response_synthesizer
 from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.node_parser import SentenceWindowNodeParser
+from llama_index.core.postprocessor import MetadataReplacementPostProcessor
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
-from llama_index.core.retrievers import QueryFusionRetriever, RouterRetriever
-from llama_index.core.schema import TextNode
+from llama_index.core.retrievers import AutoMergingRetriever, QueryFusionRetriever, RouterRetriever
+from llama_index.core.schema import Document, NodeRelationship, TextNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import RetrieverTool
+from llama_index.embeddings.manyvec import ManyvecEmbedding
 from llama_index.postprocessor.manyvec import ManyvecRerank
 from llama_index.retrievers.manyvec import ManyvecRetriever
+from llama_index.vector_stores.manyvec import ManyvecVectorStore
 
 from manyvec.testing import HashEncoder
 
@@ -89,3 +94,31 @@ def test_a_chat_engine_answers_from_the_nodes_found(retriever: ManyvecRetriever,
     assert "black coffee" in str(first)
     assert ids(asyncio.run(chat.achat("green tea")).source_nodes)[0] in TEXTS
     assert len(chat.chat_history) == 4
+
+
+def test_two_of_three_parts_of_a_text_are_merged_into_it(tmp_path: Path) -> None:
+    whole = TextNode(id_="whole", text="green tea. black tea. red wine.")
+    parts = [TextNode(id_=text, text=text) for text in ("green tea", "black tea", "red wine")]
+    for part in parts:
+        part.relationships[NodeRelationship.PARENT] = whole.as_related_node_info()
+    whole.relationships[NodeRelationship.CHILD] = [part.as_related_node_info() for part in parts]
+    store, texts = ManyvecVectorStore.create(tmp_path, HashEncoder()), SimpleDocumentStore()
+    texts.add_documents([whole, *parts])
+    context = StorageContext.from_defaults(vector_store=store, docstore=texts)
+    index = VectorStoreIndex(parts, storage_context=context, embed_model=ManyvecEmbedding(HashEncoder()))
+    for first in (index.as_retriever(similarity_top_k=2), ManyvecRetriever(store.client, 2)):
+        assert ids(AutoMergingRetriever(first, context).retrieve("tea")) == ["whole"]
+        assert set(ids(AutoMergingRetriever(first, context, simple_ratio_thresh=0.7).retrieve("tea"))) == {
+            "green tea",
+            "black tea",
+        }
+
+
+def test_a_sentence_found_is_replaced_by_the_window_around_it(tmp_path: Path) -> None:
+    parser = SentenceWindowNodeParser(sentence_splitter=lambda text: text.splitlines(keepends=True), window_size=1)
+    document = Document(text="Apples are red.\nTea is green.\nCoffee is black.\nWine is white.")
+    retriever = ManyvecRetriever.from_nodes(parser.get_nodes_from_documents([document]), tmp_path, HashEncoder())
+    (found, *_) = retriever.retrieve("coffee")
+    assert found.text.strip() == "Coffee is black."
+    (shown,) = MetadataReplacementPostProcessor(target_metadata_key="window").postprocess_nodes([found])
+    assert [word in shown.text for word in ("Apples", "Tea", "Coffee", "Wine")] == [False, True, True, True]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_index.core import VectorStoreIndex
+from llama_index.core.llms import CompletionResponse, MockLLM
+from llama_index.core.retrievers import VectorIndexAutoRetriever
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.types import MetadataInfo, VectorStoreInfo
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
+from llama_index.embeddings.manyvec import ManyvecEmbedding
 from llama_index.retrievers.manyvec import ManyvecRetriever
 from llama_index.vector_stores.manyvec import ManyvecVectorStore
 
@@ -265,3 +273,42 @@ def test_inferred_columns_and_nested_keys_can_be_filtered_on(tmp_path):
     assert store.client.filter_columns == {"_ref_doc_id": "str", "a.b": "int", "lang": "str"}
     found = store.get_nodes(filters=MetadataFilters(filters=[where("a.b", ">=", 1), where("lang", "==", "en")]))
     assert [node.node_id for node in found] == ["1", "2"]
+
+
+class Scripted(MockLLM):
+    """Language model that always writes the same text."""
+
+    text: str = ""
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: object) -> CompletionResponse:
+        return CompletionResponse(text=self.text)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ([{"key": "year", "operator": ">=", "value": "2023"}], {"all", "upper", "kanji"}),
+        ([{"key": "year", "operator": "==", "value": 2023.0}], {"all", "kanji"}),
+        ([{"key": "year", "operator": "in", "value": ["2022", "2024"]}], {"quote", "upper"}),
+        ([{"key": "rating", "operator": ">", "value": "4"}, {"key": "lang", "value": "en"}], {"all"}),
+        ([{"key": "draft", "operator": "==", "value": "true"}], {"all"}),
+        ([], set(METADATA)),
+    ],
+    ids=lambda value: str(value) if isinstance(value, list) else "",
+)
+def test_filters_that_a_language_model_wrote_are_converted_to_the_types_of_their_columns(
+    retriever: ManyvecRetriever, filters: list[Mapping[str, object]], expected: set[str]
+) -> None:
+    index = VectorStoreIndex.from_vector_store(
+        ManyvecVectorStore(retriever.index), embed_model=ManyvecEmbedding(HashEncoder())
+    )
+    keys = [MetadataInfo(name=name, type="any", description=name) for name in COLUMNS]
+    # A model writes no query for "the notes of 2023".
+    for query in ("a note", "") if filters else ("a note",):
+        written = json.dumps({"query": query, "filters": filters, "top_k": 99})
+        llm = Scripted(max_tokens=None)
+        llm.text = f"```json\n{written}\n```"
+        auto = VectorIndexAutoRetriever(
+            index, VectorStoreInfo(content_info="notes", metadata_info=keys), llm=llm, similarity_top_k=99, max_top_k=99
+        )
+        assert {found.node_id for found in auto.retrieve("notes of those years")} == expected

@@ -274,6 +274,28 @@ async def test_a_query_with_an_embedding_alone_is_compared_with_mean_token_vecto
     assert store.query(query).nodes == []
 
 
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        ([0.1] * 3, "an embedding of 3 dimensions where the index has 64: pass query_str"),
+        ([float("nan")] * 64, "NaN"),
+        (["a"] * 64, "query_embedding must be a list of numbers"),
+    ],
+    ids=["dim", "nan", "strings"],
+)
+def test_an_embedding_that_cannot_be_compared_is_an_error(
+    store: ManyvecVectorStore, embedding: list[float], message: str
+) -> None:
+    with pytest.raises(manyvec.InputError, match=message):
+        store.query(VectorStoreQuery(query_embedding=embedding, similarity_top_k=2))
+
+
+def test_the_embedding_of_a_text_without_tokens_finds_nothing(store: ManyvecVectorStore) -> None:
+    blank = ManyvecEmbedding(HashEncoder()).get_query_embedding(" ")
+    assert blank == [0.0] * 64
+    assert store.query(VectorStoreQuery(query_embedding=blank, similarity_top_k=2)).nodes == []
+
+
 def test_async_methods_do_the_same(store: ManyvecVectorStore) -> None:
     async def calls() -> None:
         query = VectorStoreQuery(query_str="green apple", similarity_top_k=2)

@@ -11,6 +11,7 @@ from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
+    MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryMode,
     VectorStoreQueryResult,
@@ -69,6 +70,9 @@ class ManyvecVectorStore(BasePydanticVectorStore):
 
     Similarities of a result are what nodes are ordered by (`Hit.final_score`): MaxSim, or its mix with BM25. With the
     option `evidence`, MaxSim is in the metadata too (`evidence["score"]`). `mmr` compares nodes by MaxSim alone.
+
+    A query without words finds nothing. With filters it returns the first nodes by id that pass, with score 0, as a
+    `VectorIndexAutoRetriever` asks for "papers of 2024".
 
     An empty list of `node_ids` or `doc_ids` is no restriction, because LlamaIndex passes it by default.
 
@@ -251,6 +255,10 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         if query.query_str is None:
             return self._query_by_embedding(query, where)
         hits = self._search(query.query_str, query, where, kwargs)
+        if not hits and isinstance(query.filters, MetadataFilters) and not query.query_str.strip():
+            ids = self._index.ids(where)[: query.similarity_top_k] if query.filters.filters else []
+            nodes = [to_node(document) for document in self._index.get(ids)]
+            return VectorStoreQueryResult(nodes=nodes, similarities=[0.0] * len(nodes), ids=[n.node_id for n in nodes])
         return VectorStoreQueryResult(
             nodes=[
                 to_node_with_score(hit, node).node for hit, node in zip(hits, to_nodes(hits, self._index), strict=True)
@@ -270,16 +278,23 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         """Rank nodes by the cosine of the query embedding and their mean token vectors."""
         if query.query_embedding is None:
             raise InputError("the query has neither query_str nor query_embedding")
-        vector = np.array([query.query_embedding], np.float32)
-        if vector.shape[1] != self._index.info().dim:
+        try:
+            vector = np.array(query.query_embedding, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"query_embedding must be a list of numbers: {error}") from error
+        dim = self._index.info().dim
+        if vector.shape != (dim,):
             raise InputError(
-                f"the query has no text, and an embedding of {vector.shape[1]} dimensions where the index has "
-                f"{self._index.info().dim}: pass query_str, or use ManyvecEmbedding with the model {self._index.model}"
+                f"the query has no text, and an embedding of {vector.size} dimensions where the index has {dim}: pass "
+                f"query_str, or use ManyvecEmbedding with the model {self._index.model}"
             )
         k = query.similarity_top_k
-        ids = self._index.rank([vector], _POOLED, k, filter=where)[0][:k] if k else []
-        means = self._index.token_vectors(ids).pooled() if ids else np.empty((0, vector.shape[1]))
-        similarities = dict(zip(ids, (means @ (vector[0] / np.linalg.norm(vector[0]))).tolist(), strict=True))
+        # All zeros is the embedding of a text without tokens, which finds nothing.
+        ids = self._index.rank([vector[None]], _POOLED, k, filter=where)[0][:k] if k and vector.any() else []
+        if not ids:
+            return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
+        means = self._index.token_vectors(ids).pooled()
+        similarities = dict(zip(ids, (means @ (vector / np.linalg.norm(vector))).tolist(), strict=True))
         nodes = [to_node(document) for document in self._index.get(ids)]
         found = [node.node_id for node in nodes]
         return VectorStoreQueryResult(nodes=nodes, similarities=[similarities[id] for id in found], ids=found)
