@@ -26,7 +26,7 @@ import report
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from manyvec import Index
+from manyvec import Index, ManyvecError
 
 DIM, N_WORDS = 32, 5000
 
@@ -64,15 +64,23 @@ def make_model(folder: Path, words: list[str]) -> Path:
     return folder
 
 
-def run(folder: Path, index: Path, *options: str, kill_after: float | None = None) -> dict[str, Any]:
-    """Run `manyvec index`; return what it reports, its time from start to end, and its peak memory."""
+def run(folder: Path, index: Path, *options: str, kill_at: int | None = None) -> dict[str, Any]:
+    """Run `manyvec index`; return what it reports, its time from start to end, and its peak memory.
+
+    Args:
+        folder: Folder of the files.
+        index: Where the index lies.
+        options: Further options of the command.
+        kill_at: Number of stored documents at which the command is killed.
+    """
     command = [sys.executable, "-m", "manyvec", "index", str(folder), "--index", str(index), "--json", *options]
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
-        if kill_after is not None:
-            time.sleep(kill_after)
-            process.send_signal(signal.SIGKILL)
+        while kill_at is not None and is_running(process.pid) and n_stored(index) < kill_at:
+            time.sleep(1)
+        if kill_at is not None:
+            os.kill(process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(process.pid, 0)
         output.seek(0)
         written = output.read()
@@ -81,13 +89,24 @@ def run(folder: Path, index: Path, *options: str, kill_after: float | None = Non
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_memory_mb": round(usage.ru_maxrss / 1024),
     }
-    if kill_after is not None:
-        return {**shown, "documents": Index.open(index).count() if index.is_dir() else 0}
+    if kill_at is not None:
+        return {**shown, "documents": n_stored(index)}
     if status:
         raise SystemExit(f"{command} ended with {os.waitstatus_to_exitcode(status)}: {written.decode()}")
     counts = json.loads(written)
     names = ("added", "updated", "unchanged", "deleted", "documents", "seconds")
     return {**shown, **{name: counts[name] for name in names}}
+
+
+def is_running(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def n_stored(index: Path) -> int:
+    try:
+        return Index.open(index).count()
+    except ManyvecError:
+        return 0
 
 
 def measure(top: Path, folder: Path, encoder: str, *, is_killed: bool) -> dict[str, Any]:
@@ -98,8 +117,8 @@ def measure(top: Path, folder: Path, encoder: str, *, is_killed: bool) -> dict[s
     results["sync_takes_of_the_first_run"] = round(share, 3)
     print(results, file=sys.stderr)
     if is_killed:
-        half = results["first_run"]["wall_seconds"] / 2
-        results["killed_at_half_time"] = run(folder, top / "killed", "--encoder", encoder, kill_after=half)
+        half = results["first_run"]["documents"] // 2
+        results["killed_at_half"] = run(folder, top / "killed", "--encoder", encoder, kill_at=half)
         results["run_again"] = run(folder, top / "killed", "--encoder", encoder)
         results["has_the_same_documents"] = Index.open(top / "killed").ids() == Index.open(top / "index").ids()
     return results
