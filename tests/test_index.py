@@ -412,7 +412,9 @@ def test_pooled_vectors_do_not_outlive_an_index_that_is_built_again_in_its_place
         assert index.rank(["green"], pooled, 1) == [[str(words.index("green"))]]
 
 
-@pytest.mark.parametrize("stage", [Auto(), CentroidLists(), Exhaustive(), Lexical(), Pooled()], ids=repr)
+@pytest.mark.parametrize(
+    "stage", [Auto(), CentroidLists(), Exhaustive(), Lexical(), Pooled()], ids=lambda stage: type(stage).__name__
+)
 def test_one_stage_serves_indexes_of_several_models_from_any_thread(tmp_path, stage):
     indexes = []
     for dim, words in [(8, ["red", "green", "blue"]), (16, ["blue", "red", "green"]), (24, ["green", "blue", "red"])]:
