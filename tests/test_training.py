@@ -307,8 +307,9 @@ def test_mined_negatives_are_neither_answers_nor_likely_answers(tmp_path):
     data = read_training(write_beir(tmp_path / "set", documents, {"q": "word7 shared"}, [("q", "d7")]))
     encoder = HashEncoder()
     tokens = encoder.encode_documents(list(data.documents.values()))
-    mined = mine_negatives(data, ["q"], data.documents, tokens, encoder, 20, seed=0)["q"]
-    assert len(set(mined)) == 20 and not {"d7", "copy"} & set(mined)
+    draw = {"excluded": {f"d{i}" for i in range(20, 30)}, "n_negatives": 20, "seed": 0}
+    mined = mine_negatives(data, ["q"], data.documents, tokens, encoder, **draw)["q"]
+    assert len(set(mined)) == 20 and not {"d7", "copy", *draw["excluded"]} & set(mined)
 
 
 def test_the_interval_of_equal_values_is_a_point_and_of_mixed_ones_covers_their_mean():

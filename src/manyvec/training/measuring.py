@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import InputError
-from manyvec.evaluation import evaluate
+from manyvec.evaluation import Dataset, evaluate
 from manyvec.models.protocol import Encoder
-from manyvec.training.report import Measured
+from manyvec.training.report import Compared, Measured
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, top_k
 
@@ -99,6 +99,12 @@ def ndcg_of(
     return gains
 
 
+def ndcg_of_set(encoder: Encoder, dataset: Dataset) -> list[float]:
+    """Return nDCG@10 of each query of a data set over its documents."""
+    documents = {document.id: document.text for document in dataset.documents}
+    return ndcg_of(encoder, Judged(dataset.queries, dataset.qrels, documents), encode_corpus(encoder, documents))
+
+
 def ranked_ids(
     encoder: Encoder, judged: Judged, tokens: TokenBatch, k: int, axes: NDArray[np.float32] | None = None
 ) -> list[dict[str, list[str]]]:
@@ -154,6 +160,11 @@ def _along(tokens: TokenBatch, axes: NDArray[np.float32]) -> TokenBatch:
     unit = [row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-12) for row in rows]
     arrays = [row.astype(tokens.vectors.dtype) for row in unit]
     return TokenBatch.from_list(arrays, dim=len(axes), allow_empty=True)
+
+
+def compare(before: Sequence[float], after: Sequence[float]) -> Compared:
+    """Return how two models do on the same queries."""
+    return Compared(interval(before), interval(after), interval(np.subtract(after, before).tolist()))
 
 
 def interval(values: Sequence[float], seed: int = 0) -> Measured:

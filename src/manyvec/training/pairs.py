@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,8 @@ def mine_negatives(
     documents: Mapping[str, str],
     tokens: TokenBatch,
     encoder: Encoder,
+    *,
+    excluded: Collection[str] = (),
     n_negatives: int,
     seed: int,
 ) -> dict[str, tuple[str, ...]]:
@@ -46,11 +48,15 @@ def mine_negatives(
         documents: Id to text of the documents to draw from.
         tokens: Their token vectors, in the same order.
         encoder: Model before training.
+        excluded: Ids of documents that are no negatives, such as those that answer held-out queries.
+        n_negatives: Maximum number of documents for each query.
+        seed: Seed of the draw.
     """
     ids = list(documents)
     position_of = {id: position for position, id in enumerate(ids)}
     bm25 = BM25([words_of(text) for text in documents.values()])
     pooled = _pooled(tokens)
+    is_allowed = np.array([id not in excluded for id in ids], np.bool_)
     first = min(FIRST_RANK, len(ids) // 10)
     rng, scorer = np.random.default_rng(seed), MaxSimScorer()
     mined: dict[str, tuple[str, ...]] = {}
@@ -68,8 +74,7 @@ def mine_negatives(
             is_positive = np.isin(proposed, positives)
             limit = LIKELY_POSITIVE * float(scores[is_positive].max(initial=-np.inf)) if positives else np.inf
             ranked = proposed[np.argsort(-scores, kind="stable")]
-            order = np.sort(-scores, kind="stable")
-            is_negative = ~np.isin(ranked, positives) & (-order <= limit)
+            is_negative = is_allowed[ranked] & ~np.isin(ranked, positives) & (-np.sort(-scores, kind="stable") <= limit)
             window = ranked[is_negative][first:LAST_RANK]
             if len(window) < n_negatives:
                 window = ranked[is_negative][-max(n_negatives, 1) :]

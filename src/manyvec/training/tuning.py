@@ -24,15 +24,17 @@ from manyvec.models.text import SentenceTransformerEncoder
 from manyvec.training.data import Judgments, Split, TrainingData, drop_leaks, hold_out, read_training
 from manyvec.training.measuring import (
     Judged,
+    compare,
     encode_corpus,
     interval,
     ndcg_of,
+    ndcg_of_set,
     pool_of,
     principal_axes,
     score_pool,
 )
 from manyvec.training.pairs import mine_negatives, n_documents, texts_of, training_rows, with_teacher
-from manyvec.training.report import Compared, Progress, TuneReport
+from manyvec.training.report import Progress, TuneReport
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -319,7 +321,10 @@ def _judged(
     # Smaller vectors are worth having if they are better than untrained ones of their size.
     advantage = interval(np.subtract(after, start.at_dim or start.before).tolist())
     is_better = advantage.low > 0 and fitted.by_share[fitted.share] > fitted.curve[0].ndcg
-    unseen = _compare_unseen(job, start, encoder) if is_better else {}
+    unseen = {
+        dataset.name: compare(start.unseen[dataset.name], ndcg_of_set(encoder, dataset))
+        for dataset in (job.unseen if is_better else ())
+    }
     warnings = [fitted.problem] if fitted.problem else []
     warnings += [
         f"{name}: nDCG@10 fell from {compared.before.mean:.3f} to {compared.after.mean:.3f}"
@@ -374,12 +379,17 @@ def _work_folder(out: Path, job: _Job, data: TrainingData, split: Split) -> Path
 
 def _corpus(data: TrainingData, split: Split, seed: int) -> dict[str, str]:
     """Return the documents to measure on and draw negatives from: what answers a held-out query, then a sample."""
-    held = {id for query in (*split.validation, *split.report) for id in data.positives[query]}
+    held = _held_out(data, split)
     if len(data.documents) <= MAX_DOCUMENTS:
         return data.documents
     others = [id for id in data.documents if id not in held]
     chosen = held | set(_sample(others, MAX_DOCUMENTS - len(held), seed))
     return {id: text for id, text in data.documents.items() if id in chosen}
+
+
+def _held_out(data: TrainingData, split: Split) -> set[str]:
+    """Return the ids of the documents that answer held-out queries."""
+    return {id for query in (*split.validation, *split.report) for id in data.positives[query]}
 
 
 def _start(
@@ -393,7 +403,9 @@ def _start(
     tokens = encode_corpus(encoder, corpus)
     queries = [query for query in split.train if query not in data.negatives]
     queries = _sample(queries, MAX_QUERIES, job.loop.seed) if job.negatives else []
-    mined = mine_negatives(data, queries, corpus, tokens, encoder, job.negatives, job.loop.seed) if queries else {}
+    # A held-out answer that training pushes away from other queries would no longer be unknown to it.
+    wanted: dict[str, Any] = {"excluded": _held_out(data, split), "n_negatives": job.negatives, "seed": job.loop.seed}
+    mined = mine_negatives(data, queries, corpus, tokens, encoder, **wanted) if queries else {}
     report = Judged(*_part(data, split.report), corpus)
     axes = None
     if job.dim is not None and job.dim != encoder.dim:
@@ -402,7 +414,7 @@ def _start(
         before=ndcg_of(encoder, report, tokens),
         at_dim=[] if axes is None else ndcg_of(encoder, report, tokens, axes),
         axes=None if axes is None else axes.tolist(),
-        unseen={dataset.name: _unseen_ndcg(encoder, dataset) for dataset in job.unseen},
+        unseen={dataset.name: ndcg_of_set(encoder, dataset) for dataset in job.unseen},
         negatives={query: list(ids) for query, ids in (mined | data.negatives).items()},
         pool=list(pool_of(encoder, Judged(*_part(data, split.validation), corpus), tokens).documents),
     )
@@ -410,21 +422,6 @@ def _start(
 
     write_json(stored, asdict(start))
     return start
-
-
-def _compare_unseen(job: _Job, start: _Start, encoder: SentenceTransformerEncoder) -> dict[str, Compared]:
-    compared = {}
-    for dataset in job.unseen:
-        before, after = start.unseen[dataset.name], _unseen_ndcg(encoder, dataset)
-        compared[dataset.name] = Compared(
-            interval(before), interval(after), interval(np.subtract(after, before).tolist())
-        )
-    return compared
-
-
-def _unseen_ndcg(encoder: SentenceTransformerEncoder, dataset: Dataset) -> list[float]:
-    documents = {document.id: document.text for document in dataset.documents}
-    return ndcg_of(encoder, Judged(dataset.queries, dataset.qrels, documents), encode_corpus(encoder, documents))
 
 
 def _part(data: TrainingData, queries: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
