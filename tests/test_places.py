@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import lancedb
 import pytest
 
 import manyvec
-from manyvec import Index, IndexNotFoundError, InputError, StoreError
+from manyvec import Index, IndexNotFoundError, InputError, MissingShardError, StoreError, cluster
 from manyvec.candidates import Auto
 from manyvec.cli.app import main
 from manyvec.testing import HashEncoder
@@ -72,6 +73,61 @@ def test_the_command_line_takes_options_of_a_bucket(
     assert "1 deleted; 1 documents" in capsys.readouterr().out
     assert main(["check", "--index", "s3://missing/x"]) == 1
     assert capsys.readouterr().err == "manyvec: cannot open the index s3://missing/x: there is no such bucket\n"
+
+
+@pytest.fixture
+def requests() -> Iterator[list[str]]:
+    """The requests that reach the bucket during a test, one line each."""
+    received: list[str] = []
+    log, handler = logging.getLogger("werkzeug"), logging.Handler()
+    handler.emit = lambda record: received.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    yield received
+    log.removeHandler(handler)
+    log.setLevel(logging.ERROR)
+    log.propagate = True
+
+
+def test_requests_to_a_bucket_are_few(bucket: dict[str, str], requests: list[str]) -> None:
+    def n_requests(call: Callable[[], object]) -> int:
+        requests.clear()
+        call()
+        return len(requests)
+
+    uri, documents = "s3://papers/counted", [{**document, "metadata": {"n": 1}} for document in DOCUMENTS]
+    written = Index.create(uri, HashEncoder(), filter_columns={"n": int}, storage_options=bucket)
+    assert 3 <= n_requests(lambda: written.add(documents[:100])) <= 24
+    written.optimize()
+    index = Index.open(uri, HashEncoder(), storage_options=bucket)
+    assert n_requests(lambda: Index.open(uri, HashEncoder(), storage_options=bucket)) <= 10
+    index.search("word3")
+    assert n_requests(lambda: index.search("word3")) == 1
+    assert n_requests(lambda: index.search("word77")) <= 3
+    assert n_requests(lambda: index.search("word5", filter={"n": 1})) <= 6
+    assert n_requests(lambda: index.search("word5", filter={"n": 1})) == 1
+
+
+def test_a_cluster_lies_in_a_bucket(bucket: dict[str, str]) -> None:
+    uri = "s3://papers/shards"
+    one = Index.create("s3://papers/unsharded", HashEncoder(), storage_options=bucket)
+    made = cluster.create_local(uri, HashEncoder(), shards=2, storage_options=bucket)
+    for index in (one, made):
+        index.add(DOCUMENTS[:30])
+    opened = cluster.open_index(uri, HashEncoder(), storage_options=bucket)
+    assert isinstance(opened, cluster.Cluster) and opened.info().bytes_on_disk is None
+    cluster.reshard(uri, shards=3, storage_options=bucket)
+    for found in (made, cluster.open_local(uri, HashEncoder(), storage_options=bucket)):
+        with suppress(MissingShardError):  # Resharding is noticed once.
+            found.count()
+        expected = [(hit.id, hit.score) for hit in one.search("word3 common", lexical_weight=0.3)]
+        assert [(hit.id, hit.score) for hit in found.search("word3 common", lexical_weight=0.3)] == expected
+    assert SECRET.encode() not in pickle.dumps(cluster.open_local(uri, storage_options=bucket))
+    with pytest.raises(StoreError, match=r"^cannot read shards.json of s3://missing/x: there is no such bucket$"):
+        cluster.open_local("s3://missing/x", storage_options=bucket)
+    with pytest.raises(IndexNotFoundError, match="there is no cluster at s3://papers/nothing: no shards.json"):
+        cluster.open_local("s3://papers/nothing", storage_options=bucket)
 
 
 def test_indexes_share_a_database_without_touching_each_other(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Public names of manyvec, declared once: type checkers read this file, and so does `__init__.py` at run time."""
 
 from . import candidates as candidates
+from . import cluster as cluster
 from . import evaluation as evaluation
 from . import files as files
 from . import testing as testing
@@ -13,6 +14,7 @@ from .errors import InputError as InputError
 from .errors import ManifestError as ManifestError
 from .errors import ManyvecError as ManyvecError
 from .errors import MissingPackageError as MissingPackageError
+from .errors import MissingShardError as MissingShardError
 from .errors import ShapeError as ShapeError
 from .errors import StoreError as StoreError
 from .errors import WriteConflictError as WriteConflictError

@@ -8,7 +8,8 @@
     ├── IndexNotFoundError (FileNotFoundError)
     ├── ManifestError (ValueError)       an index does not fit its encoder or its own manifest
     ├── StoreError (OSError)             the database could not be read or written
-    │   └── WriteConflictError           other writers committed first; the same call may succeed later
+    │   ├── WriteConflictError           other writers committed first; the same call may succeed later
+    │   └── MissingShardError            a shard of a cluster cannot be reached or read
     ├── DeviceMemoryError (MemoryError)  a GPU has too little memory
     └── MissingPackageError (ImportError)
 
@@ -59,6 +60,10 @@ class StoreError(ManyvecError, OSError):
 
 class WriteConflictError(StoreError):
     """Other writers committed first, again and again. The same call may succeed later."""
+
+
+class MissingShardError(StoreError):
+    """A shard of a cluster cannot be reached or read."""
 
 
 class DeviceMemoryError(ManyvecError, MemoryError):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version as package_version
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
-from manyvec.errors import InputError, ManifestError, check_count, check_ids
+from manyvec.errors import InputError, ManifestError, check_ids
 from manyvec.filters import FilterLike
 from manyvec.filters.columns import parse_columns
 from manyvec.models.families import lexical_weight as lexical_weight_of
@@ -319,7 +320,7 @@ class Index(IndexHandle):
 
     def search_many(
         self,
-        queries: Sequence[AnyQuery],
+        queries: Sequence[AnyQuery] | TokenBatch,
         k: int = 10,
         *,
         filter: FilterLike | None = None,
@@ -333,13 +334,11 @@ class Index(IndexHandle):
         """Search for several queries, encoded and scored in one pass; return a list of hits for each. See `search`."""
         if isinstance(queries, str):
             raise InputError("search_many takes a list of queries; for one query use search")
-        k = check_count(k, "k")
-        depth = None if depth is None else check_count(depth, "depth", minimum=1)
-        passage_chars = None if passage_chars is None else check_count(passage_chars, "passage_chars", minimum=1)
+        options = SearchOptions.checked(k, depth, evidence, passage_chars)
         manifest = (version := self._reader.current()).snapshot.manifest
         weight = chosen_weight(lexical_weight, manifest.lexical_weight)
         where = self._where(filter, manifest)
-        if not queries or k == 0:
+        if not queries or options.k == 0:
             return [Hits() for _ in queries]
         check_strings(queries, lexical_weight=lexical_weight != "auto" and weight > 0, evidence=evidence)
         if passage_chars is not None:
@@ -348,8 +347,7 @@ class Index(IndexHandle):
         encoder = self._encoder_for(manifest) if evidence else None
         crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
         # Without words BM25 has nothing to count.
-        weight = weight if any(texts) else 0
-        options = SearchOptions(k, depth, weight, evidence, crops_images, passage_chars)
+        options = replace(options, lexical_weight=weight if any(texts) else 0, crops_images=crops_images)
         find = partial(self._reader.search, version, texts, tokens, self.candidates, where=where)
         found = find(options) if group_by is None else search_grouped(find, options, group_by, group_size)
         return [Hits(hits) for hits in found]
@@ -384,7 +382,12 @@ class Index(IndexHandle):
         return self._reader.score(version, tokens, ids, hashes)
 
     def rank(
-        self, queries: Sequence[AnyQuery], candidates: Candidates, depth: int = 100, *, filter: FilterLike | None = None
+        self,
+        queries: Sequence[AnyQuery] | TokenBatch,
+        candidates: Candidates,
+        depth: int = 100,
+        *,
+        filter: FilterLike | None = None,
     ) -> list[list[str]]:
         """Return the ids that a first stage finds by itself, best first, to compare first stages with `search`.
 
@@ -425,7 +428,9 @@ class Index(IndexHandle):
             optimize(self._store, keep, lists_above=lists_above, show_progress=show_progress)
 
     @stage("encode")
-    def _encode_queries(self, queries: Sequence[AnyQuery], manifest: Manifest) -> tuple[list[str], TokenBatch]:
+    def _encode_queries(
+        self, queries: Sequence[AnyQuery] | TokenBatch, manifest: Manifest
+    ) -> tuple[list[str], TokenBatch]:
         return encode(queries, lambda: self._encoder_for(manifest), manifest.dim)
 
     aadd, adelete, aoptimize = in_thread(add), in_thread(delete), in_thread(optimize)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import check_count, check_fraction
-from manyvec.index import Index
 from manyvec.types import Hit, Hits
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, Scores
 
+if TYPE_CHECKING:
+    from manyvec.cluster import AnyIndex
 
-def diversify(index: Index, hits: Sequence[Hit], k: int, balance: float = 0.5) -> list[Hit]:
+
+def diversify(index: AnyIndex, hits: Sequence[Hit], k: int, balance: float = 0.5) -> list[Hit]:
     """Choose hits one by one: each time the one that matches the query most and the hits chosen before least.
 
     The similarity of two documents is the mean of each token's best match in the other document, averaged over both
     directions. Stored vectors are compared; nothing is encoded.
 
     Args:
-        index: Index that returned the hits. Hits deleted from it since are left out.
+        index: Index or cluster that returned the hits. Hits deleted from it since are left out.
         hits: Hits of one search.
         k: Maximum number of hits to choose.
         balance: 1 ranks by similarity to the query only, 0 only by how much the documents differ.

@@ -8,14 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
 from manyvec.errors import EncoderError, InputError, check_count, check_query, check_unicode
 from manyvec.evidence.passages import Passage
 from manyvec.evidence.text import explain
-from manyvec.index import Index
 from manyvec.models.image import encode_pages, image_bytes
 from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder, ImageReader
@@ -25,6 +24,9 @@ from manyvec.retrieval.threads import in_thread
 from manyvec.types import Document, Hit, Hits
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, Scores
+
+if TYPE_CHECKING:
+    from manyvec.cluster import AnyIndex
 
 # Text and image of a document.
 _Content: TypeAlias = "tuple[str, bytes | None]"
@@ -36,7 +38,7 @@ class Reranker:
     Args:
         encoder: Name of a model for `load_encoder`, or an encoder, loaded at the first use. By default the encoder of
             `index`, or `minilm` without an index.
-        index: Index whose stored vectors are used for documents that it holds with the same id and text.
+        index: Index or cluster whose stored vectors are used for documents that it holds with the same id and text.
         device: Where a model named by a string runs: `cpu`, `cuda`, `mps` or `auto`.
 
     Raises:
@@ -44,7 +46,7 @@ class Reranker:
     """
 
     def __init__(
-        self, encoder: str | Encoder | None = None, *, index: Index | None = None, device: str = "auto"
+        self, encoder: str | Encoder | None = None, *, index: AnyIndex | None = None, device: str = "auto"
     ) -> None:
         if encoder is not None and index is not None:
             raise InputError("an index has its own encoder: pass one of the two, or use Index.open(uri, encoder)")

@@ -124,7 +124,7 @@ def image_of(document: Document, key: str) -> bytes | Path | None:
 
 
 def store(
-    index: manyvec.Index,
+    index: manyvec.cluster.AnyIndex,
     documents: Sequence[Document],
     ids: Sequence[str | None] | None = None,
     *,
@@ -159,7 +159,7 @@ def clipped(similarity: float) -> float:
     return min(max(similarity, 0.0), 1.0)
 
 
-def trace_params(name: str, index: manyvec.Index) -> LangSmithRetrieverParams:
+def trace_params(name: str, index: manyvec.cluster.AnyIndex) -> LangSmithRetrieverParams:
     """Describe a search in this index for a trace."""
     return LangSmithRetrieverParams(
         ls_retriever_name=name,

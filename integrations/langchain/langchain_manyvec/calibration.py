@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from manyvec import Index, InputError
+from manyvec import InputError
+from manyvec.cluster import AnyIndex
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,7 +36,7 @@ class Calibration:
     background: tuple[float, ...]
 
     @classmethod
-    def measure(cls, index: Index, unanswerable: Sequence[str] | None = None, *, n_samples: int = 200) -> Self:
+    def measure(cls, index: AnyIndex, unanswerable: Sequence[str] | None = None, *, n_samples: int = 200) -> Self:
         """Measure the background similarities of an index.
 
         Args:

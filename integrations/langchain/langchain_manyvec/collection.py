@@ -12,17 +12,18 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
 from langchain_manyvec._convert import as_stored, page_document, store
-from manyvec import FilterLike, Index, InputError, in_thread
+from manyvec import FilterLike, InputError, in_thread
+from manyvec.cluster import AnyIndex
 
 
 class DocumentCollection(VectorStore):
     """Documents in a manyvec index, under the names of LangChain's `VectorStore` and of its widely used stores.
 
     Args:
-        index: Index to read and write.
+        index: Index or cluster to read and write.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: AnyIndex) -> None:
         self.index = index
 
     def add_documents(

@@ -19,7 +19,8 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from langchain_manyvec._convert import image_of, with_passage, with_scores
-from manyvec import Encoder, Index, Reranker, in_thread
+from manyvec import Encoder, Reranker, in_thread
+from manyvec.cluster import AnyIndex
 
 
 class ManyvecReranker(BaseDocumentCompressor):
@@ -34,7 +35,7 @@ class ManyvecReranker(BaseDocumentCompressor):
 
     Attributes:
         encoder: Encoder, or a name for `manyvec.load_encoder`. Defaults to the encoder of `index`, or to `minilm`.
-        index: Index whose stored vectors are used for documents that it holds with the same id and text.
+        index: Index or cluster whose stored vectors are used for documents that it holds with the same id and text.
         top_n: Maximum number of documents to return. Defaults to all.
         scores: Whether to add `score` and `relevance_score` to the metadata.
         passage_chars: Maximum length of the text of a returned document: the passage that matches the query best, with
@@ -47,7 +48,7 @@ class ManyvecReranker(BaseDocumentCompressor):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     encoder: str | Encoder | None = None
-    index: Index | None = None
+    index: AnyIndex | None = None
     top_n: int | None = Field(default=None, ge=0)
     scores: bool = True
     passage_chars: int | None = Field(default=None, ge=1)

@@ -14,7 +14,8 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict
 
 from langchain_manyvec._convert import reject_filters, split_place, store, to_langchain, trace_params
-from manyvec import Encoder, FilterLike, Index, in_thread
+from manyvec import Encoder, FilterLike, in_thread
+from manyvec.cluster import AnyIndex, open_index, open_or_create
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -34,7 +35,7 @@ class ManyvecRetriever(BaseRetriever):
     queries in one pass. Errors of manyvec are raised unchanged.
 
     Attributes:
-        index: Index to search. It can be shared with other retrievers and threads.
+        index: Index to search, or a cluster of `manyvec.cluster`. It can be shared with other retrievers and threads.
         k: Maximum number of documents to return.
         depth: Number of candidates to score in an index with centroid lists, see `Index.search`.
         filter: Condition that documents must pass: made with `manyvec.F`, or a dict such as `{"lang": "en"}`.
@@ -54,7 +55,7 @@ class ManyvecRetriever(BaseRetriever):
     # Without this a misspelled `filter` would be ignored, and every document found.
     model_config = ConfigDict(extra="forbid")
 
-    index: Index
+    index: AnyIndex
     k: int = 4
     depth: int | None = None
     filter: FilterLike | None = None
@@ -68,7 +69,7 @@ class ManyvecRetriever(BaseRetriever):
     def from_uri(
         cls, uri: str | PathLike[str] | None = None, *, encoder: str | Encoder | None = None, **fields: Any
     ) -> Self:
-        """Open an existing index, whichever framework or command created it.
+        """Open an existing index or cluster, whichever framework or command created it.
 
         Args:
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
@@ -81,7 +82,7 @@ class ManyvecRetriever(BaseRetriever):
             ManifestError: The index was built with another encoder.
         """
         place, fields = split_place(fields)
-        return cls(index=Index.open(uri, encoder, **place), **fields)
+        return cls(index=open_index(uri, encoder, **place), **fields)
 
     @classmethod
     def from_documents(
@@ -112,7 +113,7 @@ class ManyvecRetriever(BaseRetriever):
         """
         reject_filters(fields)
         place, fields = split_place(fields)
-        index = Index.create(uri, encoder, filter_columns=filter_columns, exist_ok=True, **place)
+        index = open_or_create(uri, encoder, filter_columns=filter_columns, **place)
         retriever = cls(index=index, **fields)
         retriever.add_documents(documents, show_progress=show_progress)
         return retriever

@@ -16,7 +16,8 @@ from langchain_manyvec._convert import clipped, reject_filters, split_place, to_
 from langchain_manyvec.calibration import Calibration
 from langchain_manyvec.collection import DocumentCollection
 from langchain_manyvec.embeddings import ManyvecEmbeddings
-from manyvec import LEXICAL_WEIGHT, Encoder, FilterLike, Hit, Index, InputError, diversify, in_thread
+from manyvec import LEXICAL_WEIGHT, Encoder, FilterLike, Hit, InputError, diversify, in_thread
+from manyvec.cluster import AnyIndex, open_index, open_or_create
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,7 +40,7 @@ class ManyvecVectorStore(DocumentCollection):
     search as well, also through `as_retriever(search_kwargs={"lexical_weight": 0.3})`.
 
     Args:
-        index: Index to search and write. It can be shared with retrievers, other stores and threads.
+        index: Index or cluster to search and write. It can be shared with retrievers, other stores and threads.
         calibration: Maps similarities to relevance scores, see `calibrate`. By default the relevance score is the
             similarity (ColBERT's score per query token) clipped to [0, 1].
         relevance_score_fn: Function from a similarity in [-1, 1] to a relevance score, instead of a calibration.
@@ -58,7 +59,7 @@ class ManyvecVectorStore(DocumentCollection):
 
     def __init__(
         self,
-        index: Index,
+        index: AnyIndex,
         *,
         calibration: Calibration | None = None,
         relevance_score_fn: Callable[[float], float] | None = None,
@@ -85,7 +86,7 @@ class ManyvecVectorStore(DocumentCollection):
         encoder: str | Encoder | Embeddings | None = None,
         **options: Any,
     ) -> Self:
-        """Open an existing index.
+        """Open an existing index or cluster.
 
         Args:
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
@@ -98,7 +99,7 @@ class ManyvecVectorStore(DocumentCollection):
             ManifestError: The index was built with another encoder.
         """
         place, options = split_place(options)
-        return cls(Index.open(uri, None if encoder is None else _encoder(encoder), **place), **options)
+        return cls(open_index(uri, None if encoder is None else _encoder(encoder), **place), **options)
 
     @classmethod
     def from_existing_index(
@@ -148,7 +149,7 @@ class ManyvecVectorStore(DocumentCollection):
         place, options = split_place(options)
         if uri is None and "connection" not in place:
             uri = "memory://"
-        index = Index.create(uri, _encoder(embedding), filter_columns=filter_columns, exist_ok=True, **place)
+        index = open_or_create(uri, _encoder(embedding), filter_columns=filter_columns, **place)
         store = cls(index, **options)
         store.add_texts(texts, metadatas, ids=ids, show_progress=show_progress)
         return store

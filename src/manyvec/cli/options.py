@@ -12,7 +12,7 @@ import typer
 from manyvec.errors import IndexNotFoundError
 
 if TYPE_CHECKING:
-    from manyvec.index import Index
+    from manyvec.cluster import AnyIndex
 
 DEFAULT_INDEX = "./.manyvec"
 # The values that the library accepts, written out so that `--help` and completion import neither numpy nor torch.
@@ -111,9 +111,9 @@ def check_exists(uri: str) -> None:
         )
 
 
-def open_index(uri: str, device: Device = "auto", score_device: ScoreDevice | None = None) -> Index:
+def open_index(uri: str, device: Device = "auto", score_device: ScoreDevice | None = None) -> AnyIndex:
     """Open an existing index; its model is loaded on `device` when it is first needed."""
     check_exists(uri)
-    from manyvec.index import Index
+    from manyvec import cluster
 
-    return Index.open(uri, device=device, score_device=score_device, **place_options())
+    return cluster.open_index(uri, device=device, score_device=score_device, **place_options())

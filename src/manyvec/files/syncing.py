@@ -19,7 +19,7 @@ from manyvec.types import Document
 if TYPE_CHECKING:
     from threading import Event
 
-    from manyvec.index import Index
+    from manyvec.cluster import AnyIndex
 
 _BATCH = 512
 # How often the watcher looks whether it is to stop.
@@ -54,7 +54,7 @@ class SyncReport:
 
 
 def sync(
-    index: Index,
+    index: AnyIndex,
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     root: str | os.PathLike[str] | None = None,
@@ -117,7 +117,7 @@ def sync(
 
 
 def watch(
-    index: Index,
+    index: AnyIndex,
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     stop: Event | None = None,
@@ -192,7 +192,7 @@ def _content(document: Document) -> int:
     return hash((document.text, image))
 
 
-def _compare(index: Index, documents: Iterator[Document]) -> tuple[int, int, int]:
+def _compare(index: AnyIndex, documents: Iterator[Document]) -> tuple[int, int, int]:
     added = updated = unchanged = 0
     while batch := list(itertools.islice(documents, _BATCH)):
         stored = {document.id: document for document in index.get([document.id for document in batch])}
@@ -207,7 +207,7 @@ def _compare(index: Index, documents: Iterator[Document]) -> tuple[int, int, int
     return added, updated, unchanged
 
 
-def _unseen(index: Index, ids: set[str]) -> Iterator[Document]:
+def _unseen(index: AnyIndex, ids: set[str]) -> Iterator[Document]:
     ordered = sorted(ids)
     for start in range(0, len(ordered), _BATCH):
         yield from index.get(ordered[start : start + _BATCH])

@@ -104,6 +104,11 @@ class IndexHandle:
         return self._store.manifest.model
 
     @property
+    def fingerprint(self) -> str:
+        """Hash of the weights and settings of that encoder."""
+        return self._store.manifest.fingerprint
+
+    @property
     def filter_columns(self) -> dict[str, str]:
         """The declared filter columns and their types."""
         return self._store.filter_columns

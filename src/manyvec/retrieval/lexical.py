@@ -64,10 +64,12 @@ class RowScores:
 
     Attributes:
         row_ids: (n,) rows.
+        ids: (n,) ids of their documents.
         scores: (n,) their scores.
     """
 
     row_ids: NDArray[np.int64]
+    ids: NDArray[np.object_]
     scores: Scores
 
     def in_version(self, version: CachedVersion) -> ScoredPositions:
@@ -106,11 +108,17 @@ class WordMatches:
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text, in their order, as the full-text index of the column `text` sees them."""
+    """Return the words of a string in their order, as the full-text index of the column `text` sees them."""
     import lancedb
 
     # The defaults are those of `lancedb.index.FTS`, which `search_indexes` uses.
     return [token.text for token in lancedb.tokenize(text)]
+
+
+@lru_cache(maxsize=2048)
+def counts_of(text: str) -> Counter[str]:
+    """Return how often each word occurs in a text. Not to be changed: the documents found last are remembered."""
+    return Counter(words_of(text))
 
 
 def spellings(text: str) -> dict[str, str]:
@@ -189,7 +197,7 @@ def best_matches(version: CachedVersion, query: str, limit: int, where: str | No
     frequencies = np.zeros((len(found.positions), len(words)), np.float32)
     lengths = np.zeros(len(found.positions), np.float32)
     for i, row in enumerate(version.rows(found.positions)):
-        counts = Counter(words_of(row["text"] or ""))
+        counts = counts_of(row["text"] or "")
         frequencies[i] = [counts[word] for word in words]
         lengths[i] = counts.total()
     states = version.states
@@ -227,7 +235,7 @@ def _average_length(version: CachedVersion) -> float:
     newest = np.argsort(-version.states.updated, kind="stable")[:_N_SAMPLED]
     averages, lengths = [], []
     for position, row in zip(newest.tolist(), version.rows(newest), strict=True):
-        counts = Counter(words_of(row["text"] or ""))
+        counts = counts_of(row["text"] or "")
         lengths.append(counts.total())
         # A long word is likely to be rare, and quick to look for.
         spelling_of = spellings(row["text"] or "")

@@ -20,7 +20,9 @@ QueryPart: TypeAlias = "str | Path | bytes | Image | TokenBatch | NDArray[np.flo
 AnyQuery: TypeAlias = "QueryPart | tuple[QueryPart, ...]"
 
 
-def encode(queries: Sequence[AnyQuery], load: Callable[[], Encoder], dim: int) -> tuple[list[str], TokenBatch]:
+def encode(
+    queries: Sequence[AnyQuery] | TokenBatch, load: Callable[[], Encoder], dim: int
+) -> tuple[list[str], TokenBatch]:
     """Return the text and the token vectors of each query.
 
     All strings are encoded in one pass and all images in another. If there are neither, the encoder is not loaded.
@@ -59,14 +61,14 @@ def encode(queries: Sequence[AnyQuery], load: Callable[[], Encoder], dim: int) -
     return texts, TokenBatch(np.concatenate(rows), offsets_of([len(each) for each in rows]), allow_empty=True)
 
 
-def check_strings(queries: Sequence[AnyQuery], **options: object) -> None:
+def check_strings(queries: Sequence[AnyQuery] | TokenBatch, **options: object) -> None:
     """Raise an `InputError` if an option is set that needs words, and a query is not a string."""
     names = [name for name, value in options.items() if value]
     if names and not all(isinstance(query, str) for query in queries):
         raise InputError(f"{' and '.join(names)} can be used only if every query is a string")
 
 
-def check_passages(queries: Sequence[AnyQuery]) -> None:
+def check_passages(queries: Sequence[AnyQuery] | TokenBatch) -> None:
     """Raise an `InputError` if passages cannot be scored: queries must all be strings, or all be token vectors."""
     if any(isinstance(query, (str, tuple)) or _is_image(query) for query in queries):
         check_strings(queries, passage_chars=True)

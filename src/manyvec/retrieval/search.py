@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.errors import check_count
 from manyvec.evidence.pages import PageEvidence, explain_pages
 from manyvec.evidence.passages import Passage
 from manyvec.evidence.text import Evidence, explain
@@ -40,6 +41,20 @@ class SearchOptions:
     evidence: bool = False
     crops_images: bool = False
     passage_chars: int | None = None
+
+    @classmethod
+    def checked(cls, k: object, depth: object, evidence: bool, passage_chars: object) -> SearchOptions:
+        """Return the options of a search that a user has called, without the share of BM25.
+
+        Raises:
+            InputError: One of them cannot be used.
+        """
+        return cls(
+            check_count(k, "k"),
+            None if depth is None else check_count(depth, "depth", minimum=1),
+            evidence=evidence,
+            passage_chars=None if passage_chars is None else check_count(passage_chars, "passage_chars", minimum=1),
+        )
 
     def weight_of(self, query: str) -> float:
         """Return the share of BM25 for one query string, which is empty if the query is an image or token vectors."""

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.cluster import AnyIndex
 from manyvec.errors import EncoderError, IndexNotFoundError, InputError, ManifestError, StoreError, check_unicode
 from manyvec.evidence.pages import PageEvidence, for_browser
 from manyvec.evidence.text import Evidence
 from manyvec.filters.values import json_default
-from manyvec.index import Index
 from manyvec.server.batching import Batcher
 from manyvec.server.comparison import METHODS, Comparison, compare
 from manyvec.server.errors import RequestError, request_error
@@ -83,7 +83,7 @@ class Api:
 
     def __init__(
         self,
-        index: Index,
+        index: AnyIndex,
         *,
         max_map_numbers: int = MAX_MAP_NUMBERS,
         max_words: int = MAX_WORDS,
@@ -95,7 +95,7 @@ class Api:
         self.max_metadata_chars = max_metadata_chars
         self.on_search: Callable[[int, Mapping[str, float]], None] | None = None
         self._first = index.anew()
-        self._by_manifest: Index | None = None
+        self._by_manifest: AnyIndex | None = None
         self._switching = threading.Lock()
 
     @property
@@ -198,7 +198,7 @@ class Api:
     def value_counts(self, key: str) -> dict[str, int]:
         """Return the values of a metadata key as strings, with their numbers of documents; see `Index.value_counts`."""
 
-        def count(index: Index) -> dict[str, int]:
+        def count(index: AnyIndex) -> dict[str, int]:
             check_unicode(key, "the key")
             # Booleans are written as in JSON.
             names = {"True": "true", "False": "false"}
@@ -247,7 +247,7 @@ class Api:
     def compare(self, request: CompareRequest) -> CompareResponse:
         """Rank documents by BM25, by pooled vectors and by late interaction."""
 
-        def compared(index: Index) -> Comparison:
+        def compared(index: AnyIndex) -> Comparison:
             check_unicode(request.query, "the query")
             return compare(index, request.query, request.k, filter=request.filter)
 
@@ -269,7 +269,7 @@ class Api:
         """Delete a document, and return whether there was one."""
         return self._answered(lambda index: index.delete(id)) > 0
 
-    def _answered(self, act: Callable[[Index], T]) -> T:
+    def _answered(self, act: Callable[[AnyIndex], T]) -> T:
         """Return what `act` returns for the index, as `_read` does. Raises RequestError."""
         try:
             return self._read(act)
@@ -277,13 +277,13 @@ class Api:
             raise request_error(error) from error
 
     def _get(self, id: str) -> list[Any]:
-        def get(index: Index) -> list[Any]:
+        def get(index: AnyIndex) -> list[Any]:
             check_unicode(id, "the id")
             return index.get(id)
 
         return self._answered(get)
 
-    def _read(self, read: Callable[[Index], T]) -> T:
+    def _read(self, read: Callable[[AnyIndex], T]) -> T:
         """Return what `read` returns for the index, and try a second time if the index was replaced meanwhile."""
         index = self.index
         try:
@@ -296,7 +296,7 @@ class Api:
                 raise
             return read(self._switched(index))
 
-    def _switched(self, failed: Index) -> Index:
+    def _switched(self, failed: AnyIndex) -> AnyIndex:
         """Return the index with the model of its manifest, or with the server's first encoder if `failed` has that."""
         with self._switching:
             if self.index is failed:

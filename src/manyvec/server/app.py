@@ -24,8 +24,8 @@ from fastapi.staticfiles import StaticFiles
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from manyvec.cluster import AnyIndex
 from manyvec.errors import InputError
-from manyvec.index import Index
 from manyvec.server.api import Api, Searches
 from manyvec.server.connections import TimedProtocol
 from manyvec.server.errors import ERROR_CODES, RequestError
@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 
 def serve(
-    index: Index, *, host: str = "127.0.0.1", port: int = 8765, token: str | None = None, write: bool = False
+    index: AnyIndex, *, host: str = "127.0.0.1", port: int = 8765, token: str | None = None, write: bool = False
 ) -> None:
     """Serve an index until interrupted.
 
@@ -111,7 +111,7 @@ def server_config(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8765) ->
     )
 
 
-def create_app(index: Index, *, host: str = "127.0.0.1", token: str | None = None, write: bool = False) -> FastAPI:
+def create_app(index: AnyIndex, *, host: str = "127.0.0.1", token: str | None = None, write: bool = False) -> FastAPI:
     """Return the ASGI application that `serve` runs, to run it in another server.
 
     Args:

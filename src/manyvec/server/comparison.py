@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from manyvec.candidates import Lexical, Pooled
+from manyvec.cluster import AnyIndex
 from manyvec.filters import FilterLike
-from manyvec.index import Index
 
 METHODS = ("bm25", "pooled", "late")
 # Ranks are determined down to this depth, to tell a near miss from a document that a method does not find at all.
@@ -43,13 +43,13 @@ class Comparison:
         return {**asdict(self), "missed": {method: self.missed(method) for method in METHODS}}
 
 
-def compare(index: Index, query: str, k: int = 10, *, filter: FilterLike | None = None) -> Comparison:
+def compare(index: AnyIndex, query: str, k: int = 10, *, filter: FilterLike | None = None) -> Comparison:
     """Rank the documents of an index in all three ways; the latter two use the index's model.
 
     Pooled vectors are computed from all stored token vectors, which takes a while for a large index.
 
     Args:
-        index: Index to search.
+        index: Index or cluster to search.
         query: Query string.
         k: Number of documents that count as found by a method.
         filter: Condition on documents, as for `Index.search`.

@@ -19,8 +19,8 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent, ToolAnnotations
 from pydantic import Field, WithJsonSchema
 
+from manyvec.cluster import AnyIndex
 from manyvec.errors import InputError
-from manyvec.index import Index
 from manyvec.server.answers import (
     ReadDocument,
     SearchResult,
@@ -277,7 +277,7 @@ def _root_logger_kept() -> Iterator[None]:
         root.setLevel(level)
 
 
-def serve_stdio(indexes: Sequence[tuple[Index, str, str]]) -> None:
+def serve_stdio(indexes: Sequence[tuple[AnyIndex, str, str]]) -> None:
     """Serve indexes over standard input and output until the client closes them.
 
     The models are loaded before the handshake is answered, because clients often allow a call only a few seconds. A
@@ -296,7 +296,7 @@ def serve_stdio(indexes: Sequence[tuple[Index, str, str]]) -> None:
     mcp_server(*served, is_warm=not warming.is_alive()).run("stdio")
 
 
-def _warm_up(indexes: Sequence[Index]) -> None:
+def _warm_up(indexes: Sequence[AnyIndex]) -> None:
     started = time.monotonic()
     for index in indexes:
         try:

@@ -30,11 +30,11 @@ def run(
 ) -> None:
     """Read everything of an index once and report what is wrong. Exits with 1 if a problem remains."""
     check_exists(index)
+    from manyvec import cluster
     from manyvec.cli.output import print_json
     from manyvec.storage.lance import Place
-    from manyvec.storage.maintenance.check import check
 
-    report = check(Place.of(index, **place_options()), repair=repair, show_progress=not as_json)
+    report = cluster.check(Place.of(index, **place_options()), repair=repair, show_progress=not as_json)
     remaining = report.lost if repair else report.problems
     if as_json:
         print_json(asdict(report))

@@ -16,8 +16,8 @@ from manyvec.cli.options import DEFAULT_INDEX, IndexOption, WhereOption, open_in
 from manyvec.errors import InputError
 
 if TYPE_CHECKING:
+    from manyvec.cluster import AnyIndex
     from manyvec.filters import FilterLike
-    from manyvec.index import Index
     from manyvec.types import Document
 
 EXAMPLES = """Examples:
@@ -71,7 +71,7 @@ def run(
     say(f"{n_documents:,} documents written to {'standard output' if file == '-' else file}")
 
 
-def _records(index: Index, condition: FilterLike | None, *, with_vectors: bool) -> Iterator[list[dict[str, Any]]]:
+def _records(index: AnyIndex, condition: FilterLike | None, *, with_vectors: bool) -> Iterator[list[dict[str, Any]]]:
     """Yield documents in batches, in the order of their ids."""
     ids = index.ids(condition)
     for start in range(0, len(ids), _BATCH):

@@ -20,7 +20,7 @@ from manyvec.cli.options import (
 from manyvec.errors import IndexNotFoundError, InputError
 
 if TYPE_CHECKING:
-    from manyvec.index import Index
+    from manyvec.cluster import AnyIndex
     from manyvec.types import Document
 
 EXAMPLES = """Examples:
@@ -124,13 +124,14 @@ def _opened(
     any_length: bool,
     storage: Storage | None,
     device: str,
-) -> Index:
+) -> AnyIndex:
     """Open the index, or create the one that the first document asks for."""
+    from manyvec import cluster
     from manyvec.index import Index
     from manyvec.models.precomputed import Vectors
 
     with suppress(IndexNotFoundError):
-        existing = Index.open(uri, encoder, device=device, **place_options())
+        existing = cluster.open_index(uri, encoder, device=device, **place_options())
         if (model, storage, any_length) != (None, None, False):
             raise InputError(f"--model, --storage and --any-length are for a new index: {uri} exists and has its own")
         return existing

@@ -23,8 +23,8 @@ from manyvec.errors import InputError
 
 if TYPE_CHECKING:
     from manyvec.cli.estimate import Estimate
+    from manyvec.cluster import AnyIndex
     from manyvec.files import FileReport, SyncReport
-    from manyvec.index import Index
     from manyvec.models.protocol import Encoder
     from manyvec.types import Document
 
@@ -98,6 +98,10 @@ def run(
         float | None,
         typer.Option(metavar="N", help="Keep 1 in N token vectors in a new index (default: all).", show_default=False),
     ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Spread a new index over N shards; see manyvec.cluster.", show_default=False),
+    ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -132,7 +136,7 @@ def run(
     from manyvec.cli.roots import remember_root, remembered_root
 
     columns = parse_columns(column or [])
-    existing = _existing(index, columns, storage, pool_factor)
+    existing = _existing(index, columns, storage, pool_factor, shards)
     base = remembered_root(index, root)
     from manyvec.cli.estimate import estimate_survey, survey_files
     from manyvec.cli.output import duration, megabytes, print_json, say
@@ -159,7 +163,8 @@ def run(
             return
     report = StrictReport() if strict else FileReport()
     place = "memory://" if dry_run and existing is None else index
-    opened = _open_or_create(place, model, columns, storage, pool_factor, is_new=existing is None)
+    in_shards = None if place == "memory://" else shards
+    opened = _open_or_create(place, model, columns, storage, pool_factor, in_shards, is_new=existing is None)
     if place == index and not dry_run:
         remember_root(index, base)
     options: dict[str, Any] = {
@@ -215,7 +220,7 @@ def _line(changes: dict[str, int], *, would_be: bool = False) -> str:
     return ", ".join(f"{n:,} {verb if name == 'added' else ''}{name}" for name, n in shown)
 
 
-def _watch(index: Index, paths: list[str], report: FileReport, options: dict[str, Any]) -> None:
+def _watch(index: AnyIndex, paths: list[str], report: FileReport, options: dict[str, Any]) -> None:
     """Sync, and print a line for each set of changes, until the user interrupts."""
     from manyvec.cli.output import say
     from manyvec.files.syncing import watch
@@ -234,16 +239,18 @@ def _watch(index: Index, paths: list[str], report: FileReport, options: dict[str
             n_written = 0
 
 
-def _existing(uri: str, columns: dict[str, str], storage: str | None, pool_factor: float | None) -> Index | None:
+def _existing(
+    uri: str, columns: dict[str, str], storage: str | None, pool_factor: float | None, shards: int | None
+) -> AnyIndex | None:
     """Return the index if there is one, after checking that it was created with these options."""
     if "://" not in uri and not Path(uri).expanduser().is_dir():
         return None
+    from manyvec import cluster
     from manyvec.errors import IndexNotFoundError
-    from manyvec.index import Index
     from manyvec.models.precomputed import Vectors
 
     try:
-        index = Index.open(uri, **place_options())
+        index = cluster.open_index(uri, **place_options())
     except IndexNotFoundError:
         return None
     if columns and index.filter_columns != columns:
@@ -252,7 +259,11 @@ def _existing(uri: str, columns: dict[str, str], storage: str | None, pool_facto
             f"add others with `manyvec columns --index {uri} --column NAME=TYPE`"
         )
     info = index.info()
-    if Vectors.of(info.model, info.dim, index._store.manifest.fingerprint) is not None:
+    if shards not in (None, getattr(info, "shards", 1)):
+        raise InputError(
+            f"the index {uri} has {getattr(info, 'shards', 1)} shards: manyvec.cluster.reshard changes that"
+        )
+    if Vectors.of(info.model, info.dim, index.fingerprint) is not None:
         raise InputError(
             f"the index {uri} holds token vectors of {info.model} that are computed elsewhere: add documents with "
             "`manyvec import`"
@@ -270,24 +281,26 @@ def _open_or_create(
     columns: dict[str, str],
     storage: str | None,
     pool_factor: float | None,
+    shards: int | None,
     *,
     is_new: bool,
-) -> Index:
+) -> AnyIndex:
+    from manyvec import cluster
     from manyvec.index import Index
 
     if not is_new:
-        return Index.open(uri, encoder, **place_options())
-    return Index.create(
-        uri,
-        encoder,
-        filter_columns=columns,
-        storage=storage or "float16",
-        pool_factor=pool_factor or 1,
-        **place_options(),
-    )
+        return cluster.open_index(uri, encoder, **place_options())
+    options: dict[str, Any] = {"storage": storage or "float16", "pool_factor": pool_factor or 1}
+    if shards is None:
+        return Index.create(uri, encoder, filter_columns=columns, **options, **place_options())
+    place = place_options()
+    if place.get("table_name") is not None:
+        raise InputError("--shards goes without --table-name: each shard has a database of its own")
+    options["storage_options"] = place.get("storage_options")
+    return cluster.create_local(uri, encoder, shards=shards, filter_columns=columns, **options)
 
 
-def _typed(index: Index, report: FileReport, root: Path) -> Callable[[Iterator[Document]], Iterator[Document]]:
+def _typed(index: AnyIndex, report: FileReport, root: Path) -> Callable[[Iterator[Document]], Iterator[Document]]:
     """Return a function that converts the strings of filter columns to their types; what cannot be is reported."""
     from manyvec.cli.conditions import typed
     from manyvec.filters import ColumnType

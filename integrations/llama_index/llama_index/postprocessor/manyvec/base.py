@@ -14,7 +14,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.retrievers.manyvec._convert import image_of, with_passage
 
-from manyvec import Encoder, ImageReader, Index, InputError, Reranker, load_encoder
+from manyvec import Encoder, ImageReader, InputError, Reranker, load_encoder
+from manyvec.cluster import AnyIndex, open_index
 
 dispatcher = instrumentation.get_dispatcher(__name__)  # type: ignore[attr-defined]
 
@@ -42,7 +43,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         device: Device that the model runs on: `cpu`, `cuda`, `mps` or `auto`.
         keep_retrieval_score: Whether to keep the previous score in the metadata as `retrieval_score`, hidden from
             language and embedding models.
-        index: Index whose stored vectors are used for nodes that it holds with the same id and text.
+        index: Index or cluster whose stored vectors are used for nodes that it holds with the same id and text.
         passage_chars: Maximum length of the text of a returned node: the passage that matches the query best, with
             `start`, `end`, `n_chars` (of the whole text) and `source` in the metadata. Nodes that the index does not
             hold are encoded once more for that.
@@ -62,7 +63,7 @@ class ManyvecRerank(BaseNodePostprocessor):
     passage_chars: int | None = Field(default=None, ge=1, description="Maximum length of a returned node's text.")
     index_uri: str | None = Field(default=None, description="URI of the index whose stored vectors are used.")
     index_table_name: str | None = Field(default=None, description="Name of its table, if it is not the usual one.")
-    _index: Index | None = PrivateAttr(default=None)
+    _index: AnyIndex | None = PrivateAttr(default=None)
     _reranker: Reranker | None = PrivateAttr(default=None)
 
     def __init__(
@@ -72,7 +73,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         device: str | None = None,
         keep_retrieval_score: bool = False,
         *,
-        index: Index | None = None,
+        index: AnyIndex | None = None,
         passage_chars: int | None = None,
         index_uri: str | None = None,
         index_table_name: str | None = None,
@@ -80,7 +81,7 @@ class ManyvecRerank(BaseNodePostprocessor):
         **kwargs: Any,
     ) -> None:
         if index is None and index_uri is not None:
-            index = Index.open(index_uri, table_name=index_table_name)
+            index = open_index(index_uri, table_name=index_table_name)
             # to_dict writes the name of the index's model.
             model = None if model == index.model else model
         if index is not None and (model is not None or device is not None):

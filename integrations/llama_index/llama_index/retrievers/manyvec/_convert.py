@@ -32,12 +32,13 @@ from manyvec import (
     Filter,
     FilterError,
     Hit,
-    Index,
     IndexNotFoundError,
     InputError,
     Passage,
+    cluster,
     parse_filter,
 )
+from manyvec.cluster import AnyIndex
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def open_or_create(
     encoder: str | Encoder,
     filter_columns: Mapping[str, Any] | Literal["infer"] | None,
     **place: Any,
-) -> Index:
+) -> AnyIndex:
     """Open the index at `uri` or create it, with a further filter column for the ids of source documents.
 
     Args:
@@ -76,20 +77,20 @@ def open_or_create(
         ManifestError: The existing index has another encoder or other filter columns.
     """
     if filter_columns == "infer":
-        index = Index.create(uri, encoder, filter_columns="infer", exist_ok=True, **place)
+        index = cluster.open_or_create(uri, encoder, filter_columns="infer", **place)
         if not index.count():
             index.add_filter_columns({REF_DOC_KEY: str})
         return index
     try:
         # An index that another framework created does not have this column.
-        ref_doc_column = {REF_DOC_KEY: str} if REF_DOC_KEY in Index.open(uri, **place).filter_columns else {}
+        ref_doc_column = {REF_DOC_KEY: str} if REF_DOC_KEY in cluster.open_index(uri, **place).filter_columns else {}
         columns = None if filter_columns is None else {**filter_columns, **ref_doc_column}
     except IndexNotFoundError:
         columns = {**(filter_columns or {}), REF_DOC_KEY: str}
-    return Index.create(uri, encoder, filter_columns=columns, exist_ok=True, **place)
+    return cluster.open_or_create(uri, encoder, filter_columns=columns, **place)
 
 
-def add_nodes(nodes: Iterable[BaseNode], index: Index, *, show_progress: bool = False) -> list[str]:
+def add_nodes(nodes: Iterable[BaseNode], index: AnyIndex, *, show_progress: bool = False) -> list[str]:
     """Add nodes to an index and return their ids, in the order of the nodes.
 
     Nodes without text and image are left out and logged as a warning: one blank page must not stop an ingestion. Their
@@ -106,7 +107,7 @@ def add_nodes(nodes: Iterable[BaseNode], index: Index, *, show_progress: bool = 
     return [node.node_id for node in nodes]
 
 
-def to_document(node: BaseNode, index: Index) -> Document:
+def to_document(node: BaseNode, index: AnyIndex) -> Document:
     """Convert a node to the document to store. Its dense embedding is dropped, as in LlamaIndex's own stores.
 
     The image of an `ImageNode`, an `ImageDocument` or a `Node` with an `image_resource` becomes the image of the
@@ -190,7 +191,7 @@ def _log_blank(nodes: Sequence[BaseNode]) -> None:
     logger.warning("left out %d of %d nodes, which have no text and no image: %s", len(blank), len(nodes), named)
 
 
-def to_nodes(hits: Sequence[Hit], index: Index) -> list[BaseNode]:
+def to_nodes(hits: Sequence[Hit], index: AnyIndex) -> list[BaseNode]:
     """Convert hits to nodes, pages with their images. A page that was deleted since the search has no image."""
     pages = [hit.id for hit in hits if hit.is_page]
     images = {document.id: document.image for document in index.get(pages)} if pages else {}

@@ -21,7 +21,8 @@ from llama_index.retrievers.manyvec._convert import (
     to_query,
 )
 
-from manyvec import Encoder, Index, in_thread
+from manyvec import Encoder, in_thread
+from manyvec.cluster import AnyIndex, open_index
 
 
 class ManyvecRetriever(BaseRetriever):
@@ -43,7 +44,7 @@ class ManyvecRetriever(BaseRetriever):
     read images.
 
     Args:
-        index: Index from `manyvec.Index.create` or `manyvec.Index.open`.
+        index: Index from `manyvec.Index.create` or `manyvec.Index.open`, or a cluster of `manyvec.cluster`.
         similarity_top_k: Maximum number of nodes to return.
         filters: LlamaIndex's `MetadataFilters`, a filter made with `manyvec.F`, or a dict such as `{"lang": "en"}`.
             They can use declared filter columns only.
@@ -61,7 +62,7 @@ class ManyvecRetriever(BaseRetriever):
 
     def __init__(
         self,
-        index: Index,
+        index: AnyIndex,
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         filters: Filters | None = None,
         callback_manager: CallbackManager | None = None,
@@ -94,7 +95,7 @@ class ManyvecRetriever(BaseRetriever):
         passage_chars: int | None = None,
         **place: Any,
     ) -> ManyvecRetriever:
-        """Open an existing index.
+        """Open an existing index or cluster.
 
         Args:
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
@@ -106,7 +107,7 @@ class ManyvecRetriever(BaseRetriever):
             IndexNotFoundError: There is no index at `uri`.
             ManifestError: The index was built with another encoder.
         """
-        index = Index.open(uri, encoder, **place)
+        index = open_index(uri, encoder, **place)
         options: dict[str, Any] = {"evidence": evidence, "lexical_weight": lexical_weight}
         return cls(index, similarity_top_k, filters, callback_manager, passage_chars=passage_chars, **options)
 

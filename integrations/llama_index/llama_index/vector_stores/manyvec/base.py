@@ -27,8 +27,9 @@ from llama_index.retrievers.manyvec._convert import (
     to_nodes,
 )
 
-from manyvec import LEXICAL_WEIGHT, AllOf, Encoder, F, Filter, HasId, Hit, Index, InputError, diversify, in_thread
+from manyvec import LEXICAL_WEIGHT, AllOf, Encoder, F, Filter, HasId, Hit, InputError, diversify, in_thread
 from manyvec.candidates import Lexical, Pooled
+from manyvec.cluster import AnyIndex, open_index
 
 _Store = TypeVar("_Store", bound="ManyvecVectorStore")
 
@@ -77,7 +78,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     An empty list of `node_ids` or `doc_ids` is no restriction, because LlamaIndex passes it by default.
 
     Args:
-        index: Index to search and write. It can be shared with retrievers, other stores and threads.
+        index: Index or cluster to search and write. It can be shared with retrievers, other stores and threads.
         uri: URI of the index to open if `index` is not given; `from_dict` passes it.
         table_name: Name of its table, if several indexes share the database; `from_dict` passes it.
         passage_chars: Maximum length of the text of a node that a query returns: the passage that matches best, with
@@ -96,11 +97,11 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     table_name: str | None = None
     passage_chars: int | None = None
     lexical_weight: float | Literal["auto"] = "auto"
-    _index: Index = PrivateAttr()
+    _index: AnyIndex = PrivateAttr()
 
     def __init__(
         self,
-        index: Index | None = None,
+        index: AnyIndex | None = None,
         *,
         uri: str | None = None,
         table_name: str | None = None,
@@ -110,7 +111,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     ) -> None:
         if index is None and not uri:
             raise InputError("ManyvecVectorStore needs an index, or the uri of one")
-        index = Index.open(str(uri), table_name=table_name) if index is None else index
+        index = open_index(str(uri), table_name=table_name) if index is None else index
         super().__init__(stores_text=True, is_embedding_query=False)
         self.uri, self.table_name, self.passage_chars = index.uri, index.table_name, passage_chars
         self.lexical_weight = lexical_weight
@@ -154,17 +155,17 @@ class ManyvecVectorStore(BasePydanticVectorStore):
     def from_uri(
         cls: type[_Store], uri: str | PathLike[str] | None = None, encoder: str | Encoder | None = None, **place: Any
     ) -> _Store:
-        """Open an existing index, by default with the encoder it was built with.
+        """Open an existing index or cluster, by default with the encoder it was built with.
 
         Args:
             uri: Folder, or `s3://`, `gs://`, `az://` URI.
             encoder: Encoder or its name.
             **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
         """
-        return cls(Index.open(uri, encoder, **place))
+        return cls(open_index(uri, encoder, **place))
 
     @property
-    def client(self) -> Index:
+    def client(self) -> AnyIndex:
         return self._index
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
