@@ -206,3 +206,11 @@ def test_a_name_is_needed_for_each_index_or_for_none(tmp_path, capsys):
     indexes = ["--index", str(tmp_path / "a"), "--index", str(tmp_path / "b")]
     assert main(["mcp", *indexes, "--name", "one", "--print-config", "cursor"]) == 1
     assert "--name is given 1 times for 2 indexes" in capsys.readouterr().err
+
+
+async def test_the_description_of_a_served_index_reaches_agents_over_http(index, running):
+    from manyvec.server.app import create_app
+
+    with running(create_app(index, description="papers on colors")) as url:
+        async with mcp.Client(f"{url}/mcp") as client:
+            assert "papers: papers on colors (5 documents" in client.instructions

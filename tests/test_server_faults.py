@@ -23,9 +23,10 @@ from manyvec.testing import HashEncoder
 httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip install 'manyvec[serve]'")
 mcp = pytest.importorskip("mcp", reason="needs the serve extra: pip install 'manyvec[serve]'")
 
-from manyvec.server.api import Api, _to_record  # noqa: E402
+from manyvec.server.api import Api, Searches, _to_record  # noqa: E402
 from manyvec.server.app import create_app, server_config  # noqa: E402
 from manyvec.server.connections import TimedProtocol  # noqa: E402
+from manyvec.server.mcp import ServedIndex, mcp_server  # noqa: E402
 from manyvec.server.records import SearchRequest  # noqa: E402
 
 UNAVAILABLE = re.compile(r"the index cannot be read at the moment: try again later \(error [0-9a-f]{12}\)")
@@ -469,6 +470,9 @@ def test_the_stdio_server_loads_its_model_without_being_called(tmp_path):
     assert process.returncode == 0, errors
 
 
-async def test_the_handshake_says_that_the_first_search_may_take_long(client):
-    async with mcp.Client(f"{str(client.base_url).rstrip('/')}/mcp") as agent:
-        assert "The first search after the start" in agent.instructions
+@pytest.mark.parametrize("is_warm", [True, False])
+async def test_the_handshake_says_that_the_first_search_waits_only_if_the_model_is_not_loaded(folder, is_warm):
+    api = Api(make(folder, FRUIT))
+    served = ServedIndex(api, Searches(api), "fruit")
+    async with mcp.Client(mcp_server(served, is_warm=is_warm)) as agent:
+        assert ("first search waits until the model is loaded" in agent.instructions) is not is_warm

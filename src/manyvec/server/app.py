@@ -57,7 +57,13 @@ T = TypeVar("T")
 
 
 def serve(
-    index: AnyIndex, *, host: str = "127.0.0.1", port: int = 8765, token: str | None = None, write: bool = False
+    index: AnyIndex,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    token: str | None = None,
+    write: bool = False,
+    description: str = "",
 ) -> None:
     """Serve an index until interrupted.
 
@@ -68,6 +74,7 @@ def serve(
         token: Token that clients must send as `Authorization: Bearer TOKEN`. Required unless `host` is a loopback
             address or `write` is true.
         write: Whether clients may add and delete documents.
+        description: What the index holds, for agents to decide when to search it.
 
     Raises:
         InputError: `host` can be reached by other machines or `write` is true, and there is no token; or the token has
@@ -76,7 +83,7 @@ def serve(
     """
     # Does nothing if the program that calls this has configured logging.
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    app = create_app(index, host=host, token=token, write=write)
+    app = create_app(index, host=host, token=token, write=write, description=description)
     # Load everything that a search needs before listening, so that problems with it show at once.
     index.search("manyvec", k=1, evidence=True)
     config = server_config(app, host=host, port=port)
@@ -111,7 +118,14 @@ def server_config(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8765) ->
     )
 
 
-def create_app(index: AnyIndex, *, host: str = "127.0.0.1", token: str | None = None, write: bool = False) -> FastAPI:
+def create_app(
+    index: AnyIndex,
+    *,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    write: bool = False,
+    description: str = "",
+) -> FastAPI:
     """Return the ASGI application that `serve` runs, to run it in another server.
 
     Args:
@@ -119,6 +133,7 @@ def create_app(index: AnyIndex, *, host: str = "127.0.0.1", token: str | None = 
         host: Address that the server will listen on.
         token: As for `serve`.
         write: As for `serve`.
+        description: As for `serve`.
 
     Raises:
         InputError: As for `serve`.
@@ -140,7 +155,7 @@ def create_app(index: AnyIndex, *, host: str = "127.0.0.1", token: str | None = 
     api = Api(index)
     metrics = Metrics(api)
     searches = Searches(api)
-    agents = mcp_server(ServedIndex(api, searches, api.name))
+    agents = mcp_server(ServedIndex(api, searches, api.name, description))
     agents_app = agents.streamable_http_app(
         stateless_http=True,
         json_response=True,

@@ -34,6 +34,9 @@ def run(
     write: Annotated[
         bool, typer.Option("--write", help="Let clients that send the token add and delete documents.")
     ] = False,
+    description: Annotated[
+        str, typer.Option(metavar="TEXT", help="What the index holds, for agents to decide when to search it.")
+    ] = "",
     device: DeviceOption = "auto",
     score_device: ScoreDeviceOption = None,
 ) -> None:
@@ -46,4 +49,6 @@ def run(
     require("mcp", extra="serve")
     from manyvec.server.app import serve
 
-    serve(open_index(index, device, score_device), host=host, port=port, token=token, write=write)
+    serve(
+        open_index(index, device, score_device), host=host, port=port, token=token, write=write, description=description
+    )
