@@ -156,6 +156,11 @@ def test_the_overview_lists_values_of_columns_and_things_to_search_for(client):
     }
 
 
+def test_the_overview_of_a_large_index_is_empty_because_it_would_take_long(client, monkeypatch):
+    monkeypatch.setattr("manyvec.server.api.MAX_OVERVIEW_DOCUMENTS", 2)
+    assert client.get("/api/overview").json() == {"facets": {}, "samples": []}
+
+
 def test_the_numbers_for_prometheus_add_up_and_hold_no_query_text_or_id(client):
     before = numbers(client)
     for _ in range(3):

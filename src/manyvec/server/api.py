@@ -59,6 +59,8 @@ MAX_WORDS = 4_000
 MAX_METADATA_CHARS = 1_000_000
 # Words of the query times hits: evidence takes time in proportion, about 0.3 s of CPU for this many.
 MAX_EXPLAINED_WORDS = 20_000
+# Counting the values of a column reads the whole column, which takes long for more documents.
+MAX_OVERVIEW_DOCUMENTS = 500_000
 # Queries of more characters are not encoded together with shorter ones, which would wait for them.
 _SHORT_QUERY_CHARS = 500
 
@@ -229,7 +231,12 @@ class Api:
         return self._answered(lambda index: index.count())
 
     def overview(self) -> OverviewRecord:
-        """Return the most frequent values of each column of strings or booleans, and a few things to search for."""
+        """Return the most frequent values of each column of strings or booleans, and a few things to search for.
+
+        Both are empty for an index of more than `MAX_OVERVIEW_DOCUMENTS`.
+        """
+        if self.count() > MAX_OVERVIEW_DOCUMENTS:
+            return OverviewRecord(facets={}, samples=[])
         facets = {}
         for name, kind in self._answered(lambda index: index.filter_columns).items():
             if kind.removeprefix("list[").removesuffix("]") in ("str", "bool"):

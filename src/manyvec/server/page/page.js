@@ -10,6 +10,7 @@ const STAGES = ["encode", "candidates", "fetch", "score", "evidence"];
 // Controls that are parameters of the URL under these names, if they differ from the default.
 const PARAMETERS = { k: "k", w: "weight", view: "view" };
 let pendingSearch = null;
+let scheduled = null;
 let isWritable = false;
 
 function showStatus(text, failed = false) {
@@ -25,7 +26,7 @@ async function start() {
     `${info.name}: ${info.documents.toLocaleString()} documents, ` +
     `${info.tokens.toLocaleString()} token vectors of ${info.model}`;
   $("weight").options[0].textContent = `usual (${info.lexical_weight})`;
-  showFilters(info.filter_columns, overview.facets, () => search());
+  showFilters(info.filter_columns, overview.facets, searchOnce);
   showSamples(overview.samples);
   isWritable = info.is_writable;
   $("writing").hidden = !isWritable;
@@ -71,6 +72,12 @@ async function restore() {
   $("note").textContent =
     `This link has filters that this index does not have now, which are left out: ${unknown.join(", ").slice(0, 300)}`;
   await search({ isRestored: true });
+}
+
+// The Enter key in a filter both changes it and submits the form: that is one search.
+function searchOnce() {
+  clearTimeout(scheduled);
+  scheduled = setTimeout(search);
 }
 
 async function search({ isRestored = false } = {}) {
@@ -174,9 +181,9 @@ async function addDocument() {
 
 $("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  search();
+  searchOnce();
 });
-for (const id of Object.values(PARAMETERS)) $(id).addEventListener("change", () => search());
+for (const id of Object.values(PARAMETERS)) $(id).addEventListener("change", searchOnce);
 $("clear").addEventListener("click", clear);
 $("new").addEventListener("submit", (event) => {
   event.preventDefault();
