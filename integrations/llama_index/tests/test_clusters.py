@@ -44,7 +44,7 @@ def test_a_retriever_finds_in_shards_what_it_finds_in_one_index(both: tuple, tmp
     assert isinstance(more.index, cluster.Cluster) and opened.retrieve("violet")[0].node.node_id == "new"
 
 
-@pytest.mark.parametrize("mode", ["default", "hybrid", "text_search", "mmr", "semantic_hybrid"])
+@pytest.mark.parametrize("mode", ["default", "hybrid", "text_search", "mmr"])
 def test_a_vector_store_answers_from_shards_in_every_mode(both: tuple, mode: str) -> None:
     query = VectorStoreQuery(query_str="blue number 7", similarity_top_k=5, mode=VectorStoreQueryMode(mode))
     in_index, in_shards = (ManyvecVectorStore(each).query(query) for each in both)
