@@ -67,7 +67,7 @@ def without_mask(encoder, monkeypatch):
         everything = lambda inputs: (forward(inputs)[0], np.ones(inputs["input_ids"].shape, bool))  # noqa: E731
         monkeypatch.setattr(encoder, "_forward", everything)
     else:
-        monkeypatch.setattr(np, "isin", lambda ids, _: np.zeros(ids.shape, bool))
+        monkeypatch.setattr(torch, "isin", lambda ids, _: torch.zeros(ids.shape, dtype=torch.bool))
 
 
 def with_another_projection(encoder, _):
