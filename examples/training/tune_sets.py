@@ -1,0 +1,106 @@
+"""Measure what `manyvec.tune` gains: train on the train split of a set, measure its test split before and after.
+
+    python examples/training/tune_sets.py DATA metatool squad-dev --method projection --dim 128 --minutes 15
+
+`tune` holds out its own queries and never reads the test split. Each result is written to
+`results/tune-SET-METHOD.json`, with the minutes that training took, the processor time and the load of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import manyvec
+from manyvec.evaluation import Dataset, evaluate, load_beir
+
+MEASURE = "nDCG@10"
+RESULTS = Path(__file__).parent / "results"
+
+
+def ndcg(model: str, data: Dataset) -> list[float]:
+    """Return nDCG@10 of each query over all documents, by exact MaxSim."""
+    encoder = manyvec.load_encoder(model, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        index = manyvec.Index.create(folder, encoder)
+        index.add(data.documents)
+        index.candidates = manyvec.candidates.Exhaustive()
+        hits = index.search_many(list(data.queries.values()), 10)
+    runs = {query: [hit.id for hit in found] for query, found in zip(data.queries, hits, strict=True)}
+    return [evaluate({query: data.qrels[query]}, runs, [MEASURE])[MEASURE] for query in data.queries]
+
+
+def sampled(source: Path, folder: Path, n_queries: int) -> Path:
+    """Return a copy of a data set with the judgments of `n_queries` random queries in each split."""
+    if not folder.exists():
+        shutil.copytree(source, folder)
+        for split in folder.glob("qrels/*.tsv"):
+            header, *lines = split.read_text(encoding="utf-8").splitlines()
+            queries = sorted({line.split("\t")[0] for line in lines})
+            chosen = set(np.random.default_rng(0).permutation(queries)[:n_queries].tolist())
+            kept = [line for line in lines if line.split("\t")[0] in chosen]
+            split.chmod(0o644)
+            split.write_text("\n".join([header, *kept, ""]), encoding="utf-8")
+    return folder
+
+
+def interval(differences: np.ndarray) -> list[float]:
+    """Return the mean and the ends of its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    means = [differences[rng.integers(0, len(differences), len(differences))].mean() for _ in range(2000)]
+    return [float(differences.mean()), *map(float, np.percentile(means, [2.5, 97.5]))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("sets", nargs="+")
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--method", choices=["full", "lora", "projection"], default="full")
+    parser.add_argument("--dim", type=int)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--queries", type=int, help="Train on, and test on, a random sample of at most N queries each.")
+    parser.add_argument("--work", type=Path, help="Folder for the tuned models; a temporary one by default.")
+    arguments = parser.parse_args()
+    work = arguments.work or Path(tempfile.mkdtemp())
+    RESULTS.mkdir(exist_ok=True)
+    for name in arguments.sets:
+        wall, processor = time.monotonic(), time.process_time()
+        out = work / f"{name}-{arguments.method}"
+        folder = arguments.data / name
+        if arguments.queries:
+            folder = sampled(folder, work / f"{name}-sample", arguments.queries)
+        report = manyvec.tune(
+            arguments.model,
+            folder,
+            out,
+            method=arguments.method,
+            dim=arguments.dim,
+            minutes=arguments.minutes,
+            on_progress=lambda point: print(point, flush=True),
+        )
+        spent = {"wall_minutes": (time.monotonic() - wall) / 60, "cpu_minutes": (time.process_time() - processor) / 60}
+        result = {"set": name, "report": report.as_dict(), "load": os.getloadavg(), **spent}
+        result |= {"sample_of_queries": arguments.queries}
+        if report.out:
+            test = load_beir(folder)
+            before, after = np.array(ndcg(arguments.model, test)), np.array(ndcg(report.out, test))
+            result["test"] = {
+                "queries": len(before),
+                "before": float(before.mean()),
+                "after": float(after.mean()),
+                "gain": interval(after - before),
+            }
+        print(json.dumps({key: result.get(key) for key in ("set", "test", *spent)}), report.warnings, flush=True)
+        (RESULTS / f"tune-{name}-{arguments.method}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
