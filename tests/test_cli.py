@@ -14,7 +14,7 @@ from manyvec.cli import main
 from manyvec.testing import HashEncoder
 
 DOCUMENTS = """id,text,year,lang
-late,Late interaction keeps one vector for each token of a text,2020,en
+late,Late interaction keeps one vector for each token of a passage,2020,en
 bread,Bread is baked from flour and water,2021,en
 brot,Brot wird aus Mehl und Wasser gebacken,,de
 """

@@ -321,9 +321,14 @@ def test_a_long_lived_writer_keeps_no_more_files_open_than_at_the_start(index, m
                 assert hit.id == str(i) and hit.text.endswith(f"round r{round}")
         index.optimize(keep=timedelta(0))
         n_files.append(len(open_files()))
+        # LanceDB's threads close what they have read a little later.
+        until = time.monotonic() + 3
+        while n_files[-1] > max(n_files[:3]) and time.monotonic() < until:
+            time.sleep(0.05)
+            n_files[-1] = len(open_files())
     assert index.count() == 40
-    # Each round would leave one or two deleted files open. One file may be open while LanceDB reads ahead.
-    assert max(n_files[3:]) <= max(n_files[:3]) + 1
+    # Each round would leave one or two deleted files open.
+    assert max(n_files[3:]) <= max(n_files[:3])
 
 
 def test_what_the_database_keeps_in_memory_is_bounded_and_part_of_the_budget(index, monkeypatch):

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from importlib.metadata import version as package_version
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 from manyvec.errors import InputError, ManifestError, check_ids
 from manyvec.filters import FilterLike
 from manyvec.filters.columns import parse_columns
-from manyvec.models.families import lexical_weight as lexical_weight_of
 from manyvec.models.loading import load_encoder
-from manyvec.models.precomputed import Vectors
-from manyvec.models.protocol import Encoder, ImageReader
+from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.grouping import search_grouped
 from manyvec.retrieval.handle import IndexHandle
-from manyvec.retrieval.mixing import LexicalWeight, chosen_weight
-from manyvec.retrieval.queries import AnyQuery, check_passages, check_strings, encode
+from manyvec.retrieval.mixing import LexicalWeight
+from manyvec.retrieval.queries import AnyQuery, encode
 from manyvec.retrieval.search import SearchOptions
 from manyvec.retrieval.threads import in_thread
 from manyvec.storage.ingest.adding import AddReport, add_documents
@@ -118,17 +114,7 @@ class Index(IndexHandle):
         index = cls(place, encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
         loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
         declared = None if filter_columns == "infer" else filter_columns
-        manifest = Manifest(
-            model=loaded.name,
-            fingerprint=loaded.fingerprint,
-            dim=loaded.dim,
-            filter_columns={name: str(kind) for name, kind in parse_columns(declared or {}).items()},
-            storage=storage,
-            pool_factor=pool_factor,
-            images=isinstance(loaded, ImageReader),
-            library=package_version("manyvec"),
-            lexical_weight=0 if isinstance(loaded, Vectors) else lexical_weight_of(loaded.name),
-        )
+        manifest = Manifest.of(loaded, declared or {}, storage=storage, pool_factor=pool_factor)
         try:
             index._start(Store.create(place, manifest, cache_bytes))
         except InputError:
@@ -332,22 +318,22 @@ class Index(IndexHandle):
         group_size: int = 1,
     ) -> list[list[Hit]]:
         """Search for several queries, encoded and scored in one pass; return a list of hits for each. See `search`."""
-        if isinstance(queries, str):
-            raise InputError("search_many takes a list of queries; for one query use search")
-        options = SearchOptions.checked(k, depth, evidence, passage_chars)
-        manifest = (version := self._reader.current()).snapshot.manifest
-        weight = chosen_weight(lexical_weight, manifest.lexical_weight)
+        version = self._reader.current()
+        manifest = version.snapshot.manifest
+        options = SearchOptions.checked(
+            queries,
+            k,
+            depth=depth,
+            lexical_weight=lexical_weight,
+            weight_of_index=manifest.lexical_weight,
+            evidence=evidence,
+            passage_chars=passage_chars,
+        )
         where = self._where(filter, manifest)
         if not queries or options.k == 0:
             return [Hits() for _ in queries]
-        check_strings(queries, lexical_weight=lexical_weight != "auto" and weight > 0, evidence=evidence)
-        if passage_chars is not None:
-            check_passages(queries)
         texts, tokens = self._encode_queries(queries, manifest)
-        encoder = self._encoder_for(manifest) if evidence else None
-        crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
-        # Without words BM25 has nothing to count.
-        options = replace(options, lexical_weight=weight if any(texts) else 0, crops_images=crops_images)
+        options = options.encoded(texts, self._encoder_for(manifest) if evidence else None)
         find = partial(self._reader.search, version, texts, tokens, self.candidates, where=where)
         found = find(options) if group_by is None else search_grouped(find, options, group_by, group_size)
         return [Hits(hits) for hits in found]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import version as package_version
 from os import PathLike
 from typing import Any, Literal, TypeAlias
 
@@ -12,12 +11,9 @@ from manyvec.cluster.layout import FILE, Layout, check_shards, folder_of
 from manyvec.cluster.router import Cluster
 from manyvec.cluster.shards import LocalShards, Shard
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError
-from manyvec.filters.columns import parse_columns
 from manyvec.index import DEFAULT_CACHE_BYTES, Index
-from manyvec.models.families import lexical_weight
 from manyvec.models.loading import load_encoder
-from manyvec.models.precomputed import Vectors
-from manyvec.models.protocol import Encoder, ImageReader
+from manyvec.models.protocol import Encoder
 from manyvec.storage.lance import Place
 from manyvec.storage.schema import Manifest
 
@@ -62,7 +58,8 @@ def create_local(
     place = Place.of(uri, storage_options=storage_options)
     options: dict[str, Any] = {"cache_bytes": cache_bytes, "device": device, "score_device": score_device}
     loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
-    columns = {name: str(kind) for name, kind in parse_columns(filter_columns or {}).items()}
+    manifest = Manifest.of(loaded, filter_columns or {}, storage=storage, pool_factor=pool_factor)
+    columns = manifest.filter_columns
     if (existing := Layout.read(place)) is not None:
         if not exist_ok:
             raise InputError(
@@ -75,17 +72,6 @@ def create_local(
                 "filter_columns out, or add the missing ones with add_filter_columns"
             )
         return cluster
-    manifest = Manifest(
-        model=loaded.name,
-        fingerprint=loaded.fingerprint,
-        dim=loaded.dim,
-        filter_columns=columns,
-        storage=storage,
-        pool_factor=pool_factor,
-        images=isinstance(loaded, ImageReader),
-        library=package_version("manyvec"),
-        lexical_weight=0 if isinstance(loaded, Vectors) else lexical_weight(loaded.name),
-    )
     layout = Layout(shards, manifest)
     folder_of(place)
     for number in range(shards):

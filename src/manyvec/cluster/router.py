@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from operator import methodcaller
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,12 +20,12 @@ from manyvec.cluster.shards import LocalShards, Shard
 from manyvec.errors import InputError, check_count, check_ids
 from manyvec.filters import FilterLike, parse_filter, to_sql
 from manyvec.filters.columns import parse_columns
-from manyvec.models.protocol import Encoder, ImageReader
+from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import LEXICAL_DEPTH, Candidates, Lexical, Pooled
 from manyvec.retrieval.grouping import search_grouped
 from manyvec.retrieval.lexical import RowScores, WordStatistics
-from manyvec.retrieval.mixing import LexicalWeight, chosen_weight
-from manyvec.retrieval.queries import AnyQuery, check_passages, check_strings, encode
+from manyvec.retrieval.mixing import LexicalWeight
+from manyvec.retrieval.queries import AnyQuery, encode
 from manyvec.retrieval.search import SearchOptions
 from manyvec.retrieval.threads import in_thread
 from manyvec.storage.ingest.adding import AddReport, Checked, batches
@@ -34,11 +34,6 @@ from manyvec.timing import stage
 from manyvec.types import Document, Hit
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import Scores
-
-T = TypeVar("T")
-
-# Shards that are asked at the same time by one process.
-_MAX_THREADS = 32
 
 
 class Cluster:
@@ -232,20 +227,20 @@ class Cluster:
         group_size: int = 1,
     ) -> list[ClusterHits]:
         """Search for several queries, encoded once for all shards; return hits for each. See `Index.search`."""
-        if isinstance(queries, str):
-            raise InputError("search_many takes a list of queries; for one query use search")
-        options = SearchOptions.checked(k, depth, evidence, passage_chars)
-        weight = chosen_weight(lexical_weight, self.layout.manifest.lexical_weight)
+        options = SearchOptions.checked(
+            queries,
+            k,
+            depth=depth,
+            lexical_weight=lexical_weight,
+            weight_of_index=self.layout.manifest.lexical_weight,
+            evidence=evidence,
+            passage_chars=passage_chars,
+        )
         where = self._where(filter)
-        if not len(queries) or options.k == 0:
+        if not queries or options.k == 0:
             return [ClusterHits() for _ in queries]
-        check_strings(queries, lexical_weight=lexical_weight != "auto" and weight > 0, evidence=evidence)
-        if passage_chars is not None:
-            check_passages(queries)
         texts, tokens = self._encoded(queries)
-        encoder = self.encoder if evidence else None
-        crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
-        options = replace(options, lexical_weight=weight if any(texts) else 0, crops_images=crops_images)
+        options = options.encoded(texts, self.encoder if evidence else None)
         missing: Missing = {}
         find = partial(self._find, texts, tokens, where, missing)
         hits = find(options) if group_by is None else search_grouped(find, options, group_by, group_size)

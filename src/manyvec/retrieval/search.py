@@ -9,14 +9,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import check_count
+from manyvec.errors import InputError, check_count
 from manyvec.evidence.pages import PageEvidence, explain_pages
 from manyvec.evidence.passages import Passage
 from manyvec.evidence.text import Evidence, explain
 from manyvec.filters.values import read_metadata
+from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import LEXICAL_DEPTH, Candidates, Positions, Query, Scope
 from manyvec.retrieval.lexical import counted_words
-from manyvec.retrieval.mixing import mixed
+from manyvec.retrieval.mixing import LexicalWeight, chosen_weight, mixed
+from manyvec.retrieval.queries import AnyQuery, check_passages, check_strings
 from manyvec.timing import stage
 from manyvec.types import Hit
 from manyvec.vectors.batch import TokenBatch
@@ -43,18 +45,46 @@ class SearchOptions:
     passage_chars: int | None = None
 
     @classmethod
-    def checked(cls, k: object, depth: object, evidence: bool, passage_chars: object) -> SearchOptions:
-        """Return the options of a search that a user has called, without the share of BM25.
+    def checked(
+        cls,
+        queries: Sequence[AnyQuery] | TokenBatch,
+        k: object,
+        *,
+        depth: object,
+        lexical_weight: LexicalWeight,
+        weight_of_index: float,
+        evidence: bool,
+        passage_chars: object,
+    ) -> SearchOptions:
+        """Return the options of a search that a user has called.
 
         Raises:
-            InputError: One of them cannot be used.
+            InputError: One of them cannot be used, by itself or with these queries.
         """
-        return cls(
+        if isinstance(queries, str):
+            raise InputError("search_many takes a list of queries; for one query use search")
+        options = cls(
             check_count(k, "k"),
             None if depth is None else check_count(depth, "depth", minimum=1),
+            lexical_weight=chosen_weight(lexical_weight, weight_of_index),
             evidence=evidence,
             passage_chars=None if passage_chars is None else check_count(passage_chars, "passage_chars", minimum=1),
         )
+        check_strings(queries, lexical_weight=lexical_weight != "auto" and options.lexical_weight, evidence=evidence)
+        if passage_chars is not None:
+            check_passages(queries)
+        return options
+
+    def encoded(self, texts: Sequence[str], encoder: Encoder | None) -> SearchOptions:
+        """Return the options once the queries are encoded.
+
+        Args:
+            texts: Text of each query, empty for those without words.
+            encoder: Encoder of the index; None if there is no evidence to compute.
+        """
+        crops_images = isinstance(encoder, ImageReader) and encoder.crops_images
+        # Without words BM25 has nothing to count.
+        return replace(self, lexical_weight=self.lexical_weight if any(texts) else 0, crops_images=crops_images)
 
     def weight_of(self, query: str) -> float:
         """Return the share of BM25 for one query string, which is empty if the query is an image or token vectors."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +18,17 @@ from numpy.typing import NDArray
 
 from manyvec.errors import InputError, ManifestError, ShapeError
 from manyvec.filters import ColumnType
-from manyvec.filters.columns import is_column_name, value_at
+from manyvec.filters.columns import is_column_name, parse_columns, value_at
 from manyvec.filters.values import read_metadata
 from manyvec.models.families import lexical_weight
+from manyvec.models.precomputed import Vectors
+from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.vectors.batch import offsets_of
 from manyvec.vectors.codebook import Assignments, Codebook
 from manyvec.vectors.codec import STORAGES, bytes_per_token
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from manyvec.models.protocol import Encoder
 
 FORMAT = 2
 # Format 1 called the filter columns `filters`.
@@ -83,6 +84,28 @@ class Manifest:
                 )
             if (other := stored.setdefault(stored_as(name), name)) != name:
                 raise InputError(f"the filter columns {other!r} and {name!r} cannot be told apart: leave one out")
+
+    @classmethod
+    def of(cls, encoder: Encoder, filter_columns: Mapping[str, Any], *, storage: str, pool_factor: float) -> Manifest:
+        """Return the description of a new index.
+
+        Args:
+            encoder: Encoder of its documents.
+            filter_columns: Metadata keys with their types; see `Index.create`.
+            storage: How token vectors are stored.
+            pool_factor: One in this many token vectors of a document is kept.
+        """
+        return cls(
+            model=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+            filter_columns={name: str(kind) for name, kind in parse_columns(filter_columns).items()},
+            storage=storage,
+            pool_factor=pool_factor,
+            images=isinstance(encoder, ImageReader),
+            library=package_version("manyvec"),
+            lexical_weight=0 if isinstance(encoder, Vectors) else lexical_weight(encoder.name),
+        )
 
     def identified(self) -> Manifest:
         """Return the manifest in the current format, with a new identity."""

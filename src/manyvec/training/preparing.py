@@ -17,7 +17,7 @@ from sentence_transformers.base.modules import Dense, InputModule, Transformer
 
 from manyvec.errors import EncoderError, InputError, require
 from manyvec.models.checkpoints import LoadOptions
-from manyvec.models.layouts.modules import Backbone
+from manyvec.models.layouts.modules import Backbone, token_projection
 from manyvec.models.loading import build_encoder
 from manyvec.models.text import SentenceTransformerEncoder
 
@@ -70,15 +70,7 @@ def add_projection(model: MultiVectorEncoder, axes: NDArray[np.float32] | None) 
     if projection is not None:
         bias = None if projection.linear.bias is None else weight @ projection.linear.bias.detach().cpu()
         weight = weight @ projection.linear.weight.detach().cpu()
-    dense = Dense(
-        weight.shape[1],
-        weight.shape[0],
-        bias=bias is not None,
-        activation_function=torch.nn.Identity(),
-        init_weight=weight,
-        init_bias=bias,
-        module_input_name="token_embeddings",
-    ).to(model.device)
+    dense = token_projection(weight, bias).to(model.device)
     modules = [module for module in model if module is not projection]
     _replace_modules(model, [modules[0], dense, *modules[1:]])
 
@@ -161,7 +153,7 @@ class FrozenStates(InputModule):
         return int(self._width)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        raise NotImplementedError("states are not saved: the backbone is put back first")
+        raise EncoderError("a model whose layers are frozen cannot be saved: leave `frozen` first")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Dense, Transformer
 from transformers import MODEL_MAPPING
 
 from manyvec.errors import EncoderError
@@ -18,6 +18,19 @@ def from_weights(config: Any, weights: dict[str, torch.Tensor], **options: Any) 
     kept = {name: value for name, value in options.items() if name in ("dtype", "output_loading_info")}
     model_class: Any = MODEL_MAPPING[type(config)]
     return model_class.from_pretrained(None, config=config, state_dict=weights, **kept)
+
+
+def token_projection(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Dense:
+    """Return the module that multiplies token vectors with a (dim, width) matrix and adds a bias of (dim,)."""
+    return Dense(
+        weight.shape[1],
+        weight.shape[0],
+        bias=bias is not None,
+        activation_function=torch.nn.Identity(),
+        init_weight=weight,
+        init_bias=bias,
+        module_input_name="token_embeddings",
+    )
 
 
 class Backbone(Transformer):

@@ -138,21 +138,12 @@ def _backbone(checkpoint: Checkpoint, options: LoadOptions, **settings: Any) -> 
 
 
 def _dense(checkpoint: Checkpoint, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Dense:
-    import torch
-    from sentence_transformers.base.modules import Dense
+    from manyvec.models.layouts.modules import token_projection
 
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         shapes = tuple(weight.shape), None if bias is None else tuple(bias.shape)
         raise checkpoint.error(f"its token projection must be (dim, hidden size) with a bias of (dim,), got {shapes}")
-    return Dense(
-        weight.shape[1],
-        weight.shape[0],
-        bias=bias is not None,
-        activation_function=torch.nn.Identity(),
-        init_weight=weight,
-        init_bias=bias,
-        module_input_name="token_embeddings",
-    )
+    return token_projection(weight, bias)
 
 
 def _mask(skipped: list[str], *tasks: str) -> torch.nn.Module:
