@@ -1,7 +1,8 @@
 """Three rankings of the same few documents, each of which can be worked out by hand."""
 
 from manyvec import F, Index
-from manyvec.cli.compare import compare, print_comparison
+from manyvec.cli.compare import print_comparison
+from manyvec.server.comparison import compare
 from manyvec.testing import HashEncoder
 
 

@@ -6,9 +6,7 @@ import textwrap
 
 from manyvec.cli.output import print_table
 from manyvec.evidence.render import printable
-from manyvec.server.comparison import METHODS, Comparison, compare
-
-__all__ = ["METHODS", "Comparison", "compare", "print_comparison"]
+from manyvec.server.comparison import METHODS, Comparison
 
 _TITLES = {"bm25": "BM25", "pooled": "the pooled vector", "late": "late interaction"}
 

@@ -68,8 +68,8 @@ def run(
 
     condition = parse_where(where or [], opened.filter_columns)
     if compare:
-        from manyvec.cli.compare import compare as compare_methods
         from manyvec.cli.compare import print_comparison
+        from manyvec.server.comparison import compare as compare_methods
 
         comparison = compare_methods(opened, query, k, filter=condition)
         if as_json:
