@@ -124,7 +124,7 @@ def test_a_cluster_lies_in_a_bucket(bucket: dict[str, str]) -> None:
         expected = [(hit.id, hit.score) for hit in one.search("word3 common", lexical_weight=0.3)]
         assert [(hit.id, hit.score) for hit in found.search("word3 common", lexical_weight=0.3)] == expected
     assert SECRET.encode() not in pickle.dumps(cluster.open_local(uri, storage_options=bucket))
-    with pytest.raises(StoreError, match=r"^cannot read shards.json of s3://missing/x: there is no such bucket$"):
+    with pytest.raises(StoreError, match=r"^cannot open the index s3://missing/x: there is no such bucket$"):
         cluster.open_local("s3://missing/x", storage_options=bucket)
     with pytest.raises(IndexNotFoundError, match="there is no cluster at s3://papers/nothing: no shards.json"):
         cluster.open_local("s3://papers/nothing", storage_options=bucket)

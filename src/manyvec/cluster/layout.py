@@ -182,11 +182,12 @@ class Files:
                 return None
             except OSError as error:
                 raise StoreError(f"cannot read {name} of {self._place.uri}: {error}") from error
-        with translated(f"read {name} of {self._place.uri}"):
+        # Whoever opens an index that is no cluster has not heard of this file.
+        with translated(action := f"open the index {self._place.uri}"):
             system, path = self._remote()
             if system.get_file_info(f"{path}/{name}").type == pafs.FileType.NotFound:
                 if system.get_file_info(path.partition("/")[0]).type == pafs.FileType.NotFound:
-                    raise StoreError(f"cannot read {name} of {self._place.uri}: there is no such bucket")
+                    raise StoreError(f"cannot {action}: there is no such bucket")
                 return None
             with system.open_input_file(f"{path}/{name}") as file:
                 return bytes(file.read())
