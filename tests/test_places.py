@@ -98,14 +98,14 @@ def test_requests_to_a_bucket_are_few(bucket: dict[str, str], requests: list[str
 
     uri, documents = "s3://papers/counted", [{**document, "metadata": {"n": 1}} for document in DOCUMENTS]
     written = Index.create(uri, HashEncoder(), filter_columns={"n": int}, storage_options=bucket)
-    assert 3 <= n_requests(lambda: written.add(documents[:100])) <= 24
+    assert 3 <= n_requests(lambda: written.add(documents[:100])) <= 20
     written.optimize()
     index = Index.open(uri, HashEncoder(), storage_options=bucket)
-    assert n_requests(lambda: Index.open(uri, HashEncoder(), storage_options=bucket)) <= 10
+    assert n_requests(lambda: Index.open(uri, HashEncoder(), storage_options=bucket)) <= 6
     index.search("word3")
     assert n_requests(lambda: index.search("word3")) == 1
     assert n_requests(lambda: index.search("word77")) <= 3
-    assert n_requests(lambda: index.search("word5", filter={"n": 1})) <= 6
+    assert n_requests(lambda: index.search("word5", filter={"n": 1})) <= 5
     assert n_requests(lambda: index.search("word5", filter={"n": 1})) == 1
 
 

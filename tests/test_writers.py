@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from manyvec import Index, StoreError, WriteConflictError
 from manyvec.candidates import Auto
 from manyvec.storage.ingest.adding import add_batch
-from manyvec.storage.lock import WriterLock
+from manyvec.storage.lock import Turns
 from manyvec.testing import HashEncoder
 from manyvec.types import Document
 
@@ -43,7 +44,7 @@ def test_threads_and_handles_take_turns(tmp_path):
     inside, most = [], []
 
     def work():
-        lock = WriterLock(tmp_path)
+        lock = Turns(tmp_path)
         for _ in range(20):
             with lock.turn():
                 inside.append(1)
@@ -62,9 +63,9 @@ def test_threads_and_handles_take_turns(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from manyvec.storage.lock import WriterLock
+from manyvec.storage.lock import Turns
 
-with WriterLock(Path(sys.argv[1])).turn():
+with Turns(Path(sys.argv[1])).turn():
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -75,7 +76,7 @@ def test_a_killed_writer_gives_up_its_turn(tmp_path):
         assert process.stdout.readline() == "held\n"
         process.kill()
     begun = time.monotonic()
-    with WriterLock(tmp_path).turn():
+    with Turns(tmp_path).turn():
         assert time.monotonic() - begun < 5
 
 
@@ -83,7 +84,7 @@ def test_a_suspended_writer_is_not_waited_for_for_ever(tmp_path):
     with started(HOLD, tmp_path, 60) as process:
         assert process.stdout.readline() == "held\n"
         begun = time.monotonic()
-        with WriterLock(tmp_path, patience=0.3).turn():
+        with Turns(tmp_path, patience=0.3).turn():
             assert 0.3 <= time.monotonic() - begun < 5
         process.kill()
 
@@ -92,7 +93,7 @@ def test_a_writer_that_comes_again_at_once_lets_others_go_first(tmp_path):
     turns, stop = [], threading.Event()
 
     def work(name):
-        lock = WriterLock(tmp_path)
+        lock = Turns(tmp_path)
         while not stop.is_set():
             with lock.turn():
                 turns.append(name)
@@ -176,7 +177,7 @@ def test_an_upsert_tries_again_after_a_conflict_and_the_error_says_what_it_was(i
 
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(WriteConflictError, match="cannot write to the index"):
-        store._commit(lose)
+        store._commit(store._opened, lose)
     assert len(calls) == 5
     assert issubclass(WriteConflictError, StoreError)
 
@@ -363,16 +364,34 @@ def test_optimize_with_nothing_to_keep_deletes_what_a_killed_writer_has_left_but
     data = Path(index.uri) / "documents.lance" / "data"
     leftover = data / "0000000000000000000000001111111111.lance"
     leftover.write_bytes(next(data.iterdir()).read_bytes() * 20)
+    unfinished = data / ".tmpa1B2c3"
+    unfinished.write_bytes(b"half")
     index.optimize()
-    assert leftover.exists()
+    assert leftover.exists() and unfinished.exists()
     # Another writer that does not wait any longer.
-    writer = WriterLock(Path(index.uri), patience=0.05)
-    index._store._opened.lock._patience = 0.05
+    writer = Turns(Path(index.uri), patience=0.05)
+    index._store._opened.writers._patience = 0.05
     with writer.turn() as is_alone:
         assert is_alone
-        with WriterLock(Path(index.uri), patience=0.05).turn() as is_alone:
+        with Turns(Path(index.uri), patience=0.05).turn() as is_alone:
             assert not is_alone
         index.optimize(keep=timedelta(0))
-        assert leftover.exists()
+        assert leftover.exists() and unfinished.exists()
+    # Another optimizer, whose files no version refers to yet.
+    optimizer = Turns(Path(index.uri), "optimizer")
+    index._store._opened.optimizers._patience = 0.05
+    with optimizer.turn():
+        index.optimize(keep=timedelta(0))
+        assert leftover.exists() and unfinished.exists()
     index.optimize(keep=timedelta(0))
-    assert not leftover.exists() and index.count() == 40
+    assert not leftover.exists() and not unfinished.exists() and index.count() == 40
+
+
+def test_optimizers_take_turns(index):
+    with Turns(Path(index.uri), "optimizer").turn(), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(index.optimize)
+        time.sleep(0.3)
+        assert not waiting.done()
+        # Writers do not wait for it.
+        index._store.delete("id = '3'")
+    assert index.count() == 39

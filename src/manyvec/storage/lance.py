@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 TABLE = "documents"
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Starts of the names of other tables; see `CentroidTables` and LangChain's `ManyvecRecordManager`.
-_RESERVED = ("codec_", "codebook_", "assigned_", "langchain_records")
+_CENTROIDS = ("codec_", "codebook_", "assigned_")
+_RESERVED = (*_CENTROIDS, "langchain_records")
 # What messages of LanceDB mean; those of object stores are otherwise 1,500 characters of Rust.
 _MEANINGS = {
     "NoSuchBucket|bucket does not exist": "there is no such bucket",
@@ -130,6 +131,17 @@ class Place:
         """Folder of the database; None for one in a bucket or in memory."""
         return None if "://" in self.uri else Path(self.uri)
 
+    @property
+    def is_in_bucket(self) -> bool:
+        """Whether each look at the database is a request to an object store."""
+        return self.folder is None and not self.uri.startswith("memory:")
+
+    def unfinished_files(self) -> Iterator[Path]:
+        """Yield the files of this index that are being written, or were by a writer that was killed."""
+        if self.folder is not None:
+            for name in (self.table, *(f"{self.prefix}{start}*" for start in _CENTROIDS)):
+                yield from self.folder.glob(f"{name}.lance/*/.tmp*")
+
     def disk_bytes(self) -> int | None:
         """Return the size of the index on disk, all stored versions included; None for one in a bucket."""
         if self.folder is None:
@@ -145,14 +157,12 @@ class Connection:
     Args:
         place: The index.
         cache_bytes: Memory budget of the index, which bounds what LanceDB keeps in memory of search indexes.
-        is_consistent: Whether every use of a table looks for commits of other processes: 0.2 ms on a local disk, a
-            request in a bucket. Otherwise only `checkout_latest` does.
 
     Attributes:
         database: LanceDB's connection.
     """
 
-    def __init__(self, place: Place, cache_bytes: int = 0, *, is_consistent: bool = True) -> None:
+    def __init__(self, place: Place, cache_bytes: int = 0) -> None:
         import lancedb
 
         self.place = place
@@ -167,7 +177,9 @@ class Connection:
         self.database = lancedb.connect(
             place.uri,
             storage_options={**place.storage_options, "new_table_enable_stable_row_ids": "true"},
-            read_consistency_interval=timedelta(0) if is_consistent else None,
+            # Every use of a table looks for commits of other processes, 0.2 ms on a local disk. In a bucket this would
+            # be a request, and only `checkout_latest` looks.
+            read_consistency_interval=None if place.is_in_bucket else timedelta(0),
             session=self._session,
         )
 

@@ -1,4 +1,4 @@
-"""`WriterLock`: writers of one index in a folder take turns, whatever process they are in.
+"""`Turns`: writers of one index in a folder take turns, whatever process they are in, and so do its optimizers.
 
 Commits are correct without it: LanceDB detects conflicting commits and does one of them again. But it gives up after a
 while, a compaction loses against every small commit, and of many writers some never get their turn. In a bucket there
@@ -16,22 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-# Beside the tables; LanceDB ignores them.
-_NEXT, _WRITER = ".manyvec-next", ".manyvec-writer"
 # Seconds that a writer waits for its turn before it writes without: the one before it may have been suspended.
 _PATIENCE = 120.0
 
 
-class WriterLock:
+class Turns:
     """A lock on the folder of an index. A process that dies releases it.
 
     Args:
         folder: Folder of the database; None for a bucket, where the lock does nothing.
+        kind: Who takes turns: `writer` or `optimizer`.
         patience: Seconds to wait for a turn.
     """
 
-    def __init__(self, folder: Path | None, *, patience: float = _PATIENCE) -> None:
+    def __init__(self, folder: Path | None, kind: str = "writer", *, patience: float = _PATIENCE) -> None:
         self._folder = folder
+        # Beside the tables; LanceDB ignores them.
+        self._next, self._now = f".manyvec-next-{kind}", f".manyvec-{kind}"
         self._patience = patience
         # Threads of this process queue here, so that only one of them polls the files.
         self._threads = threading.Lock()
@@ -41,7 +42,7 @@ class WriterLock:
         """Hold the lock during the block, which runs without it if it cannot be had in time.
 
         Yields:
-            Whether no other writer that uses this lock is writing.
+            Whether nobody else who uses this lock is in such a block.
 
         Raises:
             OSError: The folder cannot be written.
@@ -52,8 +53,8 @@ class WriterLock:
         until = time.monotonic() + self._patience
         with (
             self._threads,
-            (self._folder / _NEXT).open("ab") as following,
-            (self._folder / _WRITER).open("ab") as writing,
+            (self._folder / self._next).open("ab") as following,
+            (self._folder / self._now).open("ab") as writing,
         ):
             # Whoever is next holds a lock of its own while it waits, so that a writer that has just had its turn and
             # comes again at once cannot take the next turn too.

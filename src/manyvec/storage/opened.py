@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from manyvec.errors import IndexNotFoundError
 from manyvec.storage.centroids import CentroidTables
 from manyvec.storage.lance import Connection, Place, SearchIndexFiles, translated
-from manyvec.storage.lock import WriterLock
+from manyvec.storage.lock import Turns
 from manyvec.storage.schema import MANIFEST_KEY, Manifest
 
 if TYPE_CHECKING:
@@ -57,9 +57,10 @@ class OpenedIndex:
         generation: Number that no other connection of this process has.
         manifest: The index's manifest.
         connection: Connection to the database.
-        table: Handle of the documents' table, always at its newest version.
+        table: Handle of the documents' table: at its newest version, which in a bucket `newest` looks for.
         centroids: The tables of centroids beside the documents.
-        lock: Lets the writers of the index take turns.
+        writers: Lets the writers of the index take turns.
+        optimizers: Lets those take turns who merge files and build lists, which goes on between writes.
         search_index_files: Files of the search indexes.
     """
 
@@ -72,10 +73,9 @@ class OpenedIndex:
         self.table = table
         self.centroids = CentroidTables(place, manifest, connection.database, table)
         self._looking = threading.Lock()
-        self.lock = WriterLock(place.folder)
+        self.writers, self.optimizers = Turns(place.folder), Turns(place.folder, "optimizer")
         self._folder = None if place.folder is None else place.folder / f"{place.table}.lance"
         self.search_index_files = SearchIndexFiles(self._folder)
-        self._probe = self._open_probe()
         self._folder_inode = self._inode()
         self._times = self._version_times()
         self._seen = self._look()
@@ -115,12 +115,13 @@ class OpenedIndex:
 
     def newest(self) -> int | None:
         """Return the newest version of the index, or None if another index has taken its place."""
-        seen = self._seen
-        if self._look() == seen:
+        seen, now = self._seen, self._look()
+        if now == seen:
             return seen.number
         with self._looking:
-            # Looked at again: another thread may have seen a newer version meanwhile.
-            now = self._look()
+            if self._seen is not seen:
+                # Another thread has seen another version meanwhile.
+                now = self._look()
             if now != self._seen:
                 manifest = Manifest.parse(manifest_json(self.table), self.uri)
                 if not self._is_successor(now, manifest):
@@ -164,7 +165,6 @@ class OpenedIndex:
         self.table = connection.documents()
         self.connection = connection
         self.centroids.reconnect(connection.database, self.table)
-        self._probe = self._open_probe()
         self._connected_at = self._seen.number
 
     def is_of(self, table: Table, version: int) -> bool:
@@ -190,15 +190,6 @@ class OpenedIndex:
                     raise
             self.manifest = manifest
 
-    def _open_probe(self) -> Table | None:
-        """Return a handle that reads the version and the identity in a bucket with a single request.
-
-        Unlike `table`, it looks for a newer version only when told to. Nobody else can reach a database in memory.
-        """
-        if self._folder is not None or self.uri.startswith("memory:"):
-            return None
-        return Connection(self.connection.place, is_consistent=False).documents()
-
     def declare(self, columns: Mapping[str, str]) -> None:
         """Write further filter columns into the manifest."""
         with self._looking:
@@ -208,14 +199,13 @@ class OpenedIndex:
             self.manifest = manifest
 
     def _look(self) -> _Version:
-        if self._probe is not None:
-            self._probe.checkout_latest()
-            manifest = Manifest.parse(manifest_json(self._probe), self.uri)
-            return _Version(int(self._probe.version), manifest.identity)
-        if self.connection.place.connection is not None:
-            # A connection that a user has made does not look for commits by itself.
+        place = self.connection.place
+        if place.is_in_bucket or place.connection is not None:
+            # A connection that a user has made does not look for commits by itself, either.
             self.table.checkout_latest()
         number = int(self.table.version)
+        if place.is_in_bucket:
+            return _Version(number, Manifest.parse(manifest_json(self.table), self.uri).identity)
         return _Version(number, file=self._file(number))
 
     def _is_successor(self, now: _Version, manifest: Manifest) -> bool:
@@ -247,7 +237,7 @@ class OpenedIndex:
 
     def _version_times(self) -> dict[int, datetime]:
         """Return when each version was committed, where an index in a bucket cannot be told apart by its identity."""
-        if self._probe is None or self.manifest.identity:
+        if not self.connection.place.is_in_bucket or self.manifest.identity:
             return {}
         return {version["version"]: version["timestamp"] for version in self.table.list_versions()}
 

@@ -149,7 +149,7 @@ class Snapshot:
         """Return the row ids, ascending, of all rows or of those that satisfy a condition."""
         self._compare_search_indexes()
         with translated(f"read the index {self.uri}"):
-            query = self._table.search().select(["id"]).with_row_id(True).limit(None)
+            query = self._table.search().select(["_rowid"]).limit(None)
             found = _all_rows(query.where(where) if where else query)["_rowid"]
         return np.sort(found.to_numpy().astype(np.int64))
 

@@ -128,7 +128,7 @@ def add_documents(
     options["content"] = StoredContent(store.snapshot()) if reuse_vectors else None
     with Progress(documents, expected_characters=expected_characters, is_shown=show_progress) as progress:
         try:
-            for batch in batches(checked, lambda: store.snapshot().count()):
+            for batch in batches(checked, lambda: store.latest().count()):
                 with progress.batch(batch):
                     report += add_batch(store, batch, get_encoder, **options)
         except (InputError, EncoderError, StoreError) as error:
@@ -232,7 +232,7 @@ def add_batch(
         InputError: A document cannot be encoded or stored. Nothing with another text or image was written.
         StoreError: The database cannot be written, or another index has taken the place of this one meanwhile.
     """
-    snapshot = store.snapshot()
+    snapshot = store.latest()
     generation, manifest = snapshot.key.generation, snapshot.manifest
     repeated = _repeated_ids(documents, set() if seen is None else seen)
     latest = {document.id: document for document in documents}
@@ -245,7 +245,7 @@ def add_batch(
     n_metadata = len(changes.metadata)
     if n_metadata and store.update_metadata(changes.metadata, generation=generation) < n_metadata:
         # Rows that another process has deleted or changed meanwhile have no token vectors to keep.
-        again = Changes.between(changes.metadata, store.snapshot())
+        again = Changes.between(changes.metadata, store.latest())
         changed = [*changed, *again.metadata, *again.content]
     if not changed:
         return AddReport(changes.n_new, len(changes) - changes.n_new, len(documents) - len(changes), repeated=repeated)

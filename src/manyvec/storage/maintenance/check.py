@@ -205,20 +205,21 @@ def _row_problems(row: dict[str, Any]) -> Iterator[str]:
 
 def _repaired(store: Store, problems: list[Problem]) -> Iterator[str]:
     """Repair what can be repaired, and yield what was done."""
-    if ids := remove_duplicates(store):
-        yield f"older rows of {len(ids)} ids were deleted"
-    messages = {problem.message for problem in problems}
-    if "the centroid lists cannot be read" in messages:
-        with store.turn():
-            store.centroids.remove_assignments()
-        extend_lists(store, more_than=0)
-        yield "the centroid lists were built again"
-    is_damaged = any(message.startswith(_DAMAGED_SEARCH_INDEX) for message in messages)
-    missing = store.missing_indexes()
-    if columns := store.create_indexes() if is_damaged else store.create_indexes(missing) if missing else []:
-        yield f"search indexes were built again: {', '.join(columns)}"
-    before = store.place.disk_bytes()
-    store.optimize(_KEEP, removes_leftovers=True)
-    after = store.place.disk_bytes()
-    if before is not None and after is not None and after < before:
-        yield f"{before - after} bytes of files that nothing refers to were deleted"
+    with store.optimizing() as is_alone:
+        if ids := remove_duplicates(store):
+            yield f"older rows of {len(ids)} ids were deleted"
+        messages = {problem.message for problem in problems}
+        if "the centroid lists cannot be read" in messages:
+            with store.turn():
+                store.centroids.remove_assignments()
+            extend_lists(store, more_than=0)
+            yield "the centroid lists were built again"
+        is_damaged = any(message.startswith(_DAMAGED_SEARCH_INDEX) for message in messages)
+        missing = store.missing_indexes()
+        if columns := store.create_indexes() if is_damaged else store.create_indexes(missing) if missing else []:
+            yield f"search indexes were built again: {', '.join(columns)}"
+        before = store.place.disk_bytes()
+        store.optimize(_KEEP, removes_leftovers=is_alone)
+        after = store.place.disk_bytes()
+        if before is not None and after is not None and after < before:
+            yield f"{before - after} bytes of files that nothing refers to were deleted"

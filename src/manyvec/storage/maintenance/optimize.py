@@ -28,16 +28,17 @@ def optimize(store: Store, keep: timedelta, *, lists_above: int | None, show_pro
     Raises:
         WriteConflictError: Other writers left no gap in which files could be merged; all the rest was done.
     """
-    encode_residuals(store, show_progress=show_progress)
-    remove_duplicates(store)
     conflict: WriteConflictError | None = None
-    try:
-        store.optimize(keep, removes_leftovers=not keep)
-    except WriteConflictError as error:
-        conflict = error
-    # The lists do not depend on merged files, and searches need them more.
-    if lists_above is not None:
-        extend_lists(store, more_than=lists_above, keep=keep, show_progress=show_progress)
+    with store.optimizing() as is_alone:
+        encode_residuals(store, show_progress=show_progress)
+        remove_duplicates(store)
+        try:
+            store.optimize(keep, removes_leftovers=is_alone and not keep)
+        except WriteConflictError as error:
+            conflict = error
+        # The lists do not depend on merged files, and searches need them more.
+        if lists_above is not None:
+            extend_lists(store, more_than=lists_above, keep=keep, show_progress=show_progress)
     if conflict is not None:
         raise conflict
 
