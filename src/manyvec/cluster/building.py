@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from manyvec.cluster.router import Cluster
 from manyvec.cluster.shards import Shard
 from manyvec.errors import InputError
 from manyvec.filters.values import shown
-from manyvec.storage.ingest.adding import Checked
+from manyvec.storage.ingest.adding import encoded_rows
 from manyvec.storage.schema import MANIFEST_KEY, Manifest
 from manyvec.types import Document
 
@@ -22,7 +24,11 @@ _IDS_PER_LOOKUP = 10_000
 
 
 def encode_rows(
-    cluster: Cluster, documents: Iterable[Document | Mapping[str, Any]], *, adopt_vectors: bool = False
+    cluster: Cluster,
+    documents: Iterable[Document | Mapping[str, Any]],
+    *,
+    on_blank: Literal["raise", "skip"] = "raise",
+    adopt_vectors: bool = False,
 ) -> dict[int, pa.Table]:
     """Return documents as rows, by the shard that they belong to, checked and encoded. Nothing is written.
 
@@ -32,14 +38,21 @@ def encode_rows(
     Args:
         cluster: The cluster.
         documents: Documents with distinct ids, as many as fit into memory with their token vectors.
+        on_blank: `raise` an error for a document without text or tokens, or `skip` it.
         adopt_vectors: Whether to take vectors that come with documents; see `Index.add`.
 
     Raises:
         InputError: A document cannot be stored, or an id occurs more than once.
     """
-    _ = cluster.encoder  # Loaded once, for all shards.
-    parts = cluster.layout.parted((document.id, document) for document in Checked(documents, "raise"))
-    return cluster._asker.parts(parts, lambda shard, part: shard.rows(part, adopt_vectors=adopt_vectors))
+    # In one pass for all shards: their rows differ only in where they go.
+    store = cluster._asker.one(0, lambda shard: shard._store)
+    options: dict[str, Any] = {"on_blank": on_blank, "adopts_vectors": adopt_vectors}
+    rows, tokens = encoded_rows(store, documents, lambda: cluster.encoder, **options)
+    parts = cluster.layout.parted((row.id, position) for position, row in enumerate(rows))
+    return cluster._asker.parts(
+        parts,
+        lambda shard, positions: shard._store.rows([rows[i] for i in positions], tokens.select(np.array(positions))),
+    )
 
 
 def append_rows(cluster: Cluster, rows: Iterable[Mapping[int, pa.Table]]) -> int:

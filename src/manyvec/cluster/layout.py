@@ -62,8 +62,7 @@ class Layout:
 
     def shard_of(self, id: str) -> int:
         """Return the number of the shard that holds a document: a hash of its id, so nothing is looked up."""
-        hashed = hashlib.blake2b(id.encode(), digest_size=8).digest()
-        return int.from_bytes(hashed, "big") % self.n_shards
+        return hash_of(id) % self.n_shards
 
     def parted(self, items: Iterable[tuple[str, T]]) -> dict[int, list[T]]:
         """Return items, each with its id before it, by the shard that they belong to, in their order."""
@@ -143,6 +142,11 @@ class Layout:
         Files(place).write(FILE, self.to_json().encode())
 
 
+def hash_of(text: str) -> int:
+    """Return 64 bits that depend on a string alone, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
 def check_shards(shards: object) -> int:
     """Return a number of shards.
 
@@ -204,6 +208,16 @@ class Files:
             system, path = self._remote()
             with system.open_output_stream(f"{path}/{name}") as file:
                 file.write(content)
+
+    def delete(self, name: str) -> None:
+        """Delete a file; do nothing if there is none."""
+        with translated(f"delete {name} of {self._place.uri}"):
+            if self._folder is not None:
+                (self._folder / name).unlink(missing_ok=True)
+                return
+            system, path = self._remote()
+            if self.read(name) is not None:
+                system.delete_file(f"{path}/{name}")
 
     def delete_folder(self, name: str) -> None:
         """Delete a folder with all that is in it; do nothing if there is none."""

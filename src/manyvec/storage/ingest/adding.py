@@ -279,15 +279,41 @@ def rows_of(
     adopts_vectors: bool = False,
 ) -> pa.Table:
     """Return documents as rows of an index, checked and encoded, without writing them; see `Index.rows`."""
-    checked = list(Checked(documents, "raise"))
+    return store.rows(*encoded_rows(store, documents, get_encoder, adopts_vectors=adopts_vectors))
+
+
+def encoded_rows(
+    store: Store,
+    documents: Iterable[Document | Mapping[str, Any]],
+    get_encoder: Callable[[], Encoder],
+    *,
+    on_blank: str = "raise",
+    adopts_vectors: bool = False,
+) -> tuple[list[Row], TokenBatch]:
+    """Return documents as rows, checked, and their token vectors, in order. Nothing is written.
+
+    Args:
+        store: The index, or any shard of a cluster, whose rows are alike.
+        documents: Documents with distinct ids.
+        get_encoder: Returns the index's encoder; called only if a document must be encoded or has an image.
+        on_blank: `raise` an error for a document without text or tokens, or `skip` it.
+        adopts_vectors: Accept vectors that come with documents; see `add_batch`.
+
+    Raises:
+        InputError: A document cannot be stored, or an id occurs more than once.
+    """
+    checked = list(Checked(documents, on_blank))
     if repeated := _repeated_ids(checked, set()):
         raise InputError(f"ids must be distinct, but these occur more than once: {shown(list(repeated))}")
     rows = [to_row(document, store.manifest.columns) for document in checked]
     if page := next((row for row in rows if row.image is not None), None):
         _check_page(page, get_encoder(), store)
     _check_vectors(rows, store, adopts_vectors=adopts_vectors)
-    nothing = TokenBatch.from_list([], dim=store.manifest.dim)
-    return store.rows(rows, encode(rows, get_encoder, store.manifest) if rows else nothing)
+    if not rows:
+        return [], TokenBatch.from_list([], dim=store.manifest.dim)
+    tokens = encode(rows, get_encoder, store.manifest, allow_empty=on_blank == "skip")
+    filled = np.flatnonzero(tokens.lengths)
+    return [rows[i] for i in filled], tokens.select(filled)
 
 
 def _repeated_ids(documents: Sequence[Document], seen: set[int]) -> tuple[str, ...]:
