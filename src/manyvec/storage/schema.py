@@ -220,9 +220,11 @@ def content_hash(text: str, image: bytes | None = None, vectors: bytes | None = 
 
     That of an image is empty if only vectors follow; what is missing at the end is left out.
     """
-    parts = [text.encode(), image, vectors]
-    hashes = ["" if part is None else hashlib.blake2b(part, digest_size=16).hexdigest() for part in parts]
-    return ":".join(hashes).rstrip(":")
+    of_text = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    if image is None and vectors is None:
+        return of_text
+    others = ["" if part is None else hashlib.blake2b(part, digest_size=16).hexdigest() for part in (image, vectors)]
+    return ":".join([of_text, *others]).rstrip(":")
 
 
 def image_hash(hashes: str) -> str:
