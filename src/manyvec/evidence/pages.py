@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 _MAX_PATCHES = 8_192
 _MAX_SIDE = 1600
 _HTML_SIDE = 800
-# Colour that white paper is multiplied by, from the lowest to the highest similarity; letters stay black.
 _STRENGTHS = (0.0, 0.35, 0.7, 1.0)
 # A heat map that spans less than this, per word, is drawn as if it did: its differences are noise.
 _MIN_SPREAD = 0.2
+# Colours of these strengths. Light parts of a page are multiplied by a tint, so black letters stay black. Dark parts,
+# where no tint shows, are lit by a glow (`screen`), so white letters stay white. The strongest colour has a contrast of
+# at least 3 against white and black, and of 1.9 against every grey.
 _TINTS = ((255, 255, 255), (255, 244, 190), (255, 196, 64), (255, 96, 48))
+_GLOWS = ((0, 0, 0), (64, 44, 0), (136, 72, 0), (192, 64, 16))
+# Parts along each side of a page, larger than letters and smaller than figures, and the brightness of a dark one.
+_N_PARTS = 16
+_DARK = 0.4
 _SAFE_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 
 
@@ -132,7 +138,9 @@ class PageEvidence(Explanation):
         return record | {"grid": list(self.grid)}
 
     def to_html(self) -> str:
-        """Return the page with its heat map and a table of the query's words, as HTML. All text is escaped.
+        """Return the page with its heat map, a table of the query's words and those that BM25 counted, as HTML.
+
+        All text is escaped.
 
         The page is embedded as a JPEG of at most 800 pixels a side.
         """
@@ -144,6 +152,8 @@ class PageEvidence(Explanation):
         cells = [(match.word, f"{match.similarity:.2f}") for match in self.words]
         rows = "".join(f"<tr><td>{html.escape(word)}</td><td>{similarity}</td></tr>" for word, similarity in cells)
         note = f"<p><em>{html.escape(self.problem)}</em></p>" if self.problem else ""
+        if self.counted:
+            note += f"<p>{html.escape(self._counted_words())}</p>"
         return (
             f'{note}<div style="display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start">'
             f'<img alt="heat map of the page" src="data:image/jpeg;base64,{source}" style="max-width: 100%">'
@@ -188,12 +198,14 @@ class PageEvidence(Explanation):
             left, top = (page.width - side) // 2, (page.height - side) // 2
             box = (left, top, left + side, top + side)
         lowest, highest = color_range
-        size = (box[2] - box[0], box[3] - box[1])
-        strengths = pillow.fromarray(((heat - lowest) / (highest - lowest)).astype(np.float32)).resize(
-            size, pillow.Resampling.BILINEAR
+        area = page.crop(box)
+        parts = area.convert("L").resize((_N_PARTS, _N_PARTS), pillow.Resampling.BOX)
+        strengths, light = (
+            np.asarray(pillow.fromarray(values.astype(np.float32)).resize(area.size, pillow.Resampling.BILINEAR))
+            for values in ((heat - lowest) / (highest - lowest), np.asarray(parts) > 255 * _DARK)
         )
-        tints = np.stack([np.interp(strengths, _STRENGTHS, channel) for channel in zip(*_TINTS, strict=True)], axis=2)
-        page.paste(chops.multiply(page.crop(box), pillow.fromarray(tints.round().astype(np.uint8))), box)
+        tinted = chops.multiply(area, pillow.fromarray(_colored(strengths, light, _TINTS)))
+        page.paste(chops.screen(tinted, pillow.fromarray(_colored(strengths, 1 - light, _GLOWS))), box)
         return page
 
 
@@ -263,6 +275,17 @@ def _explain(
         problem=problem,
         **query_words.matches(similarities.max(axis=1).tolist(), locate),
     )
+
+
+def _colored(
+    strengths: NDArray[np.float32], shares: NDArray[np.float32], colors: Sequence[Sequence[int]]
+) -> NDArray[np.uint8]:
+    """Return the colour of each strength, mixed by its share with the colour of strength 0, (height, width, 3)."""
+    channels = [
+        none + shares * (np.interp(strengths, _STRENGTHS, (none, *others)) - none)
+        for none, *others in zip(*colors, strict=True)
+    ]
+    return np.stack(channels, axis=2).round().astype(np.uint8)
 
 
 def for_browser(image: bytes) -> tuple[bytes, str]:

@@ -139,8 +139,11 @@ class Explanation(ABC):
         if self.unattributed:
             parts.append(f"tokens that belong to no word {self.unattributed:.2f}")
         if self.counted:
-            parts.append(f"BM25 counted {', '.join(f'{_shortened(c.word)} × {len(c.spans)}' for c in self.counted)}")
+            parts.append(self._counted_words())
         return printable(" · ".join(parts))
+
+    def _counted_words(self) -> str:
+        return f"BM25 counted {', '.join(f'{_shortened(c.word)} × {len(c.spans)}' for c in self.counted)}"
 
 
 @dataclass(frozen=True, kw_only=True)

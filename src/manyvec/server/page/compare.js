@@ -11,7 +11,7 @@ export function showComparison({ k, standings, missed }) {
       .sort((a, b) => a.ranks[method] - b.ranks[method]);
     const list = element("ol", {}, ...found.map((standing) => standingOf(standing, method, k)));
     const summary = `${found.length} of the ${standings.length} documents below; misses ${missed[method].length}`;
-    return element("section", {}, element("h2", { textContent: name }), element("p", { textContent: summary }), list);
+    return element("section", {}, element("h2", { textContent: name }), element("p", { className: "faint small", textContent: summary }), list);
   });
   $("comparison").replaceChildren(...columns);
   $("comparison").hidden = false;
@@ -22,13 +22,13 @@ function standingOf({ id, text, ranks }, method, k) {
   const elsewhere = others.map((other) => {
     const rank = ranks[other];
     const where = rank === null ? "not in 100" : `rank ${rank}`;
-    return element("span", { className: rank !== null && rank <= k ? "" : "missed", textContent: `${METHODS[other]}: ${where}` });
+    return element("span", { className: rank !== null && rank <= k ? "" : "alarm", textContent: `${METHODS[other]}: ${where}` });
   });
   return element(
     "li",
-    { value: ranks[method] },
+    { className: "card medium", value: ranks[method] },
     element("b", { className: "id", textContent: id }),
     element("p", { className: "text", dir: "auto", textContent: text }),
-    element("p", { className: "elsewhere" }, ...elsewhere),
+    element("p", { className: "elsewhere faint small" }, ...elsewhere),
   );
 }

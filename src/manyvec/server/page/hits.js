@@ -32,6 +32,8 @@ export function hitOf(hit, choose, isWritable) {
   part("words").append(...hit.words.map((word, i) => wordOf(word, i, hit, item)));
   if (Math.abs(hit.unattributed) >= 0.005)
     part("words").append(element("li", { className: "unmatched", textContent: `other tokens ${hit.unattributed.toFixed(2)}` }));
+  part("counted").hidden = !hit.counted.length;
+  part("counted").textContent = `BM25 counted ${hit.counted.map(({ word, n }) => `${word} × ${n}`).join(", ")} (underlined)`;
   part("metadata").append(...Object.entries(hit.metadata).filter(([name]) => !isShown(name, hit)).map((entry) => metadataOf(entry, choose)));
   if (hit.is_metadata_omitted) part("metadata").append("metadata too long to show");
   const isWhole = hit.passage.start === 0 && hit.passage.end >= hit.n_chars;
@@ -74,30 +76,36 @@ function showHeading(hit, item) {
 
 function passageOf(hit) {
   const { text, start, end } = hit.passage;
-  const gap = (sign) => element("span", { className: "gap", textContent: sign });
+  const gap = (sign) => element("span", { className: "faint", textContent: sign });
   return [
     ...(start > 0 ? [gap("… ")] : []),
-    ...marked(Array.from(text), start, hit.words),
+    ...marked(Array.from(text), start, hit),
     ...(end < hit.n_chars ? [gap(" …")] : []),
   ];
 }
 
-function marked(characters, from, words) {
+// Words that the encoder matched are highlighted, words that BM25 counted underlined.
+function marked(characters, from, { words, counted }) {
   const to = from + characters.length;
   const borders = new Set([from, to]);
-  for (const { span } of words)
-    for (const border of span || []) if (border > from && border < to) borders.add(border);
+  for (const [start, end] of [...words.map(({ span }) => span || []), ...counted.flatMap(({ spans }) => spans)])
+    for (const border of [start, end]) if (border > from && border < to) borders.add(border);
   const sorted = [...borders].sort((a, b) => a - b);
   return sorted.slice(0, -1).map((start, i) => {
     const text = characters.slice(start - from, sorted[i + 1] - from).join("");
-    const covering = words.flatMap((w, j) => (w.span && w.span[0] <= start && start < w.span[1] ? [j] : []));
-    if (!covering.length) return document.createTextNode(text);
-    const mark = element("mark", { textContent: text });
+    const isIn = (span) => span && span[0] <= start && start < span[1];
+    const covering = words.flatMap(({ span }, j) => (isIn(span) ? [j] : []));
+    const lexical = counted.filter(({ spans }) => spans.some(isIn));
+    if (!covering.length && !lexical.length) return document.createTextNode(text);
+    const mark = element("mark", { textContent: text, className: lexical.length ? "lexical" : "" });
     mark.dataset.words = covering.join(" ");
-    mark.style.setProperty("--strength", strength(Math.max(...covering.map((j) => words[j].similarity))));
+    mark.style.setProperty("--strength", covering.length ? strength(Math.max(...covering.map((j) => words[j].similarity))) : 0);
     mark.addEventListener("mouseenter", (event) => traceWords(event, true));
     mark.addEventListener("mouseleave", (event) => traceWords(event, false));
-    explainOn(mark, () => covering.map((j) => explanation(words[j])));
+    explainOn(mark, () => [
+      ...covering.map((j) => explanation(words[j])),
+      ...lexical.map(({ word, n }) => `BM25 counted ${word}: ${n} × in this document`),
+    ]);
     return mark;
   });
 }
@@ -115,8 +123,8 @@ function explanation({ word, text, patch, similarity, share }, isOutside) {
 function wordOf(word, position, hit, item) {
   const isOutside = Boolean(word.span) && (word.span[1] <= hit.passage.start || word.span[0] >= hit.passage.end);
   const chip = element("button", { type: "button" }, word.word);
-  if (word.text && word.text !== word.word) chip.append(element("i", { textContent: ` → ${word.text}` }));
-  chip.append(element("i", { textContent: ` ${word.similarity.toFixed(2)}` }));
+  if (word.text && word.text !== word.word) chip.append(element("i", { className: "faint", textContent: ` → ${word.text}` }));
+  chip.append(element("i", { className: "faint", textContent: ` ${word.similarity.toFixed(2)}` }));
   if (isOutside) chip.append(element("i", { className: "outside", textContent: " elsewhere in the text ↓" }));
   const shown = element("li", { className: word.span || word.patch ? "" : "unmatched" }, chip);
   shown.style.setProperty("--strength", strength(word.similarity));
@@ -158,7 +166,7 @@ function metadataOf([name, value], choose) {
     if (i) shown.append(", ");
     if (canFilter && single !== null && controlsOf(name)[0].type !== "date")
       shown.append(
-        element("button", { type: "button", textContent: short, title: `only ${name} ${short}`, onclick: () => choose(name, single) }),
+        element("button", { type: "button", className: "link", textContent: short, title: `only ${name} ${short}`, onclick: () => choose(name, single) }),
       );
     else shown.append(element("span", { textContent: short }));
   });
@@ -185,16 +193,16 @@ async function toggleWhole(hit, item) {
       const characters = Array.from(part.text);
       const passage = characters.slice(start - from, end - from).join("");
       const isSame = part.n_chars === hit.n_chars && passage === hit.passage.text;
-      text.replaceChildren(...(isSame ? marked(characters, from, hit.words) : [part.text]));
+      text.replaceChildren(...(isSame ? marked(characters, from, hit) : [part.text]));
       if (!isSame)
         showProblem(item, { message: "This document changed since the search. Search again to see what matches now." });
-      text.querySelector("mark")?.scrollIntoView({ block: "nearest" });
     } catch (error) {
       showProblem(item, error, "document");
       return;
     }
   }
   text.classList.toggle("open", !isOpen);
+  if (!isOpen) text.querySelector("mark")?.scrollIntoView({ block: "nearest" });
   // A scrollable text can be scrolled with the keyboard.
   text.tabIndex = isOpen ? -1 : 0;
   button.setAttribute("aria-expanded", String(!isOpen));

@@ -12,10 +12,12 @@ const PARAMETERS = { k: "k", w: "weight", view: "view" };
 let pendingSearch = null;
 let scheduled = null;
 let isWritable = false;
+// The filter columns that the controls are for, as JSON.
+let columns = "";
 
 function showStatus(text, failed = false) {
   $("status").textContent = text;
-  $("status").classList.toggle("failed", failed);
+  $("status").classList.toggle("alarm", failed);
 }
 
 async function start() {
@@ -26,6 +28,7 @@ async function start() {
     `${info.name}: ${info.documents.toLocaleString()} documents, ` +
     `${info.tokens.toLocaleString()} token vectors of ${info.model}`;
   $("weight").options[0].textContent = `usual (${info.lexical_weight})`;
+  columns = JSON.stringify(info.filter_columns);
   showFilters(info.filter_columns, overview.facets, searchOnce);
   showSamples(overview.samples);
   isWritable = info.is_writable;
@@ -36,7 +39,7 @@ async function start() {
 
 function showSamples(samples) {
   const buttons = samples.map((text) =>
-    element("button", { type: "button", className: "quiet", textContent: text, onclick: () => ask(text) }),
+    element("button", { type: "button", className: "quiet card medium", textContent: text, onclick: () => ask(text) }),
   );
   $("samples").replaceChildren(...(samples.length ? ["Try ", ...buttons] : []));
 }
@@ -106,10 +109,17 @@ async function search({ isRestored = false } = {}) {
     show(response, isComparison, filter.length > 0);
   } catch (error) {
     if (error.name === "AbortError") return;
+    // A rebuilt index may have other columns: take these, and say which filters are left out.
+    if (error.status === 400 && filter.length && (await haveColumnsChanged())) return begin();
     const isOld = $("hits").children.length || !$("comparison").hidden;
     showStatus(`${error.message}${isOld ? " What is shown below belongs to the search before." : ""}`, true);
   }
   $("hits").setAttribute("aria-busy", "false");
+}
+
+async function haveColumnsChanged() {
+  const info = await requestJson("api/info").catch(() => null);
+  return info !== null && JSON.stringify(info.filter_columns) !== columns;
 }
 
 // Show a response; null clears the page.
@@ -125,7 +135,10 @@ function show(response, isComparison = false, isFiltered = false) {
   const n = isComparison ? response.standings.length : response.hits.length;
   if (!n) {
     showStatus(isFiltered ? "Nothing found. No document that passes the filters matches." : "Nothing found. The index may be empty.");
-    if (isFiltered) $("status").append(" ", element("button", { type: "button", className: "quiet", textContent: "Clear filters", onclick: clear }));
+    if (isFiltered) {
+      const look = { type: "button", className: "quiet card medium" };
+      $("status").append(" ", element("button", { ...look, textContent: "Clear filters", onclick: clear }));
+    }
     return;
   }
   if (isComparison) {
@@ -152,7 +165,7 @@ function showTiming({ total, ...taken }) {
   const rest = total - Object.values(taken).reduce((a, b) => a + b, 0);
   const rows = [...STAGES.filter((s) => s in taken).map((s) => [s, taken[s]]), ["other", Math.max(rest, 0)]];
   const bar = element("div", { className: "stages" });
-  const legend = element("ul", { className: "legend" });
+  const legend = element("ul", { className: "legend row" });
   for (const [stage, value] of rows) {
     const part = element("span", { title: `${stage} ${milliseconds(value)}` });
     part.dataset.stage = stage;
