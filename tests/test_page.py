@@ -591,7 +591,8 @@ def test_a_page_is_overlaid_with_the_map_of_all_words_or_of_the_word_pointed_at(
 
 def test_the_browser_paints_light_and_dark_figures_as_evidence_does(chromium, tmp_path, running):
     index = Index.create(tmp_path / "pages", ColorEncoder())
-    figures = [("black", 1, 1), ("white", 1, 3), ("#202020", 3, 1), ("#505050", 4, 4), ("#909090", 1, 6), ("blue", 5, 7)]
+    colors = {"black": (1, 1), "white": (1, 3), "#202020": (3, 1), "#505050": (4, 4), "#909090": (1, 6), "blue": (5, 7)}
+    figures = [(color, row, column) for color, (row, column) in colors.items()]
     index.add([{"id": "figures", "image": picture((128, 112), *figures)}, {"id": "b", "text": "another"}])
     (hit,) = index.search("black white", k=1, evidence=True)
     painted = pytest.importorskip("PIL.Image").open(io.BytesIO(hit.evidence.to_png())).convert("RGB")
