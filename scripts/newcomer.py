@@ -2,10 +2,10 @@
 
     python scripts/newcomer.py
 
-The wheels are built from this checkout (hatchling must be installed), and `pip` gets every other package in the version
-of constraints.txt. The blocks of the README down to "What it is better at" are run as they stand, in an empty folder with
-the files of `docs/how-to` as `reports/`. `manyvec serve`, which does not end, is stopped once it has shown its page. The
-first line that fails ends the script with an error.
+The wheels are built from this checkout (hatchling must be installed); `pip` gets every other package in the version
+of constraints.txt. The blocks of the README down to "What it is better at" are run as they stand, in an empty folder
+with the files of `docs/how-to` as `reports/`. `manyvec serve`, which does not end, is stopped once it has shown its
+page. The first line that fails ends the script with an error.
 """
 
 from __future__ import annotations
