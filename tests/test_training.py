@@ -26,6 +26,7 @@ from manyvec.training.data import TrainingData, drop_leaks, hold_out, read_pairs
 from manyvec.training.losses import PrefixLoss, loss_for
 from manyvec.training.measuring import interval
 from manyvec.training.pairs import mine_negatives, training_rows, with_teacher
+from manyvec.training.questions import pairs_from_documents
 
 N_WORDS = 40
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -431,3 +432,77 @@ def test_arguments_are_checked(tiny, tmp_path, arguments, message):
     given = {"model": tiny, "train": write_pairs(tmp_path / "pairs.jsonl", synonyms(100)), "out": tmp_path / "out"}
     with pytest.raises(InputError, match=message):
         manyvec.tune(**(given | QUICK | arguments))
+
+
+# Documents that nobody has judged
+
+
+def index_of(folder, documents):
+    index = manyvec.Index.create(folder, HashEncoder())
+    index.add({"id": id, "text": text, "metadata": metadata} for id, text, metadata in documents)
+    return index
+
+
+REST = "The rest of each passage says at some length how that is done, with twelve words and more."
+
+
+def test_headings_titles_and_first_sentences_ask_for_the_rest_of_their_passage(tmp_path):
+    documents = [
+        ("heading", f"## Reset the pump\n\nHold both buttons of the pump. {REST}", {"heading": "Reset the pump"}),
+        ("title", f"Clean a filter. Rinse the filter. {REST}", {"title": "Clean a filter", "heading": "Steps"}),
+        ("sentence", f"Wear gloves when you open the valve. Gloves lie beside the valve. {REST}", {"heading": 3}),
+        ("short", "Wear gloves when you open the valve. Do.", {}),
+        *((f"other {i}", f"Nothing of interest {i}; pump, filter, gloves, valve.", {}) for i in range(5)),
+    ]
+    data = pairs_from_documents(index_of(tmp_path, documents))
+    asked = {id: data.queries[query] for query, ids in data.positives.items() for id in ids}
+    assert asked == {
+        "heading": "Reset the pump",
+        "title": "Clean a filter",
+        "sentence": "Wear gloves when you open the valve.",
+    }
+    assert data.documents["heading"].startswith("Hold both") and data.documents["title"].startswith("Rinse")
+    assert data.documents["sentence"].startswith("Gloves lie") and len(data.documents) == len(documents)
+
+
+def test_questions_that_are_too_easy_or_that_nothing_answers_are_dropped(tmp_path):
+    documents = [
+        ("easy", f"Zirconium alloys of hafnium. Zirconium and hafnium alloys are alike. {REST}", {}),
+        ("nothing", f"About zebras. {REST}", {"title": "Preface and contents"}),
+        *((f"{i}", f"A first sentence about a passage. {REST}", {}) for i in range(4)),
+    ]
+    data = pairs_from_documents(index_of(tmp_path, documents))
+    assert data.dropped == {"BM25 alone finds what answers it": 1, "BM25 does not find what answers it": 1}
+    (query,) = data.queries
+    assert set(data.positives[query]) == {"0", "1", "2", "3"}
+
+
+def test_a_language_model_may_write_the_questions(tmp_path):
+    documents = [(name, f"The {name} is red. {REST}", {}) for name in ("pump", "filter", "valve")]
+    documents += [(f"{i}", f"Neither pump nor filter nor valve {i}. {REST}", {}) for i in range(3)]
+
+    def ask(text):
+        return [f"colour of the {text.split()[1]}", " "] if "red" in text else []
+
+    data = pairs_from_documents(index_of(tmp_path, documents), ask)
+    assert {data.queries[query]: [*ids] for query, ids in data.positives.items()} == {
+        f"colour of the {name}": [name] for name in ("pump", "filter", "valve")
+    }
+    for wrong in (str.strip, len, lambda text: [len(text)]):
+        with pytest.raises(InputError, match="ask must return"):
+            pairs_from_documents(manyvec.Index.open(tmp_path, HashEncoder()), wrong)
+
+
+def test_an_index_teaches_its_own_words_without_judgments(tiny, tmp_path, capsys):
+    documents = [
+        (str(i), f"{answer} {answer} {answer} topic{i % 20}", {"title": f"{question} topic{i % 20}"})
+        for i, (question, answer) in enumerate(synonyms())
+    ]
+    index = index_of(tmp_path / "index", documents)
+    report = manyvec.tune(tiny, index, tmp_path / "model", **QUICK)
+    assert report.before.mean < 0.5 and report.gain.low > 0.3
+    with pytest.raises(InputError, match="ask makes questions"):
+        manyvec.tune(tiny, index, tmp_path / "other", judged={"ask1": ["1"]}, ask=str.split, **QUICK)
+    out = str(tmp_path / "other")
+    assert main(["tune", tiny, "--out", out]) == main(["tune", tiny, "--out", out, "--train", "x", "--from-index", "y"])
+    assert "tune needs either --train or --from-index" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from manyvec.errors import InputError
 from manyvec.evaluation import Dataset, load_beir
 from manyvec.files.records import read_jsonl
 from manyvec.index import Index
+from manyvec.types import Document
 
 Judgments: TypeAlias = Mapping[str, Iterable[str]]
 _MARKS = re.compile(r"\W+")
@@ -65,20 +66,21 @@ class TrainingData:
         return digest.hexdigest()
 
 
-def read_training(train: str | Path | Index, judged: Judgments | None = None) -> TrainingData:
+def read_training(train: str | Path | Index | TrainingData, judged: Judgments | None = None) -> TrainingData:
     """Read training data, and drop what cannot be used.
 
     Args:
-        train: Folder in BEIR layout with `qrels/train.tsv`; file of JSON lines (see `read_pairs`); or an index.
+        train: Folder in BEIR layout with `qrels/train.tsv`; file of JSON lines (see `read_pairs`); an index with
+            `judged`; or training data that was made otherwise.
         judged: Query to ids of the documents that answer it, for an index.
 
     Raises:
         InputError: The data cannot be read, or nothing usable is left.
     """
-    if isinstance(train, Index):
-        if judged is None:
-            raise InputError("an index as training data needs judged={query: [ids of documents that answer it]}")
-        data = _from_index(train, judged)
+    if isinstance(train, TrainingData):
+        data = train
+    elif isinstance(train, Index):
+        data = _from_index(train, judged or {})
     elif judged is not None:
         raise InputError("judged belongs to an index; a folder or file holds its own judgments")
     elif Path(train).is_dir():
@@ -237,11 +239,15 @@ def _from_beir(folder: Path) -> TrainingData:
     )
 
 
-def _from_index(index: Index, judged: Judgments) -> TrainingData:
-    documents: dict[str, str] = {}
+def documents_of(index: Index) -> Iterator[Document]:
+    """Yield the documents of an index that have text, by id."""
     ids = sorted(index.ids())
     for start in range(0, len(ids), _PAGE):
-        documents |= {document.id: document.text for document in index.get(ids[start : start + _PAGE]) if document.text}
+        yield from (document for document in index.get(ids[start : start + _PAGE]) if document.text)
+
+
+def _from_index(index: Index, judged: Judgments) -> TrainingData:
+    documents = {document.id: document.text for document in documents_of(index)}
     positives = {query: dict.fromkeys(found, 1) for query, found in judged.items()}
     return TrainingData(str(index.uri), documents, {query: query for query in judged}, positives)
 

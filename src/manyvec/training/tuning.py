@@ -34,6 +34,7 @@ from manyvec.training.measuring import (
     score_pool,
 )
 from manyvec.training.pairs import mine_negatives, n_documents, texts_of, training_rows, with_teacher
+from manyvec.training.questions import Ask, pairs_from_documents
 from manyvec.training.report import Progress, TuneReport
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def tune(
     out: str | Path,
     *,
     judged: Judgments | None = None,
+    ask: Ask | None = None,
     method: Literal["full", "lora", "projection"] = "full",
     dim: int | None = None,
     minutes: float = 60,
@@ -152,9 +154,12 @@ def tune(
     Args:
         model: Model to start from, a name for `load_encoder`.
         train: Folder in BEIR layout with `qrels/train.tsv`; file of JSON lines with `query`, `positive` and optionally
-            `negatives`, `scores` and `group`; or an index, with `judged`.
+            `negatives`, `scores` and `group`; or an index, with `judged` or without: then its documents themselves ask
+            (see `manyvec.training.questions`). What is held out then are such questions, not those of your users.
         out: Folder for the tuned model, which must not exist. `load_encoder` and sentence-transformers load it.
         judged: Query to ids of the documents that answer it, if `train` is an index.
+        ask: Returns the questions that a text answers, as a language model writes them, if `train` is an index without
+            `judged`. By default headings, titles and first sentences ask.
         method: `full` trains all weights; `lora` trains small matrices beside them, which are merged at the end;
             `projection` trains only the token projection, on states that are computed once: minutes on two cores.
         dim: Dimensions of the tuned model's token vectors; prefixes of 32, 64, … of them are trained to be compared as
@@ -227,7 +232,10 @@ def tune(
         loop=loop,
         unseen=[load_beir(folder) for folder in unseen],
     )
-    data = read_training(train, judged)
+    if ask is not None and (judged is not None or not isinstance(train, Index)):
+        raise InputError("ask makes questions from the documents of an index that has no judged: leave it out")
+    unjudged = isinstance(train, Index) and judged is None
+    data = read_training(pairs_from_documents(train, ask) if unjudged else train, judged)
     if teacher is not None:
         # The named teacher scores the pairs anew.
         data.scores.clear()

@@ -20,16 +20,26 @@ def run(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Model to start from: minilm, a folder, or a name on the hub.")
     ],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for the tuned model.")],
     train: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--train",
             metavar="PATH",
             help="Folder in BEIR layout with qrels/train.tsv, or a file of JSON lines with query, positive and "
             "optionally negatives, scores and group.",
+            show_default=False,
         ),
-    ],
-    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for the tuned model.")],
+    ] = None,
+    from_index: Annotated[
+        str | None,
+        typer.Option(
+            "--from-index",
+            metavar="DIR",
+            help="Index whose headings, titles and first sentences ask, instead of --train.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         Method,
         typer.Option(
@@ -64,11 +74,14 @@ def run(
 ) -> None:
     """Adapt a model to your own judged queries. Nothing is written, with exit status 1, if nothing was gained."""
     from manyvec.cli.output import print_json, say
+    from manyvec.index import Index
     from manyvec.training import tune
 
+    if (train is None) == (from_index is None):
+        raise InputError("tune needs either --train or --from-index")
     report = tune(
         model,
-        train,
+        train if from_index is None else Index.open(from_index),
         out,
         method=method,
         dim=dim,
