@@ -234,8 +234,8 @@ def tune(
     )
     if ask is not None and (judged is not None or not isinstance(train, Index)):
         raise InputError("ask makes questions from the documents of an index that has no judged: leave it out")
-    unjudged = isinstance(train, Index) and judged is None
-    data = read_training(pairs_from_documents(train, ask) if unjudged else train, judged)
+    made = pairs_from_documents(train, ask) if isinstance(train, Index) and judged is None else train
+    data = read_training(made, judged)
     if teacher is not None:
         # The named teacher scores the pairs anew.
         data.scores.clear()

@@ -77,11 +77,12 @@ def run(
     from manyvec.index import Index
     from manyvec.training import tune
 
-    if (train is None) == (from_index is None):
+    data = train if from_index is None else Index.open(from_index)
+    if data is None or (train is not None and from_index is not None):
         raise InputError("tune needs either --train or --from-index")
     report = tune(
         model,
-        train if from_index is None else Index.open(from_index),
+        data,
         out,
         method=method,
         dim=dim,
