@@ -77,12 +77,11 @@ def run(
     from manyvec.index import Index
     from manyvec.training import tune
 
-    data = train if from_index is None else Index.open(from_index)
-    if data is None or (train is not None and from_index is not None):
+    if (train is None) == (from_index is None):
         raise InputError("tune needs either --train or --from-index")
     report = tune(
         model,
-        data,
+        train or Index.open(from_index),
         out,
         method=method,
         dim=dim,
