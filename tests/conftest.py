@@ -1,8 +1,9 @@
-"""Fixtures that the tests share: backends, the folder of evaluation data, and a web server."""
+"""Fixtures that the tests share: backends, the folder of evaluation data, a web server, and a bucket."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -93,6 +94,22 @@ def running():
             listening.close()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """Options for the bucket s3://papers on this machine."""
+    server_of = pytest.importorskip("moto.server", reason="moto, which needs python-dateutil < 3, is not installed")
+    boto3 = pytest.importorskip("boto3")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = server_of.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"aws_access_key_id": "AKIAEXAMPLE", "aws_secret_access_key": "s3cr3t-key"}
+    url = f"http://{host}:{port}"
+    boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys).create_bucket(Bucket="papers")
+    yield {**keys, "endpoint": url, "allow_http": "true", "region": "us-east-1"}
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from manyvec import Index, InputError
+from manyvec import Index, InputError, cluster
 from manyvec.cli import main
 from manyvec.testing import ColorEncoder, HashEncoder
 
@@ -74,6 +74,21 @@ async def test_a_result_is_bounded_with_its_metadata_and_the_next_page_goes_on_w
         assert (fish["metadata"], fish["omitted"]) == ({"title": "a title"}, ["summary", "parts"])
         (whale,) = [hit for hit in found if hit["id"].startswith("i")]
         assert len(whale["id"]) == 2000 and len(whale["omitted"]) == 21 and whale["omitted"][-1] == "and 38 more"
+
+
+async def test_agents_get_from_a_cluster_what_they_get_from_an_index(index, tmp_path):
+    shards = cluster.create_local(tmp_path / "c", HashEncoder(64), shards=3, filter_columns=index.filter_columns)
+    shards.add(index.get(index.ids()))
+    answers = []
+    for each in (index, shards):
+        async with mcp.Client(mcp_server(served(each))) as client:
+            calls = [
+                ("search", {"query": "apple red", "k": 3, "filter": {"lang": "en"}}),
+                ("get_document", {"id": "blue"}),
+                ("list_sources", {}),
+            ]
+            answers.append([(await client.call_tool(*call)).structured_content for call in calls])
+    assert answers[0] == answers[1] and answers[0][0]["hits"][0]["id"] == "red"
 
 
 async def test_a_long_document_is_read_in_bounded_parts_that_join_to_its_text(long_index):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lancedb
 import pytest
@@ -16,26 +20,12 @@ import manyvec
 from manyvec import Index, IndexNotFoundError, InputError, MissingShardError, StoreError, cluster
 from manyvec.candidates import Auto
 from manyvec.cli.app import main
+from manyvec.cluster import AnyIndex
 from manyvec.testing import HashEncoder
 
+# Of the fixture `bucket`.
 SECRET = "s3cr3t-key"
 DOCUMENTS = [{"id": f"d{i}", "text": f"word{i} common more"} for i in range(200)]
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[dict[str, str]]:
-    """Options for the bucket s3://papers on this machine."""
-    server_of = pytest.importorskip("moto.server", reason="moto, which needs python-dateutil < 3, is not installed")
-    boto3 = pytest.importorskip("boto3")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_of.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"aws_access_key_id": "AKIAEXAMPLE", "aws_secret_access_key": SECRET}
-    url = f"http://{host}:{port}"
-    boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys).create_bucket(Bucket="papers")
-    yield {**keys, "endpoint": url, "allow_http": "true", "region": "us-east-1"}
-    server.stop()
 
 
 def test_an_index_in_a_bucket_takes_its_options_from_the_call_and_never_shows_them(
@@ -128,6 +118,85 @@ def test_a_cluster_lies_in_a_bucket(bucket: dict[str, str]) -> None:
         cluster.open_local("s3://missing/x", storage_options=bucket)
     with pytest.raises(IndexNotFoundError, match="there is no cluster at s3://papers/nothing: no shards.json"):
         cluster.open_local("s3://papers/nothing", storage_options=bucket)
+
+
+@dataclass
+class Trouble:
+    """What happens to requests on their way to the bucket.
+
+    Attributes:
+        seconds: How long each waits.
+        fails_every: One in so many is answered with 500; none if it is 0.
+        is_read_only: Whether requests that write are answered with 403.
+    """
+
+    seconds: float = 0
+    fails_every: int = 0
+    is_read_only: bool = False
+    n_requests: int = 0
+
+    def before(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+        """Return a WSGI application that lets some requests through to another one."""
+
+        def answer(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+            self.n_requests += 1
+            time.sleep(self.seconds)
+            if self.fails_every and self.n_requests % self.fails_every == 0:
+                start_response("500 Internal Server Error", [])
+                return [b"<Error><Code>InternalError</Code></Error>"]
+            if self.is_read_only and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+                start_response("403 Forbidden", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"]
+            return app(environ, start_response)
+
+        return answer
+
+
+@pytest.fixture
+def troubled(bucket: dict[str, str]) -> Iterator[tuple[Trouble, dict[str, str]]]:
+    """Trouble, none at first, and options for the same bucket that lead through it."""
+    moto = pytest.importorskip("moto.server")
+    serving = pytest.importorskip("werkzeug.serving")
+    trouble = Trouble()
+    app = trouble.before(moto.DomainDispatcherApplication(moto.create_backend_app))
+    server = serving.make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield trouble, {**bucket, "endpoint": f"http://127.0.0.1:{server.server_port}"}
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("kind", ["index", "cluster"])
+def test_a_troubled_bucket_answers_or_says_why_not_in_one_line(
+    troubled: tuple[Trouble, dict[str, str]], kind: str
+) -> None:
+    trouble, options = troubled
+    uri = f"s3://papers/troubled-{kind}"
+
+    def opened() -> AnyIndex:
+        return cluster.open_index(uri, HashEncoder(), storage_options=options)
+
+    if kind == "index":
+        made: AnyIndex = Index.create(uri, HashEncoder(), storage_options=options)
+    else:
+        made = cluster.create_local(uri, HashEncoder(), shards=2, storage_options=options)
+    made.add(DOCUMENTS[:20])
+    expected = made.search("word3", 1)
+    trouble.fails_every = 10
+    opened().add(DOCUMENTS[20:25])
+    assert [opened().search("word3", 1) for _ in range(3)] == [expected] * 3
+    assert opened().count() == 25 and opened().duplicates() == []
+    trouble.fails_every, trouble.is_read_only = 0, True
+    assert opened().search("word3", 1) == expected
+    with pytest.raises(StoreError, match="access was denied: check the credentials") as denied:
+        opened().add(DOCUMENTS[30:32])
+    with pytest.raises(StoreError, match="access was denied") as refused:
+        cluster.create_local("s3://papers/denied", HashEncoder(), shards=2, storage_options=options)
+    assert "\n" not in f"{denied.value}{refused.value}" and opened().count() == 25
+    trouble.is_read_only, trouble.seconds = False, 0.5
+    assert opened().search("word3", 1) == expected
 
 
 def test_indexes_share_a_database_without_touching_each_other(tmp_path: Path) -> None:

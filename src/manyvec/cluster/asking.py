@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from manyvec.cluster.shards import LocalShards, Shard
+from manyvec.cluster.shards import Shard, Shards
 from manyvec.errors import IndexNotFoundError, ManifestError, MissingShardError, StoreError, WriteConflictError
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Asker:
         ManyvecError: The work raised another error, such as an `InputError`.
     """
 
-    def __init__(self, shards: LocalShards, *, allow_partial: bool) -> None:
+    def __init__(self, shards: Shards, *, allow_partial: bool) -> None:
         self.shards = shards
         self.allow_partial = allow_partial
         self._threads: ThreadPoolExecutor | None = None
@@ -78,7 +78,7 @@ class Asker:
         return answers
 
     def _ask(self, work: Mapping[int, Callable[[Shard], T]]) -> tuple[dict[int, T], Missing]:
-        layout, uri = self.shards.layout, self.shards.place.uri
+        layout, uri = self.shards.layout, self.shards.uri
         answers: dict[int, T] = {}
         failed: Missing = {}
         for number, wait in self._started(work).items():

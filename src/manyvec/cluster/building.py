@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from manyvec.cluster.router import Cluster
-from manyvec.cluster.shards import Shard
+from manyvec.cluster.shards import LocalShards, Shard
 from manyvec.errors import InputError
 from manyvec.filters.values import shown
 from manyvec.storage.ingest.adding import encoded_rows
@@ -72,6 +72,8 @@ def append_rows(cluster: Cluster, rows: Iterable[Mapping[int, pa.Table]]) -> int
         InputError: An id occurs more than once or is stored already, or rows are of another cluster or another layout.
         StoreError: A shard could not be written.
     """
+    if not isinstance(cluster._shards, LocalShards):
+        raise InputError("append_rows needs the shards in this process: open the cluster with open_local")
     parts: dict[int, list[pa.Table]] = {}
     for tables in rows:
         for number, table in tables.items():

@@ -188,7 +188,7 @@ class Files:
                 raise StoreError(f"cannot read {name} of {self._place.uri}: {error}") from error
         # Whoever opens an index that is no cluster has not heard of this file.
         with translated(action := f"open the index {self._place.uri}"):
-            system, path = self._remote()
+            system, path = file_system(self._place)
             if system.get_file_info(f"{path}/{name}").type == pafs.FileType.NotFound:
                 if system.get_file_info(path.partition("/")[0]).type == pafs.FileType.NotFound:
                     raise StoreError(f"cannot {action}: there is no such bucket")
@@ -205,7 +205,7 @@ class Files:
                 part.write_bytes(content)
                 os.replace(part, self._folder / name)
                 return
-            system, path = self._remote()
+            system, path = file_system(self._place)
             with system.open_output_stream(f"{path}/{name}") as file:
                 file.write(content)
 
@@ -215,7 +215,7 @@ class Files:
             if self._folder is not None:
                 (self._folder / name).unlink(missing_ok=True)
                 return
-            system, path = self._remote()
+            system, path = file_system(self._place)
             if self.read(name) is not None:
                 system.delete_file(f"{path}/{name}")
 
@@ -225,18 +225,22 @@ class Files:
             if self._folder is not None:
                 shutil.rmtree(self._folder / name, ignore_errors=True)
                 return
-            system, path = self._remote()
+            system, path = file_system(self._place)
             system.delete_dir_contents(f"{path}/{name}", missing_dir_ok=True)
 
-    def _remote(self) -> tuple[FileSystem, str]:
-        import pyarrow.fs as pafs
 
-        scheme, _, path = self._place.uri.partition("://")
-        if scheme == "s3":
-            return pafs.S3FileSystem(**_s3_options(self._place)), path.rstrip("/")
-        if self._place.storage_options:
-            raise InputError(f"a cluster in {scheme}:// takes its credentials from the environment")
-        return pafs.FileSystem.from_uri(self._place.uri)
+def file_system(place: Place) -> tuple[FileSystem, str]:
+    """Return pyarrow's file system of a database that is not in memory, and the database's path there."""
+    import pyarrow.fs as pafs
+
+    if place.folder is not None:
+        return pafs.LocalFileSystem(), str(place.folder)
+    scheme, _, path = place.uri.partition("://")
+    if scheme == "s3":
+        return pafs.S3FileSystem(**_s3_options(place)), path.rstrip("/")
+    if place.storage_options:
+        raise InputError(f"a cluster in {scheme}:// takes its credentials from the environment")
+    return pafs.FileSystem.from_uri(place.uri)
 
 
 def _s3_options(place: Place) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from manyvec.cluster.asking import Asker, Missing
 from manyvec.cluster.layout import Layout
 from manyvec.cluster.merging import ClusterHits, ClusterInfo, best_ids, by_means, global_matches, merged
-from manyvec.cluster.shards import LocalShards, Shard
+from manyvec.cluster.shards import Shard, Shards
 from manyvec.errors import InputError, check_count, check_ids
 from manyvec.filters import FilterLike, parse_filter, to_sql
 from manyvec.filters.columns import parse_columns
@@ -53,7 +53,7 @@ class Cluster:
             `ClusterHits.missing_shards`, instead of raising an error. Other methods raise it in any case.
     """
 
-    def __init__(self, shards: LocalShards, *, allow_partial: bool = False) -> None:
+    def __init__(self, shards: Shards, *, allow_partial: bool = False) -> None:
         self._shards = shards
         self._asker = Asker(shards, allow_partial=allow_partial)
 
@@ -94,7 +94,7 @@ class Cluster:
     @property
     def uri(self) -> str:
         """Folder or URI of the cluster."""
-        return self._shards.place.uri
+        return self._shards.uri
 
     @property
     def table_name(self) -> None:
@@ -192,8 +192,7 @@ class Cluster:
         for counted in self._asker.all(lambda shard: shard.add_filter_columns(columns)).values():
             counts.update(counted)
         declared = {name: str(kind) for name, kind in parse_columns(columns).items()}
-        replace(self.layout, manifest=self.layout.manifest.with_columns(declared)).write(self._shards.place)
-        self._shards.refresh()
+        self._shards.write_layout(replace(self.layout, manifest=self.layout.manifest.with_columns(declared)))
         return {name: counts[name] for name in declared}
 
     def delete(self, ids: str | Sequence[str] | None = None, *, filter: FilterLike | None = None) -> int:
@@ -401,7 +400,7 @@ class Cluster:
             matches = self._matches(texts, max(LEXICAL_DEPTH, options.k), where, missing)
         found = self._asker.some(
             {
-                number: methodcaller("find", texts, tokens, options, where, matches.get(number))
+                number: methodcaller("find", texts, tokens, options, where, matches.get(number), self.candidates)
                 for number in range(self.layout.n_shards)
                 if number not in missing
             },

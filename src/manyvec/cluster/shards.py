@@ -1,4 +1,4 @@
-"""`Shard`, an index that is one part of a cluster, and `LocalShards`, which opens all of them when they are needed."""
+"""`Shard`, an index that is one part of a cluster; `Shards`, all of them; and `LocalShards`, which opens them here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from manyvec.cluster.layout import FILE, Layout
 from manyvec.errors import IndexNotFoundError, ManifestError, StoreError
@@ -56,7 +56,8 @@ class Shard(Index):
         tokens: TokenBatch,
         options: SearchOptions,
         where: str | None,
-        matches: Sequence[RowScores] | None = None,
+        matches: Sequence[RowScores] | None,
+        candidates: Candidates,
     ) -> list[list[Hit]]:
         """Return the shard's hits for queries that are encoded already.
 
@@ -66,13 +67,59 @@ class Shard(Index):
             options: What the search is to return.
             where: Filter as SQL.
             matches: BM25 scores of the shard's rows for each query, by the statistics of all shards, where BM25 counts.
+            candidates: First stage.
         """
-        return self._reader.search(self._reader.current(), texts, tokens, self.candidates, options, where, matches)
+        return self._reader.search(self._reader.current(), texts, tokens, candidates, options, where, matches)
 
     def word_matches(self, queries: Sequence[str], limits: Sequence[int], where: str | None) -> list[WordMatches]:
         """Return the documents that match the words of each query best, at most as many as its limit."""
         version = self._reader.current()
         return [best_matches(version, query, limit, where) for query, limit in zip(queries, limits, strict=True)]
+
+
+class Shards(Protocol):
+    """The shards of a cluster, wherever they are open. May be shared by threads, pickled and copied.
+
+    Attributes:
+        uri: Folder or URI of the cluster.
+        layout: What `shards.json` said when it was read last.
+        cache_bytes: Memory budget of all shards together.
+        candidates: First stage of searches.
+    """
+
+    uri: str
+    layout: Layout
+    cache_bytes: int
+    candidates: Candidates
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that the cluster was built with."""
+        ...
+
+    def shard(self, number: int) -> Shard:
+        """Return a shard, or what passes calls on to one."""
+        ...
+
+    def refresh(self) -> bool:
+        """Read `shards.json` again, and return whether it has changed."""
+        ...
+
+    def write_layout(self, layout: Layout) -> None:
+        """Write `shards.json`."""
+        ...
+
+    def choose(self, candidates: Candidates) -> None:
+        """Use another first stage."""
+        ...
+
+    def anew(self, *, by_manifest: bool = False) -> Shards:
+        """Return the same shards, to be opened again; with the model of `shards.json` if `by_manifest`."""
+        ...
+
+    def close(self) -> None:
+        """Close all shards."""
+        ...
 
 
 class LocalShards:
@@ -94,6 +141,7 @@ class LocalShards:
         self, place: Place, encoder: str | Encoder | None, *, cache_bytes: int, device: str, score_device: str | None
     ) -> None:
         self.place = place
+        self.uri = place.uri
         self.cache_bytes = cache_bytes
         self.candidates: Candidates = Auto()
         self.given_encoder = encoder
@@ -125,6 +173,11 @@ class LocalShards:
                 self._shards = {}
             self.layout = layout
             return True
+
+    def write_layout(self, layout: Layout) -> None:
+        """Write `shards.json`."""
+        layout.write(self.place)
+        self.refresh()
 
     def shard(self, number: int) -> Shard:
         """Return a shard, opened if it is not yet.
@@ -180,7 +233,7 @@ class LocalShards:
     def __getstate__(self) -> dict[str, Any]:
         check_pickles(self.given_encoder)
         # Without storage options, as for an index.
-        kept = ("cache_bytes", "candidates", "given_encoder", "options", "layout")
+        kept = ("uri", "cache_bytes", "candidates", "given_encoder", "options", "layout")
         return {"place": Place(self.place.uri), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

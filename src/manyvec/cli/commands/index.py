@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from manyvec.cluster import AnyIndex
     from manyvec.files import FileReport, SyncReport
     from manyvec.models.protocol import Encoder
+    from manyvec.storage.ingest.adding import AddReport
     from manyvec.types import Document
 
 EXAMPLES = """Examples:
@@ -38,6 +39,8 @@ manyvec index docs/ --watch
 
 manyvec index papers.jsonl notes/ --index ./papers --column year=int --column 'tags=list\\[str]'
 
+manyvec index docs/ --index s3://bucket/docs --ray auto --shards 8
+
 manyvec index reports/ --encoder vidore/colqwen2.5-v0.2 --estimate
 
 Exit status: 0 all was read, 1 nothing could be read, 3 some files could not be read."""
@@ -45,6 +48,7 @@ _SOME_NOT_READ = 3
 _SHOWN_PROBLEMS = 50
 # Documents that --watch writes before it merges files and extends the lists again; new ones are found all the same.
 _OPTIMIZE_AFTER = 1000
+_SHARDS_ON_RAY = 8
 
 
 def run(
@@ -102,6 +106,15 @@ def run(
         int | None,
         typer.Option(metavar="N", help="Spread a new index over N shards; see manyvec.cluster.", show_default=False),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Encode on a Ray cluster, for an index in shards: its address, auto, or local (extra 'ray').",
+            show_default=False,
+        ),
+    ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -127,6 +140,8 @@ def run(
         raise InputError(f"--passage-tokens must be a non-negative integer, got {passage_tokens}")
     if watch and (dry_run or strict or as_json):
         raise InputError("--watch goes with neither --dry-run nor --strict nor --json")
+    if ray is not None and (watch or sync or dry_run):
+        raise InputError("--ray goes with neither --sync nor --watch nor --dry-run")
     from manyvec.files.report import FileReport, StrictReport
     from manyvec.files.selection import Selection
 
@@ -146,7 +161,8 @@ def run(
     from manyvec.models.loading import load_encoder
     from manyvec.models.protocol import ImageReader
 
-    model = load_encoder(encoder or (existing.model if existing else "minilm"), device=device)
+    model_name = encoder or (existing.model if existing else "minilm")
+    model = load_encoder(model_name, device=device)
     reads_images = isinstance(model, ImageReader)
     splitter = Splitter(passage_tokens, overlap, tokenizer_of(model)) if passage_tokens else None
     reading = Reading(base, pages or ("image" if reads_images else "text"), text_column, splitter)
@@ -163,7 +179,7 @@ def run(
             return
     report = StrictReport() if strict else FileReport()
     place = "memory://" if dry_run and existing is None else index
-    in_shards = None if place == "memory://" else shards
+    in_shards = None if place == "memory://" else shards or (_SHARDS_ON_RAY if ray is not None else None)
     opened = _open_or_create(place, model, columns, storage, pool_factor, in_shards, is_new=existing is None)
     if place == index and not dry_run:
         remember_root(index, base)
@@ -187,7 +203,11 @@ def run(
         done = sync_files(opened, paths, dry_run=dry_run, prepare=prepare, delete=sync, **progress, **options)
         changes = _changes(done)
     else:
-        added = opened.add(prepare(read(paths, **options)), on_blank="skip", **progress)
+        documents = prepare(read(paths, **options))
+        if ray is not None:
+            added = _build(opened, ray, documents, model_name, device)
+        else:
+            added = opened.add(documents, on_blank="skip", **progress)
         report.add_repeated(added.repeated)
         changes = {"added": added.added, "updated": added.updated, "unchanged": added.unchanged, "blank": added.blank}
     if not dry_run and any(n for name, n in changes.items() if name not in ("unchanged", "blank")):
@@ -206,6 +226,18 @@ def run(
         raise typer.Exit(1)
     if report.n_problems:
         raise typer.Exit(_SOME_NOT_READ)
+
+
+def _build(index: AnyIndex, address: str, documents: Iterator[Document], encoder: str, device: str) -> AddReport:
+    """Add documents with the machines of a Ray cluster."""
+    from manyvec import cluster
+    from manyvec.errors import require
+
+    if not isinstance(index, cluster.Cluster):
+        raise InputError(f"--ray needs an index in shards, and {index.uri} has none: make another one with --shards")
+    require("ray", extra="ray").init(None if address == "local" else address, ignore_reinit_error=True)
+    options = place_options().get("storage_options")
+    return cluster.build(index.uri, documents, encoder=encoder, on_blank="skip", device=device, storage_options=options)
 
 
 def _changes(done: SyncReport) -> dict[str, int]:
