@@ -14,10 +14,45 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is loaded: on busy cores its threads would spend half of the processor time waiting for each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from manyvec.vectors.backend import Backend
 from manyvec.vectors.llvm import Cpu, host_cpu
 from manyvec.vectors.llvm_backend import LlvmBackend
 from manyvec.vectors.torch_backend import TorchBackend
+
+# The files that take longest, in processor seconds; by the number of their tests, xdist would start some of them last.
+LONGEST = (
+    "test_quality.py",  # 160
+    "test_workers.py",  # 90
+    "test_training.py",  # 75
+    "test_examples.py",  # 75 and 65
+    "test_cluster.py",  # 65
+    "test_campaigns.py",  # 55
+    "test_page.py",  # 40
+    "test_server_faults.py",  # 35
+    "test_faults.py",
+    "test_writers.py",
+    "test_serve.py",
+    "test_frameworks.py",
+    "test_docs.py",
+    "test_notebooks.py",
+    "test_folder.py",
+    "test_deploy.py",
+    "test_files.py",  # 20
+)
+
+
+def pytest_configure(config):
+    """Let xdist distribute the files in the order of the tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files, so that no process is left alone with one of them at the end."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 def pytest_generate_tests(metafunc):
