@@ -479,10 +479,10 @@ def test_short_documents_records_and_images_are_not_split(tmp_path):
 def test_texts_without_any_break_and_very_long_ones_are_split():
     from manyvec import Document
 
-    for text in ("x" * 5000, "word " * 300_000):
+    for text in ("x" * 5000, "word " * 100_000):
         passages = list(split([Document("a", text)], max_tokens=200))
         assert "".join(p.text for p in passages).replace(" ", "") == text.replace(" ", "")
-    assert len(passages) >= 1500
+    assert len(passages) >= 500
 
 
 @pytest.mark.parametrize(("options", "said"), [

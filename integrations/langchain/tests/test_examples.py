@@ -1,5 +1,6 @@
 """The snippets of the README and the examples run unchanged."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,24 +13,32 @@ pytest.importorskip("langchain", reason="needs the extra 'agents'")
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize(
-    ("example", "expected"),
-    [
-        ("rag_with_citations", ["fake one", "[1] Oxygen__11", "discovered → discovered"]),
-        ("rerank_bm25", ["BM25 alone:", "its 20 best, reranked:\n  Oxygen__"]),
-        ("chatbot_with_history", ["fake one", "you: Who discovered it?\n  looked up: Oxygen__"]),
-        ("agent_with_2000_tools", ["fake one", "2,000 tools", "given 8 tools", "pharmacy order: done (aspirin)"]),
-    ],
-)
-def test_an_example_runs_without_a_chat_model_and_prints_this(tmp_path, example, expected):
-    script = ROOT / "examples" / "langchain" / f"{example}.py"
-    assert 25 <= len(script.read_text().splitlines()) <= 60
-    command = [sys.executable, "-W", "error", script]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+EXAMPLES = ROOT / "examples" / "langchain"
+PRINTED = {
+    "rag_with_citations": ["fake one", "[1] Oxygen__11", "discovered → discovered"],
+    "rerank_bm25": ["BM25 alone:", "its 20 best, reranked:\n  Oxygen__"],
+    "chatbot_with_history": ["fake one", "you: Who discovered it?\n  looked up: Oxygen__"],
+    "agent_with_2000_tools": ["fake one", "2,000 tools", "given 8 tools", "pharmacy order: done (aspirin)"],
+}
 
-    assert done.returncode == 0, done.stderr
-    assert [part for part in expected if part not in done.stdout] == [], done.stdout
-    assert list(tmp_path.iterdir()) == []
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """What each example prints, by its name. One process runs them all, and imports LangChain once."""
+    folder = tmp_path_factory.mktemp("examples")
+    command = [sys.executable, "-W", "error", ROOT / "tests" / "run_scripts.py"]
+    command += [EXAMPLES / f"{example}.py" for example in PRINTED]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr
+    assert list(folder.iterdir()) == []
+    _, *parts = re.split("^running ", done.stdout, flags=re.MULTILINE)
+    return {Path(script).stem: rest for script, _, rest in (part.partition("\n") for part in parts)}
+
+
+@pytest.mark.parametrize("example", PRINTED)
+def test_an_example_runs_without_a_chat_model_and_prints_this(printed, example):
+    assert 25 <= len((EXAMPLES / f"{example}.py").read_text().splitlines()) <= 60
+    assert [part for part in PRINTED[example] if part not in printed[example]] == [], printed[example]
 
 
 class ToolCaller(FakeListChatModel):
