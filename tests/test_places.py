@@ -126,7 +126,7 @@ class Trouble:
 
     Attributes:
         seconds: How long each waits.
-        fails_every: One in so many is answered with 500; none if it is 0.
+        fails_every: One request in this many is answered with 500; none if it is 0.
         is_read_only: Whether requests that write are answered with 403.
     """
 
