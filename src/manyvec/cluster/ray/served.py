@@ -95,7 +95,8 @@ class Deployment:
                 if time.monotonic() > until:
                     raise StoreError(f"replicas of {self.name} keep dying: `serve status` tells why") from None
                 time.sleep(_SECONDS_BETWEEN_TRIES)
-            except (RayError, RayServeException) as error:
+            # Of a deployment that there is not, Ray says it with a KeyError.
+            except (RayError, RayServeException, KeyError) as error:
                 raise StoreError(f"{self.name} cannot be reached: {in_one_line(error)}") from error
 
 
