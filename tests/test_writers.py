@@ -388,7 +388,7 @@ def test_optimize_with_nothing_to_keep_deletes_what_a_killed_writer_has_left_but
 
 
 def test_optimizers_take_turns(index):
-    with Turns(Path(index.uri), "optimizer").turn(), ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, Turns(Path(index.uri), "optimizer").turn():
         waiting = pool.submit(index.optimize)
         time.sleep(0.3)
         assert not waiting.done()
