@@ -12,6 +12,7 @@ from manyvec.errors import InputError, ManifestError, check_ids
 from manyvec.filters import FilterLike
 from manyvec.filters.columns import parse_columns
 from manyvec.models.loading import load_encoder
+from manyvec.models.prefix import with_dim
 from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.grouping import search_grouped
@@ -61,6 +62,7 @@ class Index(IndexHandle):
         filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
         storage: str = "float16",
         pool_factor: float = 1,
+        dim: int | None = None,
         exist_ok: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         device: str = "auto",
@@ -85,8 +87,10 @@ class Index(IndexHandle):
                 vectors, until then vectors are stored as float16. `examples/benchmarks/results/storage-128.json` shows
                 what each costs in quality.
             pool_factor: Average similar token vectors of a document until 1 in `pool_factor` is left; 1 keeps all.
+            dim: Number of dimensions to keep of each token vector, the first ones, for a model that was trained so
+                (`manyvec.tune(dim=...)`, Matryoshka); by default all. `Index.encoder` returns such vectors.
             exist_ok: Open the index if there is one already. It must have this encoder and, if given, these filter
-                columns; its storage and pooling stay what they are.
+                columns and this dim; its storage and pooling stay what they are.
             cache_bytes: Memory for ids, words, centroid lists and as many token vectors as fit; the other vectors are
                 read from disk whenever they are scored. Ids, words and lists are held even if they exceed the budget:
                 about 700 bytes for a document of 30 tokens. A process that searches takes up to 500 MB more for
@@ -103,9 +107,9 @@ class Index(IndexHandle):
             filters: Former name of `filter_columns`; passing it is an error.
 
         Raises:
-            InputError: There is an index already, a filter column has an unknown type, or there is no such storage or
-                device.
-            ManifestError: With `exist_ok`, the existing index has another encoder or other filter columns.
+            InputError: There is an index already, a filter column has an unknown type, there is no such storage or
+                device, or the model has fewer dimensions than `dim`.
+            ManifestError: With `exist_ok`, the existing index has another encoder, dim or other filter columns.
             StoreError: The database could not be written.
         """
         if filters is not None:
@@ -113,6 +117,7 @@ class Index(IndexHandle):
         place = Place.of(uri, storage_options=storage_options, connection=connection, table_name=table_name)
         index = cls(place, encoder, cache_bytes=cache_bytes, device=device, score_device=score_device)
         loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
+        loaded = with_dim(loaded, dim)
         declared = None if filter_columns == "infer" else filter_columns
         manifest = Manifest.of(loaded, declared or {}, storage=storage, pool_factor=pool_factor)
         try:
@@ -121,6 +126,7 @@ class Index(IndexHandle):
             if not exist_ok:
                 raise
         index._loaded_encoder = loaded
+        index._store.manifest.check_dim(dim, index.uri)
         index._encoder_for(index._store.manifest)
         if declared is not None and (stored := index.filter_columns) != manifest.filter_columns:
             missing = {name: kind for name, kind in manifest.filter_columns.items() if name not in stored}

@@ -92,6 +92,7 @@ class ManyvecRetriever(BaseRetriever):
         *,
         encoder: str | Encoder = "minilm",
         filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
+        dim: int | None = None,
         show_progress: bool = False,
         **fields: Any,
     ) -> Self:
@@ -103,6 +104,7 @@ class ManyvecRetriever(BaseRetriever):
             encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
                 "infer" declares those of the first batch. An existing index must have the same ones.
+            dim: Number of dimensions to keep in a new index; see `manyvec.Index.create`.
             show_progress: Whether to draw a progress bar.
             **fields: Attributes of the retriever, such as `k` and `filter`; and `storage_options`, `connection` and
                 `table_name`, see `manyvec.Index.create`.
@@ -113,7 +115,7 @@ class ManyvecRetriever(BaseRetriever):
         """
         reject_filters(fields)
         place, fields = split_place(fields)
-        index = open_or_create(uri, encoder, filter_columns=filter_columns, **place)
+        index = open_or_create(uri, encoder, filter_columns=filter_columns, dim=dim, **place)
         retriever = cls(index=index, **fields)
         retriever.add_documents(documents, show_progress=show_progress)
         return retriever

@@ -122,6 +122,7 @@ class ManyvecVectorStore(DocumentCollection):
         ids: list[str] | None = None,
         uri: str | PathLike[str] | None = None,
         filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
+        dim: int | None = None,
         show_progress: bool = False,
         **options: Any,
     ) -> Self:
@@ -136,6 +137,7 @@ class ManyvecVectorStore(DocumentCollection):
                 store.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
                 "infer" declares those of the first batch. An existing index must have the same ones.
+            dim: Number of dimensions to keep in a new index; see `manyvec.Index.create`.
             show_progress: Whether to draw a progress bar.
             **options: Options of the store, such as `lexical_weight`; and `storage_options`, `connection` and
                 `table_name`, see `manyvec.Index.create`.
@@ -149,7 +151,7 @@ class ManyvecVectorStore(DocumentCollection):
         place, options = split_place(options)
         if uri is None and "connection" not in place:
             uri = "memory://"
-        index = open_or_create(uri, _encoder(embedding), filter_columns=filter_columns, **place)
+        index = open_or_create(uri, _encoder(embedding), filter_columns=filter_columns, dim=dim, **place)
         store = cls(index, **options)
         store.add_texts(texts, metadatas, ids=ids, show_progress=show_progress)
         return store

@@ -327,6 +327,17 @@ def test_from_documents_with_another_encoder_than_the_index_has_is_an_error(inde
         ManyvecRetriever.from_documents(DOCUMENTS, index.uri, encoder=HashEncoder(dim=32), filter_columns={"year": int})
 
 
+@pytest.mark.parametrize("create", [ManyvecRetriever.from_documents, ManyvecVectorStore.from_documents])
+def test_dim_keeps_the_first_dims_of_each_vector_and_the_next_call_finds_them(tmp_path, create):
+    encoder = {"encoder": HashEncoder()} if create.__self__ is ManyvecRetriever else {"embedding": HashEncoder()}
+    for dim in (16, None):
+        adapter = create(DOCUMENTS, uri=tmp_path / "new", dim=dim, **encoder)
+        assert adapter.index.info().dim == 16
+    assert ManyvecRetriever.from_uri(tmp_path / "new", encoder=HashEncoder(), k=1).invoke("late")[0].id == "a/1"
+    with pytest.raises(manyvec.ManifestError, match="has 16 dims, not 8"):
+        create(DOCUMENTS, uri=tmp_path / "new", dim=8, **encoder)
+
+
 def test_from_uri_reads_what_the_core_wrote(index):
     index.add([{"id": "a", "text": "late interaction", "metadata": {"year": 2024}}])
 

@@ -82,6 +82,17 @@ def test_nodes_are_restored_unchanged(tmp_path: Path) -> None:
     assert result.similarities == sorted(result.similarities, reverse=True)
 
 
+def test_dim_keeps_the_first_dims_of_each_vector_and_the_next_call_finds_them(tmp_path: Path) -> None:
+    store = ManyvecVectorStore.create(tmp_path, HashEncoder(), dim=16)
+    store.add([TextNode(id_="a", text="late interaction")])
+    retriever = ManyvecRetriever.from_nodes([TextNode(id_="b", text="early")], tmp_path, HashEncoder(), dim=16)
+    assert store.client.info().dim == retriever.index.info().dim == 16
+    reopened = ManyvecRetriever.from_nodes([], tmp_path, HashEncoder(), similarity_top_k=1)
+    assert [found.node.node_id for found in reopened.retrieve("late")] == ["a"]
+    with pytest.raises(manyvec.ManifestError, match="has 16 dims, not 8"):
+        ManyvecVectorStore.create(tmp_path, HashEncoder(), dim=8)
+
+
 def test_the_last_of_several_nodes_with_the_same_id_is_stored(store: ManyvecVectorStore) -> None:
     assert store.add([TextNode(id_="m1", text="first"), TextNode(id_="m1", text="second")]) == ["m1", "m1"]
     assert [node.text for node in store.get_nodes(["m1"])] == ["second"]  # type: ignore[attr-defined]

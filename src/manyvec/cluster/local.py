@@ -13,6 +13,7 @@ from manyvec.cluster.shards import LocalShards, Shard
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError
 from manyvec.index import DEFAULT_CACHE_BYTES, Index
 from manyvec.models.loading import load_encoder
+from manyvec.models.prefix import with_dim
 from manyvec.models.protocol import Encoder
 from manyvec.storage.lance import Place
 from manyvec.storage.schema import Manifest
@@ -28,6 +29,7 @@ def create_local(
     filter_columns: Mapping[str, Any] | None = None,
     storage: str = "float16",
     pool_factor: float = 1,
+    dim: int | None = None,
     exist_ok: bool = False,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     device: str = "auto",
@@ -43,6 +45,7 @@ def create_local(
         filter_columns: Metadata keys that searches can filter on, with their types; see `Index.create`.
         storage: How token vectors are stored; see `Index.create`.
         pool_factor: Share of token vectors kept; see `Index.create`.
+        dim: Number of dimensions kept; see `Index.create`.
         exist_ok: Open the cluster if there is one already, with the number of shards that it has.
         cache_bytes: Memory budget of all shards of this process together.
         device: Where a model named by a string runs and where documents are scored.
@@ -51,13 +54,14 @@ def create_local(
 
     Raises:
         InputError: There is a cluster or an index already, or an argument cannot be used.
-        ManifestError: With `exist_ok`, the existing cluster has another encoder or other filter columns.
+        ManifestError: With `exist_ok`, the existing cluster has another encoder, dim or other filter columns.
         StoreError: A database could not be written.
     """
     shards = check_shards(shards)
     place = Place.of(uri, storage_options=storage_options)
     options: dict[str, Any] = {"cache_bytes": cache_bytes, "device": device, "score_device": score_device}
     loaded = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
+    loaded = with_dim(loaded, dim)
     manifest = Manifest.of(loaded, filter_columns or {}, storage=storage, pool_factor=pool_factor)
     columns = manifest.filter_columns
     if (existing := Layout.read(place)) is not None:
@@ -65,6 +69,7 @@ def create_local(
             raise InputError(
                 f"there is a cluster in {place} already: use open_local, or create_local(..., exist_ok=True)"
             )
+        existing.manifest.check_dim(dim, place.uri)
         cluster = Cluster(LocalShards(place, loaded, **options))
         if filter_columns is not None and columns != existing.manifest.filter_columns:
             raise ManifestError(

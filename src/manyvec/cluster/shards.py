@@ -149,7 +149,7 @@ class LocalShards:
         self._start()
         self.layout = self.read_layout()
         if encoder is not None and not isinstance(encoder, str):
-            self.layout.manifest.check_encoder(encoder, place.uri)
+            self.layout.manifest.fitted(encoder, place.uri)
 
     def _start(self) -> None:
         self._opening = threading.RLock()
@@ -206,12 +206,10 @@ class LocalShards:
             if self._encoder is None:
                 given = self.given_encoder
                 if given is None:
-                    self._encoder = self._any_shard().encoder
+                    encoder = self._any_shard().encoder
                 else:
-                    self._encoder = (
-                        load_encoder(given, device=self.options["device"]) if isinstance(given, str) else given
-                    )
-                self.layout.manifest.check_encoder(self._encoder, self.place.uri)
+                    encoder = load_encoder(given, device=self.options["device"]) if isinstance(given, str) else given
+                self._encoder = self.layout.manifest.fitted(encoder, self.place.uri)
             for shard in self._shards.values():
                 shard.use(self._encoder)
             return self._encoder

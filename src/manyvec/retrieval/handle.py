@@ -282,16 +282,14 @@ class IndexHandle:
     def _encoder_for(self, manifest: Manifest) -> Encoder:
         """Return the encoder of an index with this manifest: this one, or another one that has taken its place."""
         encoder = self._loaded_encoder
-        is_by_manifest = self._given_encoder is None
-        if encoder is None or (is_by_manifest and encoder.fingerprint != manifest.fingerprint):
+        if encoder is None or encoder.fingerprint != manifest.fingerprint:
             if isinstance(self._given_encoder, str):
                 encoder = load_encoder(self._given_encoder, device=self._device)
             elif self._given_encoder is not None:
                 encoder = self._given_encoder
             else:
                 encoder = self._encoder_by_name(manifest)
-            self._loaded_encoder = encoder
-        manifest.check_encoder(encoder, self.uri)
+            encoder = self._loaded_encoder = manifest.fitted(encoder, self.uri)
         return encoder
 
     def _encoder_by_name(self, manifest: Manifest) -> Encoder:

@@ -22,6 +22,7 @@ from manyvec.filters.columns import is_column_name, parse_columns, value_at
 from manyvec.filters.values import read_metadata
 from manyvec.models.families import lexical_weight
 from manyvec.models.precomputed import Vectors
+from manyvec.models.prefix import with_dim
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.vectors.batch import offsets_of
 from manyvec.vectors.codebook import Assignments, Codebook
@@ -115,14 +116,26 @@ class Manifest:
         """Return the manifest as `parse` reads it."""
         return json.dumps(asdict(self))
 
-    def check_encoder(self, encoder: Encoder, uri: str) -> None:
-        """Raise `ManifestError` unless the encoder is the one that the index was built with."""
-        if encoder.dim != self.dim or encoder.fingerprint != self.fingerprint:
+    def fitted(self, encoder: Encoder, uri: str) -> Encoder:
+        """Return the encoder that the index was built with: this one, or its first dimensions.
+
+        Raises:
+            ManifestError: The index was built with another encoder.
+        """
+        can_be_cut = encoder.dim > self.dim and not isinstance(encoder, Vectors)
+        fitted = with_dim(encoder, self.dim) if can_be_cut else encoder
+        if fitted.dim != self.dim or fitted.fingerprint != self.fingerprint:
             same_name = " (other weights or settings under the same name)" if encoder.name == self.model else ""
             raise ManifestError(
                 f"the index {uri} holds {self.dim}-dim vectors of {self.model}; the encoder is "
                 f"{encoder.name} ({encoder.dim}-dim){same_name}. Open it with {self.model}, or build a new index."
             )
+        return fitted
+
+    def check_dim(self, dim: int | None, uri: str) -> None:
+        """Raise `ManifestError` if a dim is asked for that the index does not have."""
+        if dim not in (None, self.dim):
+            raise ManifestError(f"the index {uri} has {self.dim} dims, not {dim}: leave dim out, or build a new index")
 
     def with_columns(self, columns: Mapping[str, str]) -> Manifest:
         """Return the manifest with further filter columns."""

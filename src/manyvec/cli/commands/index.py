@@ -102,6 +102,14 @@ def run(
         float | None,
         typer.Option(metavar="N", help="Keep 1 in N token vectors in a new index (default: all).", show_default=False),
     ] = None,
+    dim: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Keep the first N dimensions in a new index, of a model tuned with --dim (default: all).",
+            show_default=False,
+        ),
+    ] = None,
     shards: Annotated[
         int | None,
         typer.Option(metavar="N", help="Spread a new index over N shards; see manyvec.cluster.", show_default=False),
@@ -151,7 +159,7 @@ def run(
     from manyvec.cli.roots import remember_root, remembered_root
 
     columns = parse_columns(column or [])
-    existing = _existing(index, columns, storage, pool_factor, shards)
+    existing = _existing(index, columns, storage, pool_factor, dim, shards)
     base = remembered_root(index, root)
     from manyvec.cli.estimate import estimate_survey, survey_files
     from manyvec.cli.output import duration, megabytes, print_json, say
@@ -159,10 +167,12 @@ def run(
     from manyvec.files.splitting import Splitter, tokenizer_of
     from manyvec.files.syncing import sync as sync_files
     from manyvec.models.loading import load_encoder
+    from manyvec.models.prefix import with_dim
     from manyvec.models.protocol import ImageReader
 
     model_name = encoder or (existing.model if existing else "minilm")
-    model = load_encoder(model_name, device=device)
+    whole_model = load_encoder(model_name, device=device)
+    model = with_dim(whole_model, min(existing.info().dim, whole_model.dim) if existing else dim)
     reads_images = isinstance(model, ImageReader)
     splitter = Splitter(passage_tokens, overlap, tokenizer_of(model)) if passage_tokens else None
     reading = Reading(base, pages or ("image" if reads_images else "text"), text_column, splitter)
@@ -172,7 +182,7 @@ def run(
         say(
             f"{expected['documents']:,} documents: about {expected['tokens']:,} token vectors, "
             f"{megabytes(expected['bytes_on_disk'][storage or 'float16'])} on disk, "
-            f"{duration(expected['seconds'])} on {model.device}"
+            f"{duration(expected['seconds'])} on {whole_model.device}"
         )
         if estimate:
             _print_estimate(expected, as_json=as_json)
@@ -272,7 +282,12 @@ def _watch(index: AnyIndex, paths: list[str], report: FileReport, options: dict[
 
 
 def _existing(
-    uri: str, columns: dict[str, str], storage: str | None, pool_factor: float | None, shards: int | None
+    uri: str,
+    columns: dict[str, str],
+    storage: str | None,
+    pool_factor: float | None,
+    dim: int | None,
+    shards: int | None,
 ) -> AnyIndex | None:
     """Return the index if there is one, after checking that it was created with these options."""
     if "://" not in uri and not Path(uri).expanduser().is_dir():
@@ -304,6 +319,8 @@ def _existing(
         raise InputError(
             f"the index {uri} already has the storage {info.storage} and the pool factor {info.pool_factor:g}"
         )
+    if dim not in (None, info.dim):
+        raise InputError(f"the index {uri} already has {info.dim} dims")
     return index
 
 

@@ -19,6 +19,7 @@ from manyvec.cluster.router import Cluster
 from manyvec.cluster.shards import LocalShards, Shard
 from manyvec.errors import EncoderError, ManifestError, ManyvecError
 from manyvec.models.loading import load_encoder
+from manyvec.models.prefix import with_dim
 from manyvec.models.protocol import Encoder
 from manyvec.storage.ingest.adding import Checked, to_row
 from manyvec.storage.lance import Place
@@ -219,7 +220,8 @@ def check_workers(encoder: str | Encoder, layout: Layout, uri: str, *, needs_gpu
                 f"the worker {other[0][0]['NodeManagerHostname']} has manyvec {other[0][1]}, and this program {ours}: "
                 "install the same everywhere, or pass runtime_env to ray.init"
             )
-        fingerprints = ray.get([ray.remote(_fingerprint).options(**where).remote(encoder) for where in placed])
+        dim = layout.manifest.dim
+        fingerprints = ray.get([ray.remote(_fingerprint).options(**where).remote(encoder, dim) for where in placed])
     except RayError as error:
         raise EncoderError(f"the workers cannot encode for the cluster {uri}: {in_one_line(error)}") from error
     for node, found in zip(nodes, fingerprints, strict=True):
@@ -230,8 +232,9 @@ def check_workers(encoder: str | Encoder, layout: Layout, uri: str, *, needs_gpu
             )
 
 
-def _fingerprint(encoder: str | Encoder) -> str:
-    return (load_encoder(encoder, device="cpu") if isinstance(encoder, str) else encoder).fingerprint
+def _fingerprint(encoder: str | Encoder, dim: int) -> str:
+    loaded = load_encoder(encoder, device="cpu") if isinstance(encoder, str) else encoder
+    return (with_dim(loaded, dim) if loaded.dim > dim else loaded).fingerprint
 
 
 def in_one_line(error: BaseException) -> str:

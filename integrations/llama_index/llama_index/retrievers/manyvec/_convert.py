@@ -63,6 +63,7 @@ def open_or_create(
     uri: str | PathLike[str] | None,
     encoder: str | Encoder,
     filter_columns: Mapping[str, Any] | Literal["infer"] | None,
+    dim: int | None,
     **place: Any,
 ) -> AnyIndex:
     """Open the index at `uri` or create it, with a further filter column for the ids of source documents.
@@ -71,13 +72,14 @@ def open_or_create(
         uri: Folder, or `s3://`, `gs://`, `az://` URI.
         encoder: Encoder, or a name for `manyvec.load_encoder`.
         filter_columns: Metadata keys that filters can use, with their types; "infer" for those of the first batch.
+        dim: Number of dimensions to keep in a new index; see `manyvec.Index.create`.
         **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
 
     Raises:
         ManifestError: The existing index has another encoder or other filter columns.
     """
     if filter_columns == "infer":
-        index = cluster.open_or_create(uri, encoder, filter_columns="infer", **place)
+        index = cluster.open_or_create(uri, encoder, filter_columns="infer", dim=dim, **place)
         if not index.count():
             index.add_filter_columns({REF_DOC_KEY: str})
         return index
@@ -87,7 +89,7 @@ def open_or_create(
         columns = None if filter_columns is None else {**filter_columns, **ref_doc_column}
     except IndexNotFoundError:
         columns = {**(filter_columns or {}), REF_DOC_KEY: str}
-    return cluster.open_or_create(uri, encoder, filter_columns=columns, **place)
+    return cluster.open_or_create(uri, encoder, filter_columns=columns, dim=dim, **place)
 
 
 def add_nodes(nodes: Iterable[BaseNode], index: AnyIndex, *, show_progress: bool = False) -> list[str]:

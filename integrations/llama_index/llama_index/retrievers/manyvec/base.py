@@ -119,6 +119,7 @@ class ManyvecRetriever(BaseRetriever):
         encoder: str | Encoder = "minilm",
         *,
         filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
+        dim: int | None = None,
         show_progress: bool = False,
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         filters: Filters | None = None,
@@ -136,6 +137,7 @@ class ManyvecRetriever(BaseRetriever):
             encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
                 "infer" declares those of the first batch. An existing index must have the same ones.
+            dim: Number of dimensions to keep in a new index; see `manyvec.Index.create`.
             show_progress: Whether to draw a progress bar.
             similarity_top_k, filters, callback_manager, evidence, lexical_weight, passage_chars: See the class.
             **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
@@ -144,7 +146,7 @@ class ManyvecRetriever(BaseRetriever):
             InputError: A node cannot be stored.
             ManifestError: The existing index has another encoder or other filter columns.
         """
-        index = open_or_create(uri, encoder, filter_columns, **place)
+        index = open_or_create(uri, encoder, filter_columns, dim, **place)
         options: dict[str, Any] = {"evidence": evidence, "lexical_weight": lexical_weight}
         retriever = cls(index, similarity_top_k, filters, callback_manager, passage_chars=passage_chars, **options)
         retriever.add_nodes(nodes, show_progress=show_progress)

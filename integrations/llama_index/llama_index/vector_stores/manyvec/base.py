@@ -135,6 +135,7 @@ class ManyvecVectorStore(BasePydanticVectorStore):
         encoder: str | Encoder = "minilm",
         *,
         filter_columns: Mapping[str, Any] | Literal["infer"] | None = None,
+        dim: int | None = None,
         **place: Any,
     ) -> _Store:
         """Create an index, or open an existing one.
@@ -144,12 +145,13 @@ class ManyvecVectorStore(BasePydanticVectorStore):
             encoder: Encoder, or a name for `manyvec.load_encoder`. An existing index must have been built with it.
             filter_columns: Metadata keys that filters can use, with their types: `{"year": int, "tags": list[str]}`.
                 "infer" declares those of the first batch. An existing index must have the same ones.
+            dim: Number of dimensions to keep in a new index; see `manyvec.Index.create`.
             **place: `storage_options`, `connection` and `table_name`, see `manyvec.Index.create`.
 
         Raises:
             ManifestError: The existing index has another encoder or other filter columns.
         """
-        return cls(open_or_create(uri, encoder, filter_columns, **place))
+        return cls(open_or_create(uri, encoder, filter_columns, dim, **place))
 
     @classmethod
     def from_uri(
