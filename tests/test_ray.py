@@ -1,6 +1,7 @@
 """Clusters on Ray: two nodes of one CPU each, on this machine, build and serve them.
 
-Nearly all of the ten minutes are Ray's new processes, which import Python packages: too long for each run of all tests.
+Nearly all of the time goes into Ray's new processes, which import Python packages for 3 to 5 CPU seconds each. So tests
+share one cluster, few builds and few replicas, and tasks find processes that run already.
 """
 
 from __future__ import annotations
@@ -8,21 +9,41 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from checkpoints.static import LAYOUTS
 
-from manyvec import F, FilterError, Index, InputError, ManifestError, MissingShardError, StoreError, cluster
+from manyvec import (
+    Document,
+    F,
+    FilterError,
+    Index,
+    InputError,
+    ManifestError,
+    MissingShardError,
+    Reranker,
+    StoreError,
+    cluster,
+)
+from manyvec.cli import main
+from manyvec.cluster.layout import hash_of
+from manyvec.cluster.ray import writing
+from manyvec.storage.lance import Place
 from manyvec.testing import HashEncoder
 from manyvec.vectors.batch import TokenBatch
 
@@ -31,14 +52,21 @@ ray = pytest.importorskip(
 )
 pytest.importorskip("lance", reason="needs the ray extra: pip install 'manyvec[ray]'")
 # Ray's own warnings are not ours, and come from threads of its own.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.skipif(sys.platform != "linux", reason="Ray supports clusters of several nodes on Linux only"),
+]
 
 DOCUMENTS = [
     {"id": f"d{i}", "text": f"word{i % 7} common w{i}", "metadata": {"year": 2000 + i % 5, "tags": ["a", str(i)]}}
     for i in range(60)
 ]
 QUERIES = ["word3 common", "w17", "word1 w8 w9", "common"]
-OPTIONS: dict[str, Any] = {"shards": 2, "encoders": 2, "filter_columns": {"year": int}, "batch_size": 10}
+OPTIONS: dict[str, Any] = {"shards": 2, "encoders": 1, "filter_columns": {"year": int}, "batch_size": 10}
+# Read when Ray starts. Processes of a node start slowly where other tests run beside them, and those of tasks are kept
+# for the next task instead of being started again.
+RAY = {"RAY_raylet_start_wait_time_s": "120", "RAY_num_workers_soft_limit": "6", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,51 +74,57 @@ def machines() -> Iterator[Any]:
     """A Ray cluster of two nodes, to which this process is connected."""
     from ray.cluster_utils import Cluster
 
-    # Processes of a node start slowly where other tests run beside them.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
-    for _ in range(3):
-        started = Cluster()
+    node = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_log_monitor": False, "no_monitor": True}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in RAY.items():
+            environment.setenv(name, value)
+        for _ in range(3):
+            started = Cluster()
+            try:
+                started.add_node(include_dashboard=False, **node)
+                started.add_node(**node)
+                break
+            # Ray has no type of its own for it, and waits 30 s for a node.
+            except Exception as error:
+                problem = str(error)
+                started.shutdown()
+        else:
+            pytest.skip(f"Ray could not start two nodes on this machine in three attempts: {problem}")
         try:
-            started.add_node(include_dashboard=False, **node)
-            started.add_node(**node)
-            break
-        # Ray has no type of its own for it, and waits 30 s for a node.
-        except Exception as error:
-            problem = str(error)
+            ray.init(address=started.address, log_to_driver=False, logging_level="error")
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars, context.read_op_min_num_blocks = False, 2
+            yield started
+        finally:
+            ray.shutdown()
             started.shutdown()
-    else:
-        pytest.skip(f"Ray could not start two nodes on this machine in three attempts: {problem}")
-    try:
-        ray.init(address=started.address, log_to_driver=False, logging_level="error")
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        yield started
-    finally:
-        ray.shutdown()
-        started.shutdown()
 
 
 @dataclass(frozen=True)
 class Troubled(HashEncoder):
-    """`HashEncoder` with something that happens in a worker, once if `mark` names a file.
+    """`HashEncoder` with something that happens in a worker.
 
     Args:
-        mark: File that is made when it happens.
-        event: `die`, `wait` for ever, or `refuse` to encode.
+        mark: File that is made when a worker is to `die` or to `wait`, which happens once; or what `begin` overwrites.
+        event: `die`, `wait` for ever, `begin` another build, or `refuse` to encode the text of any of `DOCUMENTS`.
     """
 
     mark: str = ""
     event: str = "refuse"
 
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
-        if self.event == "refuse":
+        words = " ".join(texts).split()
+        if self.event == "refuse" and "common" in words:
             raise AssertionError(f"{len(texts)} documents are encoded")
-        if "w33" in " ".join(texts).split() and not Path(self.mark).exists():
+        if "w33" in words and self.event == "begin":
+            Path(self.mark).write_text("another build")
+        elif "w33" in words and self.mark and not Path(self.mark).exists():
             Path(self.mark).touch()
             if self.event == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(600)
+            if self.event == "wait":
+                time.sleep(600)
         return super().encode_documents(texts)
 
 
@@ -116,7 +150,9 @@ def lines(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def built(folder: Path, lines: Path) -> cluster.Cluster:
-    report = cluster.build(folder / "built", lines, encoder=HashEncoder(), **OPTIONS)
+    """A cluster that two actors have built, one of which was killed."""
+    encoder = Troubled(mark=str(folder / "died"), event="die")
+    report = cluster.build(folder / "built", lines, encoder=encoder, **{**OPTIONS, "encoders": 2})
     assert (report.added, report.total) == (60, 60)
     return cluster.open_local(folder / "built", HashEncoder())
 
@@ -135,37 +171,44 @@ def _same(found: Any, expected: Any) -> bool:
     )
 
 
-def test_a_build_adds_one_version_to_each_shard_and_encodes_nothing_again(
-    built: cluster.Cluster, expected: cluster.Cluster, lines: Path
+def test_a_build_adds_one_version_to_each_shard_even_if_an_actor_is_killed(
+    built: cluster.Cluster, expected: cluster.Cluster, folder: Path
 ) -> None:
     # `expected` got its documents in one batch, so in one version a shard.
+    assert (folder / "died").exists()
     assert _same(built, expected) and _versions(built) == _versions(expected)
+
+
+def test_a_second_build_encodes_nothing_and_makes_no_version(
+    built: cluster.Cluster, expected: cluster.Cluster, lines: Path
+) -> None:
     report = cluster.build(built.uri, lines, encoder=Troubled(), **OPTIONS)
     assert (report.unchanged, report.total) == (60, 60) and _versions(built) == _versions(expected)
 
 
-def test_tables_and_changed_documents_are_built(folder: Path, expected: cluster.Cluster) -> None:
+def test_a_build_from_tables_encodes_what_is_new_or_has_another_text(
+    folder: Path, built: cluster.Cluster, expected: cluster.Cluster
+) -> None:
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    shutil.copytree(built.uri, folder / "t")
+    flat = [{"id": d["id"], "text": d["text"], **d["metadata"]} for d in DOCUMENTS]
+    for row in flat[:5]:
+        row["year"] = 1990
+    flat[9] = {"id": "d9", "text": "other words"}
+    flat += [{"id": "new", "text": "brand new"}, {"id": "x", "text": " "}]
     (folder / "tables").mkdir()
     for i in range(2):
-        flat = [{"id": d["id"], "text": d["text"], **d["metadata"]} for d in DOCUMENTS[i::2]]
-        parquet.write_table(pa.Table.from_pylist(flat), folder / "tables" / f"{i}.parquet")
-    assert cluster.build(folder / "t", folder / "tables", encoder=HashEncoder(), **OPTIONS).added == 60
+        parquet.write_table(pa.Table.from_pylist(flat[i::2]), folder / "tables" / f"{i}.parquet")
+    # Token vectors are kept where only metadata has changed: this encoder refuses the texts of all `DOCUMENTS`.
+    report = cluster.build(folder / "t", folder / "tables", encoder=Troubled(), on_blank="skip", **OPTIONS)
+    assert (report.added, report.updated, report.unchanged, report.blank) == (1, 6, 54, 1)
     found = cluster.open_local(folder / "t", HashEncoder())
-    assert _same(found, expected)
-    changed = [{**document, "metadata": {"year": 1990}} for document in DOCUMENTS[:5]]
-    # Token vectors are kept where only metadata has changed.
-    assert cluster.build(found.uri, changed, encoder=Troubled(), **OPTIONS).updated == 5
-    changed = [{"id": "d9", "text": "other words"}, *DOCUMENTS[:5], {"id": "new", "text": "brand new"}]
-    report = cluster.build(
-        found.uri, [*changed, {"id": "x", "text": " "}], encoder=HashEncoder(), on_blank="skip", **OPTIONS
-    )
-    assert (report.added, report.updated, report.blank) == (1, 6, 1)
     assert found.count() == 61 and found.duplicates() == [] and found.search("other", 1)[0].id == "d9"
-    assert not found.search("w9 word2 common", filter={"year": 1990})
+    hits = found.search("w3 word3 common", 20, filter={"year": 1990})
+    assert sorted(hit.id for hit in hits) == ["d0", "d1", "d2", "d3", "d4"] and hits[0].id == "d3"
     found.optimize()
     found.delete(["new", "d9"])
-    found.add([DOCUMENTS[9]])
+    found.add([*DOCUMENTS[:5], DOCUMENTS[9]])
     assert found.get(found.ids()) == expected.get(expected.ids())
 
 
@@ -178,11 +221,39 @@ def test_a_cluster_in_a_bucket_is_built_and_built_again(bucket: dict[str, str], 
     assert _same(cluster.open_local("s3://papers/ray", HashEncoder(), storage_options=bucket), expected)
 
 
-def test_an_actor_that_is_killed_changes_nothing(folder: Path, lines: Path, expected: cluster.Cluster) -> None:
-    encoder = Troubled(mark=str(folder / "died"), event="die")
-    report = cluster.build(folder / "killed", lines, encoder=encoder, **OPTIONS)
-    assert (folder / "died").exists() and report.added == 60
-    assert _same(cluster.open_local(folder / "killed", HashEncoder()), expected)
+def test_two_builds_that_commit_at_once_in_a_bucket_are_both_whole_and_store_no_id_twice(
+    bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, both, waited, exist = "s3://papers/race", threading.Barrier(2), set(), writing._exist
+
+    def exist_for_both(*arguments: Any) -> bool:
+        """Let both programs open the same version before one commits; one that tries again does not wait."""
+        if threading.get_ident() not in waited:
+            waited.add(threading.get_ident())
+            both.wait()
+        return exist(*arguments)
+
+    def build(name: str, numbers: range) -> None:
+        """Do what the actors and the program of a build do, without what keeps a second build out."""
+        opened = cluster.open_local(uri, HashEncoder(), storage_options=bucket)
+        (table,) = cluster.encode_rows(opened, [{"id": f"d{i}", "text": f"{name} {i}"} for i in numbers]).values()
+        files = writing.write_rows(opened.layout.place(Place.of(uri, storage_options=bucket), 0), table)
+        hashes = np.array([hash_of(f"d{i}") for i in numbers], np.uint64)
+        writing.commit(opened._shards.shard(0), files, hashes)
+
+    made = cluster.create_local(uri, HashEncoder(), shards=1, storage_options=bucket)
+    monkeypatch.setattr(writing, "_exist", exist_for_both)
+    # First both append; then both replace rows, which is where the later one has to try again.
+    for _ in range(2):
+        waited.clear()
+        with ThreadPoolExecutor(2) as threads:
+            for done in [threads.submit(build, "one", range(9)), threads.submit(build, "two", range(6, 12))]:
+                done.result()
+        texts = [document.text for document in made.get([f"d{i}" for i in range(12)])]
+        assert made.count() == 12 and made.duplicates() == []
+        assert texts[:6] == [f"one {i}" for i in range(6)] and texts[9:] == [f"two {i}" for i in range(9, 12)]
+        # The later one has replaced all that the earlier one has written of its ids.
+        assert texts[6:9] in ([f"{name} {i}" for i in range(6, 9)] for name in ("one", "two"))
 
 
 def test_a_program_that_is_killed_leaves_no_rows_and_the_next_build_deletes_its_files(
@@ -193,7 +264,7 @@ def test_a_program_that_is_killed_leaves_no_rows_and_the_next_build_deletes_its_
         "import ray, sys, test_ray; from manyvec import cluster; ray.init(address=sys.argv[1], log_to_driver=False);"
         "encoder = test_ray.Troubled(mark=sys.argv[4], event='wait');"
         "ray.cloudpickle.register_pickle_by_value(test_ray);"
-        "cluster.build(sys.argv[2], sys.argv[3], encoder=encoder, **(test_ray.OPTIONS | {'encoders': 1}))"
+        "cluster.build(sys.argv[2], sys.argv[3], encoder=encoder, **test_ray.OPTIONS)"
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     arguments = [machines.address, str(uri), str(lines), str(mark)]
@@ -208,9 +279,13 @@ def test_a_program_that_is_killed_leaves_no_rows_and_the_next_build_deletes_its_
         driver.wait()
     stopped = cluster.open_local(uri, HashEncoder())
     assert stopped.count() == 0 and (uri / "build.json").exists()
-    written = {*uri.glob("*/documents.lance/data/*.lance")}
-    assert written
     _wait_for(lambda: _is_free(uri))
+    # What a build of another Ray cluster does first.
+    encoder = Troubled(mark=str(uri / "build.json"), event="begin")
+    with pytest.raises(StoreError, match="another program has begun a build of the cluster .* nothing was committed"):
+        cluster.build(uri, lines, encoder=encoder, **OPTIONS)
+    written = {*uri.glob("*/documents.lance/data/*.lance")}
+    assert written and stopped.count() == 0
     cluster.build(uri, lines, encoder=HashEncoder(), **OPTIONS)
     assert _same(stopped, expected) and not (uri / "build.json").exists()
     assert not written & {*uri.glob("*/documents.lance/data/*.lance")}
@@ -237,15 +312,14 @@ class Different(HashEncoder):
         return f"{os.getpid()}"
 
 
-def test_what_cannot_be_built_is_refused_before_work(
-    folder: Path, built: cluster.Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_built_is_refused(folder: Path, built: cluster.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     before = _versions(built)
 
     def build(documents: Any, encoder: Any = Troubled(), **options: Any) -> None:
         cluster.build(built.uri, documents, encoder=encoder, **(OPTIONS | options))
 
-    new = [{"id": f"n{i}", "text": f"new {i}"} for i in range(25)]
+    # An encoder that refuses them: what follows is noticed before work.
+    new = [{"id": f"n{i}", "text": f"common new {i}"} for i in range(25)]
     with pytest.raises(InputError, match=r"ids must be distinct, but these occur more than once: \['n3'\]"):
         build([*new, {"id": "n3", "text": "again"}])
     path = folder / "no-ids.jsonl"
@@ -268,13 +342,56 @@ def test_what_cannot_be_built_is_refused_before_work(
     assert _versions(built) == before and built.count() == 60
 
 
+def test_the_command_line_builds_on_ray(tmp_path: Path, machines: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(LAYOUTS["plain"](tmp_path / "model"))
+    (tmp_path / "notes.csv").write_text("id,text,year\na,late interaction,2001\nb,one vector,2002\n")
+    source, where = str(tmp_path / "notes.csv"), ["--index", str(tmp_path / "c")]
+    made = ["index", source, *where, "--encoder", model, "--column", "year=int", "--json"]
+    assert main([*made, "--ray", machines.address, "--shards", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["added"] == 2
+    assert main(["search", "the vector", *where, "--where", "year>=2001", "--json"]) == 0
+    assert [hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]] == ["b", "a"]
+    # A build without Ray knows the documents.
+    assert main(made) == 0 and json.loads(capsys.readouterr().out)["unchanged"] == 2
+    Index.create(tmp_path / "plain", model)
+    assert main(["index", source, "--index", str(tmp_path / "plain"), "--ray", "auto"]) == 1
+    assert "--ray needs an index in shards, and" in capsys.readouterr().err
+    assert main([*made, "--ray", "auto", "--sync"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", "manyvec: there is no Ray cluster at 127.0.0.1:9: .*Connection refused. Start one with "),
+        ("nonsense", "manyvec: there is no Ray cluster at nonsense: Invalid address format: nonsense. Start one"),
+        ("missing", r"manyvec: .*ray.* pip install 'manyvec\[ray\]'"),
+    ],
+)
+def test_a_ray_cluster_that_cannot_be_joined_is_said_in_one_line(tmp_path: Path, address: str, message: str) -> None:
+    (tmp_path / "a.md").write_text("# A\n\nlate interaction")
+    code = "import sys; from manyvec.cli import main; "
+    code += "sys.modules['ray'] = None; " if address == "missing" else ""
+    code += f"sys.exit(main(['index', 'a.md', '--index', 'c', '--ray', {address!r}]))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 1 and re.fullmatch(f"{message}.*\n", ran.stderr) and not (tmp_path / "c").exists()
+
+
 @pytest.fixture(scope="module")
-def served(built: cluster.Cluster) -> Iterator[cluster.Cluster]:
+def url() -> str:
+    """Where Ray Serve listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def served(built: cluster.Cluster, url: str) -> Iterator[cluster.Cluster]:
     """A cluster of its own that Ray Serve runs, with the documents of `built`."""
     from ray import serve
 
     uri = Path(built.uri).with_name("served")
     shutil.copytree(built.uri, uri)
+    serve.start(proxy_location="HeadOnly", http_options={"port": int(url.rpartition(":")[2])})
     serve.run(cluster.app(uri, HashEncoder(), replicas=2, num_cpus=0.1))
     yield cluster.connect(timeout=300)
     serve.shutdown()
@@ -296,24 +413,116 @@ def test_replicas_answer_as_shards_in_this_process(served: cluster.Cluster, expe
         cluster.append_rows(served, [])
 
 
-def test_frameworks_take_what_connect_returns(served: cluster.Cluster, expected: cluster.Cluster) -> None:
+async def test_ray_serve_answers_over_http_what_manyvec_serve_answers(
+    served: cluster.Cluster, expected: cluster.Cluster, url: str
+) -> None:
+    httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip install 'manyvec[serve]'")
+    mcp = pytest.importorskip("mcp")
+    mcp_client = pytest.importorskip("mcp.client.streamable_http")
+    wanted = [hit.id for hit in expected.search("word3 common", 3, filter={"year": 2003})]
+    request = {"query": "word3 common", "k": 3, "filter": {"year": 2003}}
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        assert [hit["id"] for hit in client.post("/api/search", json=request).json()["hits"]] == wanted
+        assert client.get("/api/documents/d3").json()["text"] == DOCUMENTS[3]["text"]
+        assert client.get("/api/info").json()["documents"] == served.count()
+        refused = client.post("/api/search", json={"query": "w7", "filter": {"unknown_key": 1}})
+        assert refused.status_code == 400 and "unknown_key" in refused.json()["detail"]
+        assert client.post("/api/search", json={"query": "w7", "k": 0}).status_code == 422
+        assert client.post("/api/search", content=b"{").status_code == 422
+        # Only this machine may ask, and nobody may write.
+        assert client.post("/api/search", json=request, headers={"Host": "evil.example"}).status_code == 421
+        assert client.post("/api/documents", json={"documents": []}).status_code == 405
+    async with mcp.Client(mcp_client.streamable_http_client(f"{url}/mcp")) as agent:
+        found = await agent.call_tool("search", request)
+    assert [hit["id"] for hit in found.structured_content["hits"]] == wanted
+
+
+async def test_servers_of_this_process_take_what_connect_returns(
+    served: cluster.Cluster, expected: cluster.Cluster, running: Any
+) -> None:
+    httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip install 'manyvec[serve]'")
+    mcp = pytest.importorskip("mcp")
+    mcp_client = pytest.importorskip("mcp.client.streamable_http")
+    from manyvec.server.app import create_app
+
+    wanted, token = [hit.id for hit in expected.search("word3 common", 3)], "a-token-of-enough-characters"
+    with running(create_app(served, token=token, write=True)) as here:
+        headers = {"Authorization": f"Bearer {token}"}
+        with httpx2.Client(base_url=here, timeout=60, headers=headers) as client:
+            found = client.post("/api/search", json={"query": "word3 common", "k": 3}).json()
+            added = client.post("/api/documents", json={"documents": [{"id": "over/http", "text": "brand new"}]})
+            assert added.json()["added"] == 1 and served.search("brand", 1)[0].id == "over/http"
+            assert client.delete("/api/documents/over/http").status_code == 200 and served.count() == 60
+            assert "manyvec_documents 60" in client.get("/metrics").text
+        assert [hit["id"] for hit in found["hits"]] == wanted
+        async with (
+            httpx2.AsyncClient(headers=headers, timeout=60) as http,
+            mcp.Client(mcp_client.streamable_http_client(f"{here}/mcp", http_client=http)) as agent,
+        ):
+            found = await agent.call_tool("search", {"query": "word3 common", "k": 3})
+            read = await agent.call_tool("get_document", {"id": "d3"})
+    assert [hit["id"] for hit in found.structured_content["hits"]] == wanted
+    assert read.structured_content["text"] == DOCUMENTS[3]["text"]
+
+
+def test_langchain_takes_what_connect_returns(served: cluster.Cluster, expected: cluster.Cluster) -> None:
     langchain = pytest.importorskip("langchain_manyvec", reason="needs langchain-manyvec")
-    llama = pytest.importorskip("llama_index.retrievers.manyvec", reason="needs llama-index-retrievers-manyvec")
-    wanted = [hit.id for hit in expected.search("word3 common", 3)]
-    found = langchain.ManyvecRetriever(index=served, k=3).invoke("word3 common")
-    assert [document.id for document in found] == wanted
-    nodes = llama.ManyvecRetriever(index=served, similarity_top_k=3).retrieve("word3 common")
-    assert [node.node.node_id for node in nodes] == wanted
+    documents = pytest.importorskip("langchain_core.documents")
+    answers = []
+    for index in (served, expected):
+        store, retriever = langchain.ManyvecVectorStore(index), langchain.ManyvecRetriever(index=index, k=3)
+        assert store.add_texts(["brand new"], ids=["texts"]) == ["texts"]
+        candidates = [documents.Document(d["text"], id=d["id"]) for d in DOCUMENTS[:5]]
+        candidates.append(documents.Document("word3 unknown"))
+        answers.append(
+            [
+                retriever.invoke("word3 common"),
+                store.similarity_search_with_score("brand w4", k=3),
+                store.max_marginal_relevance_search("word1 common", k=3),
+                store.get_by_ids(["d5", "texts"]),
+                langchain.ManyvecReranker(index=index).compress_documents(candidates, "word3 w1"),
+            ]
+        )
+        assert store.delete(["texts"])
+    assert answers[0] == answers[1]
+
+
+def test_llama_index_takes_what_connect_returns(served: cluster.Cluster, expected: cluster.Cluster) -> None:
+    retrievers = pytest.importorskip("llama_index.retrievers.manyvec", reason="needs llama-index-retrievers-manyvec")
+    stores = pytest.importorskip("llama_index.vector_stores.manyvec")
+    rerank = pytest.importorskip("llama_index.postprocessor.manyvec")
+    schema = pytest.importorskip("llama_index.core.schema")
+    types = pytest.importorskip("llama_index.core.vector_stores.types")
+    answers = []
+    for index in (served, expected):
+        store = stores.ManyvecVectorStore(index)
+        store.add([schema.TextNode(id_="node", text="brand new")])
+        nodes = [schema.NodeWithScore(node=schema.TextNode(id_=d["id"], text=d["text"])) for d in DOCUMENTS[:5]]
+        retrieved = retrievers.ManyvecRetriever(index=index, similarity_top_k=3).retrieve("word3 common")
+        found = [
+            store.query(types.VectorStoreQuery(query_str="brand w4", similarity_top_k=3, mode=mode)).ids
+            for mode in ("default", "hybrid", "text_search", "mmr")
+        ]
+        reranked = rerank.ManyvecRerank(index=index, top_n=3).postprocess_nodes(nodes, query_str="word3 w1")
+        answers.append([retrieved, found, reranked])
+        store.delete_nodes(["node"])
+    assert answers[0] == answers[1] and served.count() == 60
+
+
+def test_a_reranker_takes_what_connect_returns(served: cluster.Cluster) -> None:
+    documents = [Document(d["id"], d["text"]) for d in [*DOCUMENTS[:5], {"id": "unknown", "text": "word3 w1"}]]
+    found = Reranker(index=served).rerank("word3 w1", documents)
+    assert found == Reranker(HashEncoder()).rerank("word3 w1", documents) and found[0].id == "unknown"
 
 
 def test_a_killed_replica_is_replaced_and_a_shard_without_one_is_named(
     served: cluster.Cluster, expected: cluster.Cluster
 ) -> None:
     wanted, started = expected.search("w17", 3), time.monotonic()
+    impatient, partial = cluster.connect(timeout=1), cluster.connect(timeout=1, allow_partial=True)
     _kill_replicas("shard-0001", 1)
     assert served.search("w17", 3) == wanted
     assert time.monotonic() - started < 60
-    impatient, partial = cluster.connect(timeout=1), cluster.connect(timeout=1, allow_partial=True)
     _kill_replicas("shard-0001", 2)
     with pytest.raises(MissingShardError, match="shard-0001 of the cluster .* cannot be used: .*replica"):
         impatient.count()
@@ -346,7 +555,7 @@ def test_a_rolling_update_fails_no_request(served: cluster.Cluster) -> None:
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        serve.run(cluster.app(served.uri, HashEncoder(), replicas=2, num_cpus=0.1, cache_bytes=10**8))
+        serve.run(cluster.app(served.uri, HashEncoder(), replicas=1, num_cpus=0.1, cache_bytes=10**8))
     finally:
         is_done.set()
         asking.join()

@@ -304,6 +304,13 @@ def test_requests_for_other_host_names_are_refused(client, host, path):
     assert client.get(path, headers={"Host": host}).status_code == 421
 
 
+@pytest.mark.parametrize(("address", "status"), [("192.0.2.1", 403), ("127.0.0.1", 200), ("::1", 200)])
+async def test_without_a_token_other_machines_are_refused_whatever_host_they_name(index, address, status):
+    transport = httpx2.ASGITransport(create_app(index), client=(address, 7))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as other:
+        assert (await other.get("/api/info")).status_code == status
+
+
 @pytest.mark.parametrize("host", ["localhost", "localhost:8765", "127.0.0.1:1", "127.8.8.8", "[::1]:8765"])
 def test_requests_for_names_of_this_machine_are_accepted(client, host):
     assert client.get("/api/info", headers={"Host": host}).status_code == 200

@@ -37,8 +37,9 @@ class Guard:
     Args:
         app: The application to protect.
         token: Bearer token that requests must carry; None if none is needed.
-        is_local: Whether the server listens on a loopback address. It then accepts only host names of this machine,
-            so that a page of another site cannot reach it by pointing its own host name here (DNS rebinding).
+        is_local: Whether the server is for programs of this machine only. It then accepts only clients and host names
+            of this machine, so that a page of another site cannot reach it by pointing its own host name here (DNS
+            rebinding), nor another machine where a proxy in this process listens on all addresses, as Ray's may.
     """
 
     def __init__(self, app: ASGIApp, token: str | None, is_local: bool) -> None:
@@ -74,6 +75,11 @@ class Guard:
 
     def _refusal(self, scope: MutableMapping[str, Any], headers: Headers) -> JSONResponse | None:
         host, origin = headers.get("host", ""), headers.get("origin")
+        client = scope.get("client")
+        if self.is_local and client is not None and client[0] and not is_local(client[0]):
+            return error_response(
+                RequestError(403, "without a token, only its own machine may ask this server", "other_machine")
+            )
         if self.is_local and not is_local(_host_name(host)):
             return error_response(RequestError(421, f"this server does not serve the host name {host!r}"))
         if origin is not None and _netloc(origin) != host:

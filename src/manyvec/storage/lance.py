@@ -229,7 +229,9 @@ def _known(message: str) -> str | None:
 
 def _shortened(error: BaseException) -> str:
     """Return LanceDB's message in one line, without where in its source it arose."""
-    message = re.sub(r",? *(location: Location \{[^}]*\}|backtrace: \w+|\S*/\.cargo/\S*)", "", str(error))
+    message = re.sub(
+        r",? *(location: Location \{[^}]*\}|backtrace: \w+|\S*/\.cargo/\S*|\S+\.rs:\d+\S*)", "", str(error)
+    )
     message = " ".join(message.split())
     return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "…"
 

@@ -160,6 +160,8 @@ def run(
 
     columns = parse_columns(column or [])
     existing = _existing(index, columns, storage, pool_factor, dim, shards)
+    if ray is not None and not estimate:
+        _join(ray, existing)
     base = remembered_root(index, root)
     from manyvec.cli.estimate import estimate_survey, survey_files
     from manyvec.cli.output import duration, megabytes, print_json, say
@@ -215,7 +217,7 @@ def run(
     else:
         documents = prepare(read(paths, **options))
         if ray is not None:
-            added = _build(opened, ray, documents, model_name, device)
+            added = _build(opened, documents, model_name, device)
         else:
             added = opened.add(documents, on_blank="skip", **progress)
         report.add_repeated(added.repeated)
@@ -238,14 +240,20 @@ def run(
         raise typer.Exit(_SOME_NOT_READ)
 
 
-def _build(index: AnyIndex, address: str, documents: Iterator[Document], encoder: str, device: str) -> AddReport:
+def _join(address: str, existing: AnyIndex | None) -> None:
+    """Connect to a Ray cluster, before anything is written."""
+    from manyvec import cluster
+    from manyvec.cluster.ray.joining import join
+
+    if existing is not None and not isinstance(existing, cluster.Cluster):
+        raise InputError(f"--ray needs an index in shards, and {existing.uri} has none: make another one with --shards")
+    join(address)
+
+
+def _build(index: AnyIndex, documents: Iterator[Document], encoder: str, device: str) -> AddReport:
     """Add documents with the machines of a Ray cluster."""
     from manyvec import cluster
-    from manyvec.errors import require
 
-    if not isinstance(index, cluster.Cluster):
-        raise InputError(f"--ray needs an index in shards, and {index.uri} has none: make another one with --shards")
-    require("ray", extra="ray").init(None if address == "local" else address, ignore_reinit_error=True)
     options = place_options().get("storage_options")
     return cluster.build(index.uri, documents, encoder=encoder, on_blank="skip", device=device, storage_options=options)
 

@@ -14,6 +14,7 @@ import numpy as np
 from manyvec.cluster.layout import Files
 from manyvec.cluster.local import create_local
 from manyvec.cluster.ray.dataset import Source, check_ids, dataset_of
+from manyvec.cluster.ray.joining import join
 from manyvec.cluster.ray.workers import Held, OnBlank, ShardEncoder, check_workers, in_one_line
 from manyvec.cluster.ray.writing import commit, delete_leftovers
 from manyvec.cluster.router import Cluster
@@ -81,7 +82,8 @@ def build(
             number of shards, or another build of it is running. Nothing was written.
         ManifestError: The cluster has another encoder or other filter columns, or a worker has another encoder or
             another version of manyvec. Nothing was encoded.
-        StoreError: A shard could not be written. Shards before it have their new version.
+        StoreError: A shard could not be written. Shards before it have their new version. Or there is no Ray cluster
+            at `RAY_ADDRESS`.
         MissingPackageError: Ray is not installed: `pip install 'manyvec[ray]'`.
     """
     ray = require("ray", extra="ray")
@@ -89,8 +91,7 @@ def build(
     for name, count in {"encoders": encoders, "batch_size": batch_size}.items():
         if count is not None:
             check_count(count, name, minimum=1)
-    if not ray.is_initialized():
-        ray.init()
+    join()
     options: dict[str, Any] = {"filter_columns": filter_columns, "storage": storage, "pool_factor": pool_factor}
     cluster = create_local(
         uri,
@@ -111,7 +112,7 @@ def build(
     place = Place.of(uri, storage_options=storage_options)
     with cluster, _only_build(cluster.uri):
         check_workers(encoder, layout, cluster.uri, needs_gpu=num_gpus > 0)
-        documents = dataset_of(dataset)
+        documents = dataset_of(dataset, batch_size)
         check_ids(documents)
         actor = {
             "place": place,

@@ -28,8 +28,13 @@ _LINE = "manyvec line"
 _MAX_NAMES = 10
 
 
-def dataset_of(source: Source) -> Dataset:
-    """Return a Ray Dataset, the files at a path, or documents of this process as a Ray Dataset."""
+def dataset_of(source: Source, batch_size: int) -> Dataset:
+    """Return a Ray Dataset, the files at a path, or documents of this process as a Ray Dataset.
+
+    Args:
+        source: Where the documents are.
+        batch_size: Documents that an actor takes at a time: those of this process come in blocks of as many.
+    """
     import ray.data
 
     if isinstance(source, ray.data.Dataset):
@@ -47,7 +52,9 @@ def dataset_of(source: Source) -> Dataset:
             return ray.data.read_parquet(path, num_cpus=TASK_CPUS)
         finally:
             context.use_datasource_v2 = lists_first
-    return ray.data.from_items([_plain(value) for value in source])
+    items = [_plain(value) for value in source]
+    # Ray would make 200 blocks, however few documents there are, and a task for each.
+    return ray.data.from_items(items, override_num_blocks=max(1, -(-len(items) // batch_size)))
 
 
 def documents_in(batch: pa.Table) -> Iterator[Document | dict[str, Any]]:

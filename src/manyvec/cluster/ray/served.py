@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from manyvec.cluster.layout import Layout
+from manyvec.cluster.ray.joining import join
 from manyvec.cluster.ray.workers import in_one_line
 from manyvec.cluster.router import Cluster
 from manyvec.cluster.shards import Shard
@@ -29,6 +32,9 @@ METHODS = frozenset(
 )
 _SECONDS_BETWEEN_TRIES = 0.2
 
+# Calls a method of a router, wherever it runs: method, arguments → result.
+AskRouter = Callable[..., Any]
+
 
 def connect(name: str = "default", *, allow_partial: bool = False, timeout: float = 60) -> Cluster:
     """Return the cluster that Ray Serve runs, with the methods of one that `open_local` opens.
@@ -41,16 +47,19 @@ def connect(name: str = "default", *, allow_partial: bool = False, timeout: floa
         timeout: Seconds to wait for a shard.
 
     Raises:
-        StoreError: There is no such application, or it does not answer.
+        StoreError: There is no such application, or it does not answer, or no Ray cluster runs on this machine.
         MissingPackageError: Ray is not installed: `pip install 'manyvec[ray]'`.
     """
-    ray = require("ray", extra="ray")
     require("ray.serve", extra="ray")
     if not timeout > 0:
         raise InputError(f"timeout must be positive, got {timeout!r}")
-    if not ray.is_initialized():
-        ray.init("auto")
-    return Cluster(ServedShards(name, timeout), allow_partial=allow_partial)
+    join("auto")
+    return Cluster(ServedShards(name, timeout, router_of(name, timeout)), allow_partial=allow_partial)
+
+
+def router_of(app: str, timeout: float) -> AskRouter:
+    """Return a function that asks the router of an application. May be pickled."""
+    return partial(Deployment(app, "Router", timeout).call, "call")
 
 
 class Deployment:
@@ -72,6 +81,15 @@ class Deployment:
             StoreError: No replica has answered in time.
             ManyvecError: The method raised it.
         """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._call(method, *arguments)
+        # Ray does not wait in a thread that runs an event loop, as that of a notebook does.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self._call, method, *arguments).result()
+
+    def _call(self, method: str, *arguments: Any) -> Any:
         from ray import serve
         from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
         from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
@@ -129,25 +147,24 @@ class ServedEncoder:
         fingerprint: Hash of its weights and settings.
     """
 
-    def __init__(self, manifest: Manifest, router: Deployment) -> None:
+    def __init__(self, manifest: Manifest, ask: AskRouter) -> None:
         self.name, self.dim, self.fingerprint = manifest.model, manifest.dim, manifest.fingerprint
-        self._router = router
+        self._ask = ask
 
     @classmethod
-    def of(cls, manifest: Manifest, app: str, timeout: float = 600) -> Encoder:
-        """Return the encoder of an application, or `Vectors` for a cluster whose vectors are computed elsewhere."""
+    def of(cls, manifest: Manifest, ask: AskRouter) -> Encoder:
+        """Return the encoder of a router, or `Vectors` for a cluster whose vectors are computed elsewhere."""
         if (outside := Vectors.of(manifest.model, manifest.dim, manifest.fingerprint)) is not None:
             return outside
-        router = Deployment(app, "Router", timeout)
-        return ServedImageReader(manifest, router) if manifest.images else cls(manifest, router)
+        return ServedImageReader(manifest, ask) if manifest.images else cls(manifest, ask)
 
     def encode_queries(self, queries: Sequence[str]) -> TokenBatch:
         """Return the token vectors of each query."""
-        return cast(TokenBatch, self._router.call("encode", "encode_queries", list(queries)))
+        return cast(TokenBatch, self._ask("encode", "encode_queries", list(queries)))
 
     def encode_documents(self, texts: Sequence[str]) -> TokenBatch:
         """Return the token vectors of each document."""
-        return cast(TokenBatch, self._router.call("encode", "encode_documents", list(texts)))
+        return cast(TokenBatch, self._ask("encode", "encode_documents", list(texts)))
 
 
 class ServedImageReader(ServedEncoder):
@@ -156,11 +173,11 @@ class ServedImageReader(ServedEncoder):
     @property
     def crops_images(self) -> bool:
         """Whether the model reads only the central square of an image."""
-        return bool(self._router.call("encode", "crops_images", None))
+        return bool(self._ask("encode", "crops_images", None))
 
     def encode_images(self, images: Sequence[Image]) -> TokenBatch:
         """Return the token vectors of each image."""
-        return cast(TokenBatch, self._router.call("encode", "encode_images", list(images)))
+        return cast(TokenBatch, self._ask("encode", "encode_images", list(images)))
 
 
 class ServedShards:
@@ -169,22 +186,23 @@ class ServedShards:
     Args:
         app: Name of the application.
         timeout: Seconds to wait for a shard.
+        ask: Asks the router of the application.
 
     Attributes:
         cache_bytes: 0: replicas have budgets of their own.
     """
 
-    def __init__(self, app: str, timeout: float) -> None:
+    def __init__(self, app: str, timeout: float, ask: AskRouter) -> None:
         self.app, self.timeout = app, timeout
         self.cache_bytes = 0
         self.candidates: Candidates = Auto()
-        self._router = Deployment(app, "Router", timeout)
-        self.uri, self.layout = cast("tuple[str, Layout]", self._router.call("describe"))
+        self._ask = ask
+        self.uri, self.layout = cast("tuple[str, Layout]", ask("describe"))
 
     @property
     def encoder(self) -> Encoder:
         """The encoder of the router."""
-        return ServedEncoder.of(self.layout.manifest, self.app)
+        return ServedEncoder.of(self.layout.manifest, self._ask)
 
     def shard(self, number: int) -> Shard:
         """Return what passes calls on to a shard's replicas."""
@@ -194,12 +212,12 @@ class ServedShards:
         """Ask for `shards.json` again, and return whether it has changed; it has not if nobody can be asked."""
         before = self.layout
         with suppress(StoreError):
-            self.layout = cast("tuple[str, Layout]", self._router.call("describe"))[1]
+            self.layout = cast("tuple[str, Layout]", self._ask("describe"))[1]
         return self.layout != before
 
     def write_layout(self, layout: Layout) -> None:
         """Write `shards.json`, where the router runs."""
-        self._router.call("write_layout", layout)
+        self._ask("write_layout", layout)
         self.layout = layout
 
     def choose(self, candidates: Candidates) -> None:
@@ -208,7 +226,7 @@ class ServedShards:
 
     def anew(self, *, by_manifest: bool = False) -> ServedShards:
         """Return the same shards, asked for their layout again."""
-        other = ServedShards(self.app, self.timeout)
+        other = ServedShards(self.app, self.timeout, self._ask)
         other.candidates = self.candidates
         return other
 

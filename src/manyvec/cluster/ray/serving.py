@@ -1,14 +1,19 @@
-"""`app`: what Ray Serve runs of a cluster: a deployment for each shard, and a router, which holds the encoder."""
+"""`app`: what Ray Serve runs of a cluster: a deployment for each shard, and a router, which holds the encoder.
+
+The router also answers HTTP requests, as `manyvec serve` does: with the same application, over the shards' replicas.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from manyvec.cluster.layout import FILE, Layout
-from manyvec.cluster.ray.served import METHODS, ServedEncoder
+from manyvec.cluster.ray.served import METHODS, ServedEncoder, ServedShards, router_of
+from manyvec.cluster.router import Cluster
 from manyvec.cluster.shards import LocalShards
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, check_count, require
 from manyvec.index import DEFAULT_CACHE_BYTES
@@ -17,7 +22,15 @@ from manyvec.storage.lance import Place
 from manyvec.vectors.batch import TokenBatch
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from ray.serve import Application
+
+# What others call of a router.
+_ROUTED = frozenset({"encode", "describe", "write_layout"})
+# Seconds that a shard waits for token vectors of the documents that are added to it.
+_ENCODING_TIMEOUT = 600
+# Seconds that an HTTP request waits for a shard, as for a search of `manyvec serve`.
+_HTTP_TIMEOUT = 30
 
 
 def app(
@@ -36,6 +49,10 @@ def app(
     Replicas see what others commit, and search it with the next request. Running the application again replaces them
     one after the other, without a failed request; after `reshard` it must be run again.
 
+    Ray Serve also answers over HTTP what `manyvec serve` answers without `--write`: the JSON API, a page and MCP, at
+    http://127.0.0.1:8000 by default. Only programs of the same machine are answered, unless the environment of the
+    replicas has a `MANYVEC_TOKEN`, which clients must send then.
+
     Args:
         uri: Folder that every machine sees under this path, or a bucket's URI. Credentials and an endpoint come from
             the environment of the replicas, because Ray Serve stores what an application is made of.
@@ -50,9 +67,10 @@ def app(
     Raises:
         IndexNotFoundError: There is no cluster.
         ManifestError: `shards.json` is damaged.
-        MissingPackageError: Ray is not installed: `pip install 'manyvec[ray]'`.
+        MissingPackageError: Ray or a package of the server is not installed: `pip install 'manyvec[ray]'`.
     """
     serve = require("ray.serve", extra="ray")
+    require("mcp", extra="ray")
     check_count(replicas, "replicas", minimum=1)
     place = Place.of(uri)
     if (layout := Layout.read(place)) is None:
@@ -67,7 +85,8 @@ def app(
         for number in range(layout.n_shards)
     ]
     # The shards are arguments, so that they run before the router does.
-    return serve.deployment(Router, **placed).bind(place, layout, encoder, options, shards)
+    router = serve.deployment(serve.ingress()(Router), name="Router", **placed)
+    return router.bind(place, layout, encoder, options, shards)
 
 
 class ShardReplica:
@@ -86,7 +105,8 @@ class ShardReplica:
         layout = Layout.read(place)
         if layout is None:
             raise IndexNotFoundError(f"there is no cluster at {place}: no {FILE}")
-        encoder = ServedEncoder.of(layout.manifest, serve.get_replica_context().app_name)
+        router = router_of(serve.get_replica_context().app_name, _ENCODING_TIMEOUT)
+        encoder = ServedEncoder.of(layout.manifest, router)
         budget = options["cache_bytes"] * layout.n_shards
         self.shards = LocalShards(place, encoder, **{**options, "cache_bytes": budget})
         # A shard that is missing keeps the application from starting.
@@ -127,18 +147,43 @@ class Router:
         self.generation = layout.generation
         self.encoder = LocalShards(place, encoder, **options).encoder
 
-    async def encode(self, method: str, items: Any) -> TokenBatch | bool:
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of this router, in a thread."""
+        if method not in _ROUTED:
+            raise InputError(f"a router has no method {method!r}")
+        return await asyncio.to_thread(self._call, method, *arguments)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self, method)(*arguments)
+
+    def encode(self, method: str, items: Any) -> TokenBatch | bool:
         """Return the token vectors of queries, documents or images, or whether the encoder crops images."""
         value = getattr(self.encoder, method)
-        return await asyncio.to_thread(value, items) if callable(value) else value
+        return value(items) if callable(value) else value
 
-    async def describe(self) -> tuple[str, Layout]:
+    def describe(self) -> tuple[str, Layout]:
         """Return the cluster's URI, and what `shards.json` says now."""
-        layout = await asyncio.to_thread(Layout.read, self.place)
+        layout = Layout.read(self.place)
         if layout is None or layout.generation != self.generation:
             raise ManifestError(f"the cluster {self.place} has other shards now: run cluster.app(...) again")
         return self.place.uri, layout
 
-    async def write_layout(self, layout: Layout) -> None:
+    def write_layout(self, layout: Layout) -> None:
         """Write `shards.json`."""
-        await asyncio.to_thread(layout.write, self.place)
+        layout.write(self.place)
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return what Ray Serve asks for HTTP requests."""
+        from ray import serve
+
+        app = serve.get_replica_context().app_name
+        return await asyncio.to_thread(self._http_app, app)
+
+    def _http_app(self, app: str) -> FastAPI:
+        from manyvec.server.app import create_app
+
+        token = os.environ.get("MANYVEC_TOKEN") or None
+        # Ray's proxy listens, and does not say where. With a token, all host names of it are served.
+        host = "127.0.0.1" if token is None else "0.0.0.0"
+        # Not through Ray Serve, which does not call a replica that is starting.
+        return create_app(Cluster(ServedShards(app, _HTTP_TIMEOUT, self._call)), host=host, token=token)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,9 +14,10 @@ from numpy.typing import NDArray
 
 from manyvec.cluster.layout import file_system, hash_of
 from manyvec.cluster.shards import Shard
-from manyvec.errors import StoreError
+from manyvec.errors import StoreError, WriteConflictError
 from manyvec.storage.lance import Place, translated
 from manyvec.storage.maintenance.optimize import remove_duplicates
+from manyvec.storage.table import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 # Versions of a shard are never this old: only files that belong to none of them are deleted.
 _FOREVER = timedelta(days=36_500)
+_ATTEMPTS = 5
 
 
 def write_rows(place: Place, rows: pa.Table) -> list[str]:
@@ -36,6 +40,8 @@ def write_rows(place: Place, rows: pa.Table) -> list[str]:
 def commit(shard: Shard, files: Sequence[str], hashes: NDArray[np.uint64]) -> None:
     """Make rows visible in one version, in which they replace those with their ids.
 
+    In a bucket, where writers do not take turns, it is tried again if another program's writer came first.
+
     Args:
         shard: The shard.
         files: What `write_rows` returned.
@@ -44,10 +50,20 @@ def commit(shard: Shard, files: Sequence[str], hashes: NDArray[np.uint64]) -> No
     Raises:
         StoreError: Nothing was committed.
     """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _commit_once(shard._store, files, hashes)
+            return
+        except WriteConflictError:
+            if attempt == _ATTEMPTS:
+                raise
+            time.sleep(random.uniform(0, 0.1 * 2**attempt))
+
+
+def _commit_once(store: Store, files: Sequence[str], hashes: NDArray[np.uint64]) -> None:
     from lance import LanceDataset, LanceOperation
     from lance.fragment import FragmentMetadata
 
-    store = shard._store
     new = [FragmentMetadata.from_json(file) for file in files]
     with store.turn():
         dataset = _dataset(store.place)
