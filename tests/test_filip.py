@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import itertools
 from pathlib import Path
 
@@ -44,15 +44,14 @@ def test_the_loss_is_smaller_for_the_right_pairs_and_learns_its_temperature():
         FilipLoss(0)
 
 
-def test_a_tiny_clip_learns_both_directions_and_knows_them_under_unseen_noise(tmp_path):
+def test_a_tiny_clip_learns_both_directions_and_knows_them_under_unseen_noise(tmp_path, monkeypatch):
     pytest.importorskip("PIL", reason="needs the images extra: pip install 'manyvec[images]'")
+    pytest.importorskip("datasets", reason="needs the train extra: pip install 'manyvec[train]'")
     from checkpoints.clip import write_clip
     from PIL import Image
 
-    path = Path(__file__).parents[1] / "examples" / "training" / "filip.py"
-    spec = importlib.util.spec_from_file_location("filip_recipe", path)
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples" / "training")
+    recipe = importlib.import_module("filip")
     write_clip(tmp_path / "clip")
     colors = {"r": (220, 30, 30), "g": (30, 200, 30), "b": (30, 30, 220), "w": (240, 240, 240), "k": (10, 10, 10)}
     colors["y"] = (230, 220, 20)

@@ -3,20 +3,23 @@
     python examples/training/filip.py --model openai/clip-vit-base-patch32 --pairs captions.jsonl --out ./my-clip
 
 Each line of captions.jsonl has `image`, a path beside the file, and `text`. The tuned model is loaded by
-`load_encoder`, and its captions and images are searched like any others.
+`load_encoder`, and its captions and images are searched like any others; `--test` measures that. `tiny.py` writes such
+files, and a tiny CLIP, where no hub can be reached.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from recipes import measured, pictures, read_pairs, write
 from transformers import AutoModel, AutoProcessor
 
+import manyvec
 from manyvec.training import FilipLoss, patch_vectors, word_mask, word_vectors
 
 
@@ -74,11 +77,20 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--test", type=Path, nargs="*", default=[], help="Files to measure before and after.")
+    parser.add_argument("--name", default="filip", help="Name of the file of results.")
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in arguments.pairs.read_text(encoding="utf-8").splitlines() if line.strip()]
-    images = [Image.open(arguments.pairs.parent / row["image"]).convert("RGB") for row in rows]
-    for loss in train(arguments.model, images, [row["text"] for row in rows], arguments.out, epochs=arguments.epochs):
-        print(f"loss {loss:.4f}")
+    pairs = read_pairs(arguments.pairs)
+    images = [Image.open(path).convert("RGB") for path, _ in pairs]
+    settings = {"epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
+    losses = train(arguments.model, images, [text for _, text in pairs], arguments.out, **settings)
+    results: dict[str, Any] = {"training": {"pairs": len(pairs), **settings, "losses": [round(x, 4) for x in losses]}}
+    for test in map(pictures, arguments.test):
+        results[test.name] = {"pages": len(test.documents), "queries": len(test.queries)}
+        for name, model, factors in (("untrained", arguments.model, (1,)), ("trained", str(arguments.out), (1, 2, 3))):
+            results[test.name][name] = measured(manyvec.load_encoder(model), test, factors=factors)
+    write(arguments.name, results)
 
 
 if __name__ == "__main__":
