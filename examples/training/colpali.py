@@ -43,6 +43,7 @@ def main() -> None:
     options = parser(__doc__, "colpali", data="File of pages and questions.")
     options.add_argument("--model", required=True, help="Folder or name of a page model.")
     options.add_argument("--test", type=Path, nargs="+", required=True, help="Files to measure.")
+    options.add_argument("--epochs", type=int, default=1000, help="Highest number of passes over the pairs.")
     options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--learning-rate", type=float, default=1e-3)
     arguments = options.parse_args()
@@ -58,7 +59,8 @@ def main() -> None:
     settings: dict[str, Any] = {"batch_size": arguments.batch_size, "learning_rate": arguments.learning_rate}
     loss = MultiVectorMultipleNegativesRankingLoss(model)
     results["training"] = {"pairs": len(rows), **settings}
-    results["training"] |= train(model, rows, loss, minutes=arguments.minutes, max_tokens=None, epochs=1000, **settings)
+    limits: dict[str, Any] = {"minutes": arguments.minutes, "epochs": arguments.epochs, "max_tokens": None}
+    results["training"] |= train(model, rows, loss, **limits, **settings)
     encoder = save(model, arguments.out, rows[0]["page"], rows[0]["query"])
     for name, test in tests.items():
         results[name]["trained"] = measured(encoder, test, factors=(1, 2, 3))
