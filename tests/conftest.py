@@ -28,8 +28,8 @@ LONGEST = (
     "test_quality.py",  # 160
     "test_workers.py",  # 90
     "test_examples.py",  # 65 and 45
-    "test_cluster.py",  # 65
     "test_campaigns.py",  # 55
+    "test_cluster.py",  # 40
     "test_page.py",  # 40
     "test_training.py",  # 40
     "test_server_faults.py",  # 35

@@ -212,13 +212,15 @@ def test_a_build_from_tables_encodes_what_is_new_or_has_another_text(
     assert found.get(found.ids()) == expected.get(expected.ids())
 
 
-def test_a_cluster_in_a_bucket_is_built_and_built_again(bucket: dict[str, str], expected: cluster.Cluster) -> None:
-    options = {**OPTIONS, "encoder": HashEncoder(), "storage_options": bucket}
-    other = {"id": "d3", "text": "other words"}
-    cluster.build("s3://papers/ray", [*DOCUMENTS[:3], other, *DOCUMENTS[4:50]], **options)
-    report = cluster.build("s3://papers/ray", DOCUMENTS, **options)
+def test_a_cluster_in_a_bucket_is_built(bucket: dict[str, str], expected: cluster.Cluster) -> None:
+    options: dict[str, Any] = {"filter_columns": {"year": int}, "storage_options": bucket}
+    made = cluster.create_local("s3://papers/ray", HashEncoder(), shards=2, **options)
+    made.add([*DOCUMENTS[:3], {"id": "d3", "text": "other words"}, *DOCUMENTS[4:50]])
+    report = cluster.build("s3://papers/ray", DOCUMENTS, encoder=HashEncoder(), storage_options=bucket, **OPTIONS)
     assert (report.added, report.updated, report.unchanged) == (10, 1, 49)
-    assert _same(cluster.open_local("s3://papers/ray", HashEncoder(), storage_options=bucket), expected)
+    assert _same(made, expected) and _same(
+        cluster.open_local(made.uri, HashEncoder(), storage_options=bucket), expected
+    )
 
 
 def test_two_builds_that_commit_at_once_in_a_bucket_are_both_whole_and_store_no_id_twice(

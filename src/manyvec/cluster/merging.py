@@ -100,7 +100,10 @@ def global_matches(
         more: dict[int, list[int]] = {}
         for shard, own in statistics.items():
             lacks = [
-                limits[shard][i] < deepest and found[shard][i].bound * growth(own, of_all, words[i]) > best[i][1]
+                limits[shard][i] < deepest
+                # 0 where nothing is left out: then all that the shard has are known, be they fewer than wanted or not.
+                and found[shard][i].bound > 0
+                and found[shard][i].bound * growth(own, of_all, words[i]) > best[i][1]
                 for i in range(len(queries))
             ]
             if any(lacks):
