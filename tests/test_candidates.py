@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from manyvec import F, Index, InputError, TokenBatch
 from manyvec.candidates import Auto, Exhaustive
 from manyvec.retrieval.centroid_lists import _largest
+from manyvec.storage.cache import CachedVersion
 from manyvec.storage.maintenance.optimize import extend_lists
 from manyvec.testing import HashEncoder
 from manyvec.vectors.codebook import _unit
@@ -195,6 +196,71 @@ def test_an_optimize_that_is_stopped_half_way_leaves_the_old_lists_and_the_next_
     tables = lancedb.connect(index.uri).list_tables().tables
     assert sum(table.startswith(("codebook_", "assigned_")) for table in tables) == 2
     assert overlap([again.search(QUERIES[0], k=10)], [exhaustive(again).search(QUERIES[0], k=10)]) >= 0.9
+
+
+def wait_until_filled(index):
+    index._reader._filling.join(timeout=60)
+    assert not index._reader._filling.is_alive()
+
+
+def test_an_index_with_lists_answers_from_disk_first_and_its_vectors_follow(built, monkeypatch):
+    monkeypatch.setattr("manyvec.retrieval.reader._FILL_BYTES", 100 * 30 * 64)
+    seen, refreshed = [], CachedVersion.refreshed
+
+    def watched(self, snapshot, budget, **options):
+        seen.append(refreshed(self, snapshot, budget, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(CachedVersion, "refreshed", watched)
+    index = opened(built.uri)
+    first = index.search_many(QUERIES)
+    wait_until_filled(index)
+    assert index.info().bytes_in_memory == index.info().tokens * 64
+    held = [version.bytes_held for version in seen]
+    assert held[0] == 0 and held == sorted(held) and len(set(held)) > 4
+    assert index.search_many(QUERIES) == first == built.search_many(QUERIES)
+
+
+def test_documents_that_are_added_while_the_memory_fills_are_found(index, monkeypatch):
+    monkeypatch.setattr("manyvec.retrieval.reader._FILL_BYTES", 20 * 30 * 64)
+    for i in range(10):
+        index.add([{"id": f"new {i}", "text": f"{TEXTS[i]} new{i}"}])
+        assert index.search(f"new{i} {QUERIES[i]}", k=1)[0].id == f"new {i}"
+    wait_until_filled(index)
+    index.add([{"id": "last", "text": "quite new"}])
+    assert index.search("quite new", k=1)[0].id == "last"
+    assert index.info().bytes_in_memory == index.info().tokens * 64
+
+
+def test_an_index_that_is_closed_or_removed_is_not_filled_any_further(index, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr("manyvec.retrieval.reader._FILL_BYTES", 30 * 64)
+    index.search(QUERIES[0])
+    filling = index._reader._filling
+    index.close()
+    filling.join(timeout=60)
+    other = opened(index.uri)
+    other.search(QUERIES[0])
+    shutil.rmtree(index.uri)
+    wait_until_filled(other)
+
+
+def test_a_program_that_ends_does_not_wait_for_its_memory_to_be_filled(index):
+    code = f"""
+import manyvec.retrieval.reader as reader, time
+from manyvec import Index
+from manyvec.candidates import Auto
+from manyvec.testing import HashEncoder
+reader._FILL_BYTES = 1  # Never enough for a document, and asked again and again.
+fill = reader.IndexReader.fill
+reader.IndexReader.fill = lambda self: fill(self) or time.sleep(0.01) or True
+index = Index.open({str(index.uri)!r}, HashEncoder(32))
+index.candidates = Auto(exhaustive_tokens=2_000, depth_tokens=3_000, min_depth=50)
+print(index.search({QUERIES[0]!r}, k=1)[0].id)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (run.stdout.strip(), run.returncode) == (index.search(QUERIES[0], k=1)[0].id, 0), run.stderr
 
 
 @pytest.mark.parametrize("damage", ["missing", "half-written", "other"])

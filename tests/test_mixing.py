@@ -157,6 +157,32 @@ def test_no_word_is_looked_up_twice(index: Index, monkeypatch: pytest.MonkeyPatc
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("weight", [0.1, 0.27, 0.6, 1])
+def test_matches_that_cannot_be_hits_need_no_exact_score(
+    index: Index, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    random = np.random.default_rng(0)
+    words = [[f"w{number}" for number in np.minimum(random.zipf(1.3, 12), 200)] for _ in range(600)]
+    index.add({"id": f"{i:03}", "text": " ".join(row)} for i, row in enumerate(words))
+    index.candidates = Auto(exhaustive_tokens=10, min_depth=20, depth_tokens=100)
+    index.optimize()
+    queries = [" ".join(row[2:8]) for row in words[:30]]
+    scored: list[int] = []
+    score = CachedVersion.score
+
+    def counted(self: CachedVersion, *arguments: Any) -> Any:
+        scored.append(len(arguments[2]))
+        return score(self, *arguments)
+
+    monkeypatch.setattr(CachedVersion, "score", counted)
+    found, n_scored = index.search_many(queries, lexical_weight=weight), sum(scored)
+    scored.clear()
+    # As if a match could always be a hit.
+    monkeypatch.setattr("manyvec.retrieval.search._kth", lambda scores, k: np.float32(-1))
+    assert index.search_many(queries, lexical_weight=weight) == found
+    assert n_scored < 0.6 * sum(scored)
+
+
 def test_documents_are_ranked_at_many_weights_as_searches_rank_them(index: Index) -> None:
     queries = ["juice", "green juice", "wine", ""]
     ranked = index.rank_mixed(queries, [0, 0.3, 1])

@@ -111,9 +111,11 @@ def check_exists(uri: str) -> None:
         )
 
 
-def open_index(uri: str, device: Device = "auto", score_device: ScoreDevice | None = None) -> AnyIndex:
+def open_index(
+    uri: str, device: Device = "auto", score_device: ScoreDevice | None = None, **options: Any
+) -> AnyIndex:
     """Open an existing index; its model is loaded on `device` when it is first needed."""
     check_exists(uri)
     from manyvec import cluster
 
-    return cluster.open_index(uri, device=device, score_device=score_device, **place_options())
+    return cluster.open_index(uri, device=device, score_device=score_device, **place_options(), **options)

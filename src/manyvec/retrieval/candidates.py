@@ -207,7 +207,8 @@ class Auto:
 def _bm25_best(query: Query, scope: Scope, limit: int) -> Positions:
     if query.matches is not None and limit <= max(LEXICAL_DEPTH, scope.k):
         return query.matches.positions[:limit]
-    return scope.documents.match(query.text, limit, scope.where).positions
+    # Images and token vectors come without words.
+    return scope.documents.match(query.text, limit if query.text else 0, scope.where).positions
 
 
 def _mean_vectors(documents: CachedVersion, dim: int) -> NDArray[np.float32]:

@@ -54,17 +54,17 @@ class CachedVersion:
     _passing: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, snapshot: Snapshot, budget: int) -> CachedVersion:
+    def load(cls, snapshot: Snapshot, budget: int, *, at_most: float = np.inf) -> CachedVersion:
         """Read the token vectors of a version into memory, in row order, until the budget is used up.
 
         Args:
             snapshot: The version.
             budget: Bytes for token vectors, for what is kept in memory of every document, and for recent texts.
+            at_most: Maximum number of bytes of token vectors to read.
         """
-        nothing = np.empty(0, np.int64)
-        states = RowStates(nothing, nothing, nothing, np.empty(0, object), np.empty(0, bool))
-        recent = RecentRows(int(budget * _ROWS_SHARE))
-        return cls(snapshot, states, (), nothing, nothing, recent).refreshed(snapshot, budget)
+        states, recent = snapshot.states(), RecentRows(int(budget * _ROWS_SHARE))
+        on_disk, nowhere = np.full(len(states.row_ids), _ON_DISK, np.int64), np.zeros(len(states.row_ids), np.int64)
+        return cls(snapshot, states, (), on_disk, nowhere, recent).refreshed(snapshot, budget, at_most=at_most)
 
     def __len__(self) -> int:
         return len(self.states.row_ids)
@@ -74,14 +74,15 @@ class CachedVersion:
         """Bytes of the token vectors in memory."""
         return sum(segment.nbytes for segment in self.segments)
 
-    def refreshed(self, snapshot: Snapshot, budget: int) -> CachedVersion:
+    def refreshed(self, snapshot: Snapshot, budget: int, *, at_most: float = np.inf) -> CachedVersion:
         """Return another version; unchanged documents keep their vectors, new and changed ones are read.
 
         Args:
             snapshot: The other version, of the same index; see `VersionKey`.
             budget: Bytes, as for `load`. Vectors in memory stay there even if the budget has become smaller.
+            at_most: Maximum number of bytes of token vectors to read.
         """
-        states = snapshot.states()
+        states = self.states if snapshot is self.snapshot else snapshot.states()
         segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
         position_of = np.zeros(len(states.row_ids), np.int64)
         if len(self):
@@ -93,13 +94,14 @@ class CachedVersion:
         free = budget * (1 - _ROWS_SHARE) - _BYTES_PER_DOCUMENT * len(states.row_ids)
         free -= sum(segment.nbytes for segment in segments)
         missing = np.flatnonzero(segment_of == _ON_DISK)
-        fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= free]
+        fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= min(free, at_most)]
         for is_coded in (True, False):
             if len(group := fitting[states.is_coded[fitting] == is_coded]):
                 segment_of[group], position_of[group] = len(segments), np.arange(len(group))
                 segments.append(_read(snapshot, states, group))
                 _merge_newest(segments, segment_of, position_of)
-        return CachedVersion(snapshot, states, tuple(segments), segment_of, position_of, self.recent)
+        passing = self._passing if snapshot is self.snapshot else {}
+        return CachedVersion(snapshot, states, tuple(segments), segment_of, position_of, self.recent, passing)
 
     def positions(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions of rows, which must be rows of this version."""

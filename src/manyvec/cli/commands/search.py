@@ -62,7 +62,8 @@ def run(
         raise typer.BadParameter("--evidence and --compare cannot be combined")
     if compare and lexical_weight != "auto":
         raise InputError("--compare ranks BM25 and late interaction separately: leave out --lexical-weight")
-    opened = open_index(index, device, score_device)
+    # One search reads what it needs, and has no use for the rest.
+    opened = open_index(index, device, score_device, **({} if compare else {"cache_bytes": 0}))
     from manyvec.cli.conditions import parse_where
     from manyvec.cli.output import print_json
 
