@@ -103,6 +103,17 @@ def test_a_search_returns_hits_with_evidence(client):
     assert sum(w["share"] for w in hit["words"]) + hit["unattributed"] == pytest.approx(hit["score"], abs=0.001)
 
 
+def test_a_search_without_evidence_has_the_same_hits_and_passages(client):
+    request = {"query": "green juice", "k": 3, "passage_chars": 40}
+    explained, plain = (
+        client.post("/api/search", json=request | {"evidence": evidence}).json()["hits"] for evidence in (True, False)
+    )
+    told = ("rank", "id", "score", "final_score", "passage", "metadata")
+    assert [[hit[key] for key in told] for hit in plain] == [[hit[key] for key in told] for hit in explained]
+    assert explained[0]["words"] and not any(hit["words"] or hit["counted"] for hit in plain)
+    assert all(hit["unattributed"] == hit["score"] for hit in plain)
+
+
 def test_hits_are_ordered_by_the_final_score_and_name_the_words_that_bm25_counted(db):
     api = Api(Index.open(db))
     assert api.info().lexical_weight == 0.27

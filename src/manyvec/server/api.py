@@ -106,7 +106,7 @@ class Api:
         return PurePath(self.index.uri).name
 
     def search(self, request: SearchRequest) -> SearchResponse:
-        """Search the index, with evidence and the time of each stage."""
+        """Search the index; a response has the time of each stage."""
         (result,) = self.search_many([request])
         if isinstance(result, Exception):
             raise result
@@ -130,6 +130,7 @@ class Api:
         # All hits before a page are found again: the hits of two pages are then those of one longer search.
         k = first.offset + first.k
         options: dict[str, Any] = {} if first.lexical_weight is None else {"lexical_weight": first.lexical_weight}
+        options |= {"evidence": True} if first.evidence else {"passage_chars": first.passage_chars}
         for query in queries:
             check_unicode(query, "the query")
             if (n_words := len(query.split())) * k > MAX_EXPLAINED_WORDS:
@@ -139,9 +140,7 @@ class Api:
                 )
         started = time.perf_counter()
         with span("manyvec.search", queries=len(queries), k=k) as attributes, timings() as seconds:
-            hits_of = self._read(
-                lambda index: index.search_many(queries, k, filter=first.filter, evidence=True, **options)
-            )
+            hits_of = self._read(lambda index: index.search_many(queries, k, filter=first.filter, **options))
             attributes |= {f"seconds.{stage}": taken for stage, taken in seconds.items()}
         seconds["total"] = time.perf_counter() - started
         if self.on_search:
@@ -317,7 +316,8 @@ class Api:
 def search_key(request: SearchRequest) -> tuple[Hashable, ...]:
     """Return a value that is equal for requests that one search can answer."""
     is_long = len(request.query) > _SHORT_QUERY_CHARS
-    return request.k, request.offset, request.lexical_weight, is_long, json.dumps(request.filter)
+    passage_chars = None if request.evidence else request.passage_chars
+    return request.k, request.offset, request.lexical_weight, is_long, json.dumps(request.filter), passage_chars
 
 
 class Searches:
@@ -352,13 +352,12 @@ def _sample(document: Document) -> str:
 
 
 def _to_record(hit: Hit, passage_chars: int) -> HitRecord:
-    assert hit.evidence is not None
-    evidence = hit.evidence.to_dict()
-    if hit.is_page or hit.evidence.problem:
-        text = hit.text[:passage_chars]
-        passage = PassageRecord(text=text, start=0, end=len(text))
-    else:
-        passage = PassageRecord(**vars(hit.best_passage(passage_chars)))
+    evidence = {"words": [], "unattributed": _finite(hit.score) or 0} if hit.evidence is None else hit.evidence.to_dict()
+    best = hit.passage
+    if hit.evidence is not None and not hit.is_page and not hit.evidence.problem:
+        best = hit.best_passage(passage_chars)
+    text = hit.text[:passage_chars]
+    passage = PassageRecord(text=text, start=0, end=len(text)) if best is None else PassageRecord(**vars(best))
     return HitRecord(
         rank=hit.rank,
         id=hit.id,
@@ -371,7 +370,7 @@ def _to_record(hit: Hit, passage_chars: int) -> HitRecord:
         words=evidence["words"],
         unattributed=evidence["unattributed"],
         counted=evidence.get("counted", []),
-        problem=hit.evidence.problem,
+        problem=hit.evidence.problem if hit.evidence else None,
         page=_to_page(hit.evidence) if isinstance(hit.evidence, PageEvidence) else None,
     )
 
