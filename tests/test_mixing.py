@@ -178,7 +178,7 @@ def test_matches_that_cannot_be_hits_need_no_exact_score(
     found, n_scored = index.search_many(queries, lexical_weight=weight), sum(scored)
     scored.clear()
     # As if a match could always be a hit.
-    monkeypatch.setattr("manyvec.retrieval.search._kth", lambda scores, k: np.float32(-1))
+    monkeypatch.setattr("manyvec.retrieval.search._kth", lambda *_: np.float32(-1))
     assert index.search_many(queries, lexical_weight=weight) == found
     assert n_scored < 0.6 * sum(scored)
 
