@@ -111,9 +111,7 @@ def check_exists(uri: str) -> None:
         )
 
 
-def open_index(
-    uri: str, device: Device = "auto", score_device: ScoreDevice | None = None, **options: Any
-) -> AnyIndex:
+def open_index(uri: str, device: Device = "auto", score_device: ScoreDevice | None = None, **options: Any) -> AnyIndex:
     """Open an existing index; its model is loaded on `device` when it is first needed."""
     check_exists(uri)
     from manyvec import cluster

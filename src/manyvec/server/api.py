@@ -352,7 +352,7 @@ def _sample(document: Document) -> str:
 
 
 def _to_record(hit: Hit, passage_chars: int) -> HitRecord:
-    evidence = {"words": [], "unattributed": _finite(hit.score) or 0} if hit.evidence is None else hit.evidence.to_dict()
+    evidence = hit.evidence.to_dict() if hit.evidence else {"words": [], "unattributed": _finite(hit.score) or 0}
     best = hit.passage
     if hit.evidence is not None and not hit.is_page and not hit.evidence.problem:
         best = hit.best_passage(passage_chars)
