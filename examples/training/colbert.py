@@ -30,7 +30,7 @@ from manyvec.testing import HashEncoder
 
 # BERT's vocabulary keeps tokens free for such use.
 MARKERS = {"query": "[unused0] ", "document": "[unused1] "}
-TEXTS = ["a text, with marks", "another one"]
+TEXTS = ["words, with marks", "another one"]
 
 
 def colbert(backbone: str, texts: list[str], *, dim: int = 128) -> MultiVectorEncoder:

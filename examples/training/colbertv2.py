@@ -97,7 +97,7 @@ def main() -> None:
     settings: dict[str, Any] = {"batch_size": 8, "learning_rate": 2e-5}
     results["training"] = train(model, read(scores), DistillationLoss(model), minutes=arguments.minutes, **settings)
     results["training"] |= {**settings, "ways": arguments.ways, "teacher": arguments.teacher}
-    encoder = save(model, arguments.out, ["a text, with marks", "another one"])
+    encoder = save(model, arguments.out, ["words, with marks", "another one"])
     results["trained"] = measured(encoder, test, storages=("float16", "residual"), factors=(1, 2, 3))
     write(arguments.name, results)
 

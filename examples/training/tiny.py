@@ -38,7 +38,7 @@ VISION = {**LAYERS, "image_size": SIDE, "patch_size": PATCH}
 
 
 def page(text: str) -> Image.Image:
-    """Return an image of the first 13 lines of a text, about 26 letters each."""
+    """Return an image of the first 13 lines of a string, of about 26 letters."""
     image = Image.new("RGB", (SIDE, SIDE), "white")
     lines = "\n".join(textwrap.wrap(text, 26)[:13])
     ImageDraw.Draw(image).multiline_text((1, 1), lines, "black", ImageFont.load_default(8), spacing=0)

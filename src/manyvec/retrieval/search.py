@@ -239,9 +239,9 @@ def _promising(
     return np.sort(matches.positions[left])
 
 
-def _kth(scores: Scores, k: int) -> np.float32:
+def _kth(scores: NDArray[np.floating], k: int) -> float:
     """Return the k-th highest score."""
-    return np.partition(scores, -k)[-k]
+    return float(np.partition(scores, -k)[-k])
 
 
 def _bm25_of(positions: Positions, matches: ScoredPositions) -> Scores:
