@@ -18,6 +18,7 @@ from manyvec.storage.rows import RecentRows
 from manyvec.storage.snapshot import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, concatenated, offsets_of
+from manyvec.vectors.codebook import positions_of_rows
 from manyvec.vectors.maxsim import ScoredPositions, Scorer, Scores, top_k
 
 # Segments are merged up to this size: copying larger ones costs more than scoring a few more segments.
@@ -82,13 +83,13 @@ class CachedVersion:
             budget: Bytes, as for `load`. Vectors in memory stay there even if the budget has become smaller.
             at_most: Maximum number of bytes of token vectors to read.
         """
-        states = self.states if snapshot is self.snapshot else snapshot.states()
+        states = self.states if snapshot is self.snapshot else snapshot.states(self.states)
         segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
         position_of = np.zeros(len(states.row_ids), np.int64)
-        if len(self):
-            before = np.searchsorted(self.states.row_ids, states.row_ids).clip(max=len(self) - 1)
-            same = (self.states.row_ids[before] == states.row_ids) & (self.states.updated[before] == states.updated)
-            segment_of[same], position_of[same] = self.segment_of[before[same]], self.position_of[before[same]]
+        held = self.states
+        before = positions_of_rows(states.row_ids, states.updated, held.row_ids, held.updated)
+        same = before >= 0
+        segment_of[same], position_of[same] = self.segment_of[before[same]], self.position_of[before[same]]
         segments = _used_segments(self.segments, segment_of, position_of)
 
         free = budget * (1 - _ROWS_SHARE) - _BYTES_PER_DOCUMENT * len(states.row_ids)

@@ -19,7 +19,7 @@ from manyvec.storage.lance import SearchIndexFiles, translated, where_ids
 from manyvec.storage.schema import Manifest, content_hash, image_hash, metadata_checksum, rows_of, spans_of
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, check_offsets, offsets_of
-from manyvec.vectors.codebook import Assignments
+from manyvec.vectors.codebook import Assignments, positions_of_rows
 from manyvec.vectors.codec import bytes_per_token
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ BUILD_WINDOW_BYTES = 64 * 2**20
 _ROWS_PER_BATCH = 100_000
 _MAX_WARNINGS = 10
 _ROWS_PER_SCAN = 8192
+# Rows that are read one by one instead of with all others.
+_MAX_NEW_STATES = 2_000
 # Version of the table at which a row was written last.
 _WRITTEN_AT = "_row_last_updated_at_version"
 _NO_ROW = -1
@@ -172,24 +174,48 @@ class Snapshot:
             for batch in query.to_batches(batch_size=_ROWS_PER_SCAN):
                 yield batch.to_pylist()
 
-    def states(self) -> RowStates:
-        """Return id, length and last change of every row."""
+    def states(self, held: RowStates | None = None) -> RowStates:
+        """Return id, length and last change of every row.
+
+        Args:
+            held: States of another version of the index. Of rows that are in both, only the last change is read: of
+                100,000 rows in 5 ms instead of 20.
+        """
+        if held is not None and len(held.row_ids):
+            row_ids, updated, _ = self._read_states([])
+            before = positions_of_rows(row_ids, updated, held.row_ids, held.updated)
+            if len(new := np.flatnonzero(before < 0)) <= _MAX_NEW_STATES:
+                ids, n_tokens, is_coded = held.ids[before], held.n_tokens[before], held.is_coded[before]
+                if len(new):
+                    table = self.take(row_ids[new], self._state_columns)
+                    ids[new], n_tokens[new], is_coded[new] = self._described(table)
+                return RowStates(row_ids, updated, n_tokens, ids, is_coded)
+        row_ids, updated, table = self._read_states(self._state_columns)
+        ids, n_tokens, is_coded = self._described(table)
+        return RowStates(row_ids, updated, n_tokens, ids, is_coded)
+
+    @property
+    def _state_columns(self) -> list[str]:
+        return ["id", "n_tokens", *(["is_coded"] if self.manifest.storage == "residual" else [])]
+
+    def _read_states(self, columns: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.Table]:
+        """Return the row ids, ascending, when each row was written, and columns in this order."""
         with translated(f"read the index {self.uri}"):
-            columns = ["id", "n_tokens", _WRITTEN_AT]
-            columns += ["is_coded"] if self.manifest.storage == "residual" else []
-            table = _all_rows(self._table.search().select(columns).with_row_id(True).limit(None))
+            table = _all_rows(self._table.search().select([*columns, _WRITTEN_AT]).with_row_id(True).limit(None))
         row_ids = table["_rowid"].to_numpy().astype(np.int64)
-        order = np.argsort(row_ids)
-        is_coded = np.full(len(order), self.manifest.storage != "float16")
+        if not (np.diff(row_ids) > 0).all():
+            order = np.argsort(row_ids)
+            row_ids, table = row_ids[order], table.take(order)
+        return row_ids, table[_WRITTEN_AT].to_numpy().astype(np.int64), table
+
+    def _described(self, table: pa.Table) -> tuple[NDArray[np.object_], NDArray[np.int64], NDArray[np.bool_]]:
+        """Return ids, numbers of token vectors, and whether these are codes, of rows in a table."""
         if self.manifest.storage == "residual":
-            is_coded = table["is_coded"].to_numpy()[order]
-        return RowStates(
-            row_ids[order],
-            table[_WRITTEN_AT].to_numpy().astype(np.int64)[order],
-            table["n_tokens"].to_numpy().astype(np.int64)[order],
-            table["id"].to_numpy(zero_copy_only=False)[order],
-            is_coded,
-        )
+            is_coded = table["is_coded"].to_numpy()
+        else:
+            is_coded = np.full(len(table), self.manifest.storage != "float16")
+        ids = table["id"].to_numpy(zero_copy_only=False)
+        return ids, table["n_tokens"].to_numpy().astype(np.int64), is_coded
 
     def find(self, ids: Sequence[str]) -> dict[str, Stored]:
         """Return what is stored under these ids; unknown ids are left out.

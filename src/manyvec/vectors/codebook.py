@@ -240,8 +240,31 @@ class Assignments:
         Returns:
             (n,) positions in `row_ids`; -1 for a row that was deleted or written since it was assigned.
         """
-        if not len(row_ids):
-            return np.full(len(self), -1, np.int64)
-        positions = np.searchsorted(row_ids, self.row_ids).clip(max=len(row_ids) - 1)
-        is_same = (row_ids[positions] == self.row_ids) & (updated[positions] == self.updated)
-        return np.where(is_same, positions, -1)
+        return positions_of_rows(self.row_ids, self.updated, row_ids, updated)
+
+
+def positions_of_rows(
+    row_ids: NDArray[np.int64], updated: NDArray[np.int64], among: NDArray[np.int64], among_updated: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the position of each row among the rows of a version of the table.
+
+    Args:
+        row_ids: (n,) rows.
+        updated: (n,) table version that last wrote each of them.
+        among: Rows of the version, strictly increasing.
+        among_updated: Table version that last wrote each of these.
+
+    Returns:
+        (n,) positions in `among`; -1 for a row that is not there or was written at another version.
+    """
+    if not len(among):
+        return np.full(len(row_ids), -1, np.int64)
+    positions = np.arange(len(row_ids))
+    # New rows have the highest ids, so most versions begin alike, and 100,000 rows need not be looked up.
+    n_alike = min(len(row_ids), len(among))
+    if not np.array_equal(row_ids[:n_alike], among[:n_alike]):
+        n_alike = 0
+    positions[n_alike:] = np.searchsorted(among, row_ids[n_alike:])
+    np.minimum(positions, len(among) - 1, out=positions)
+    is_same = (among[positions] == row_ids) & (among_updated[positions] == updated)
+    return np.where(is_same, positions, -1)
