@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import lancedb
@@ -53,6 +54,36 @@ def large(tmp_path_factory):
 def residual(large, tmp_path):
     shutil.copytree(large.uri, tmp_path / "residual")
     return Index.open(tmp_path / "residual", ENCODER)
+
+
+@pytest.mark.parametrize("storage", ["float16", "residual"])
+@pytest.mark.parametrize("max_new", [0, 2_000])
+def test_states_of_rows_that_are_known_are_those_read_anew(tmp_path, monkeypatch, storage, max_new):
+    monkeypatch.setattr("manyvec.storage.snapshot._MAX_NEW_STATES", max_new)
+    index = filled(tmp_path / "index", storage)
+    changes = [
+        lambda: index.add(documents(5, seed=1)),
+        lambda: index.delete([f"{i:04d}" for i in (0, 20, 59)]),
+        lambda: index.add([{"id": "new", "text": "a new one"}, {"id": "0020", "text": "back again"}]),
+        lambda: index.optimize(),
+        lambda: index.delete(filter=F("n") >= 0),
+        lambda: index.add(DOCUMENTS[:3]),
+    ]
+    held = index._store.snapshot().states()
+    for change in changes:
+        change()
+        snapshot = index._store.snapshot()
+        held, anew = snapshot.states(held), snapshot.states()
+        for name, column in vars(anew).items():
+            assert vars(held)[name].dtype == column.dtype
+            np.testing.assert_array_equal(vars(held)[name], column)
+
+
+@pytest.mark.parametrize("keep", [0, 7, timedelta(days=-1)])
+def test_what_is_kept_is_said_as_a_timedelta(tmp_path, keep):
+    index = filled(tmp_path / "index", "float16")
+    with pytest.raises(InputError, match=r"keep must be a timedelta of at least 0, such as timedelta\(days=7\), got"):
+        index.optimize(keep=keep)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

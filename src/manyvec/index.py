@@ -414,7 +414,10 @@ class Index(IndexHandle):
         Raises:
             WriteConflictError: Writers of other programs left no gap in which files could be merged; the centroid lists
                 are up to date all the same.
+            InputError: `keep` is not a timedelta of at least 0.
         """
+        if not isinstance(keep, timedelta) or keep < timedelta(0):
+            raise InputError(f"keep must be a timedelta of at least 0, such as timedelta(days=7), got {keep!r}")
         with self._writing:
             lists_above = self.candidates.exhaustive_tokens if isinstance(self.candidates, Auto) else None
             optimize(self._store, keep, lists_above=lists_above, show_progress=show_progress)
