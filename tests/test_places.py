@@ -99,6 +99,59 @@ def test_requests_to_a_bucket_are_few(bucket: dict[str, str], requests: list[str
     assert n_requests(lambda: index.search("word5", filter={"n": 1})) == 1
 
 
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_token_vectors_of_a_bucket_are_kept_on_this_machine_where_a_folder_is_named(
+    bucket: dict[str, str],
+    requests: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    storage: str,
+) -> None:
+    uri, folder = f"s3://papers/kept-{storage}", tmp_path / "kept"
+    options: dict[str, Any] = {"storage": storage, "storage_options": bucket}
+    made = Index.create(uri, HashEncoder(), **options)
+    made.add(DOCUMENTS)
+
+    def found() -> tuple[list[manyvec.Hit], int]:
+        """What a process that has just begun finds, and how many requests its search takes."""
+        index = Index.open(uri, HashEncoder(), storage_options=bucket)
+        requests.clear()
+        return index.search("word3 other common", 5), len(requests)
+
+    def warnings() -> list[str]:
+        told = [record.getMessage() for record in caplog.records if record.name.startswith("manyvec")]
+        caplog.clear()
+        return told
+
+    expected, n_requests = found()
+    monkeypatch.setenv("MANYVEC_CACHE_FOLDER", str(folder))
+    assert found() == (expected, n_requests)
+    (file,) = folder.iterdir()
+    hits, n_left = found()
+    assert hits == expected and n_left < n_requests
+    written = bytearray(file.read_bytes())
+    written[len(written) // 2] ^= 1
+    for damaged in (bytes(written), b"", bytes(written[:1000])):
+        file.write_bytes(damaged)
+        assert found() == (expected, n_requests) and "cannot be used, and is written again" in warnings()[0]
+        assert found() == (expected, n_left) and not warnings()
+    # Documents that have changed since are read.
+    made.add([{"id": "d3", "text": "other words"}, {"id": "new", "text": "word3 other common"}])
+    made.delete("d4")
+    with monkeypatch.context() as without:
+        without.delenv("MANYVEC_CACHE_FOLDER")
+        changed, _ = found()
+    assert found()[0] == changed and changed[0].id == "new" and not warnings()
+    # Another index at the same place has another identity.
+    lancedb.connect(uri, storage_options=bucket).drop_all_tables()
+    Index.create(uri, HashEncoder(), **options).add([{"id": "d3", "text": "other"}])
+    assert [hit.id for hit in found()[0]] == ["d3"] and len(list(folder.iterdir())) == 2
+    # An index in a folder lies on this machine already.
+    Index.create(tmp_path / "index", HashEncoder()).search("word3")
+    assert len(list(folder.iterdir())) == 2
+
+
 def test_a_cluster_lies_in_a_bucket(bucket: dict[str, str]) -> None:
     uri = "s3://papers/shards"
     one = Index.create("s3://papers/unsharded", HashEncoder(), storage_options=bucket)

@@ -42,7 +42,7 @@ from manyvec import (
 )
 from manyvec.cli import main
 from manyvec.cluster.layout import hash_of
-from manyvec.cluster.ray import writing
+from manyvec.cluster.ray import serving, writing
 from manyvec.storage.lance import Place
 from manyvec.testing import HashEncoder
 from manyvec.vectors.batch import TokenBatch
@@ -437,6 +437,24 @@ async def test_ray_serve_answers_over_http_what_manyvec_serve_answers(
     async with mcp.Client(mcp_client.streamable_http_client(f"{url}/mcp")) as agent:
         found = await agent.call_tool("search", request)
     assert [hit["id"] for hit in found.structured_content["hits"]] == wanted
+
+
+async def test_with_a_token_ray_serve_answers_other_machines(
+    served: cluster.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpx2 = pytest.importorskip("httpx2", reason="needs the serve extra: pip install 'manyvec[serve]'")
+    options = {"cache_bytes": 0, "device": "cpu", "score_device": None}
+    router = serving.Router(Place.of(served.uri), served.layout, HashEncoder(), options, [])
+    token, statuses = "a-token-of-enough-characters", []
+    for known in (None, token):
+        if known:
+            monkeypatch.setenv("MANYVEC_TOKEN", known)
+        transport = httpx2.ASGITransport(router._http_app("default"), client=("192.0.2.1", 7))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://papers.example") as client:
+            for sent in ("", token):
+                response = await client.get("/api/info", headers={"Authorization": f"Bearer {sent}"})
+                statuses.append(response.status_code)
+    assert statuses == [403, 403, 401, 200]
 
 
 async def test_servers_of_this_process_take_what_connect_returns(

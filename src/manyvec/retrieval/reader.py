@@ -102,14 +102,18 @@ class IndexReader:
 
     def _loaded(self, snapshot: Snapshot) -> CachedVersion:
         budget = self._budget(snapshot)
+        kept = CachedVersion.load(snapshot, budget, at_most=0)
         # A GPU scores what it holds, which has to be in memory.
         if not snapshot.assignments_key or self.scorer.holds(()):
-            return CachedVersion.load(snapshot, budget)
+            loaded = kept.refreshed(snapshot, budget)
+            loaded.keep(than=kept.bytes_held)
+            return loaded
         if budget > 0:
             # Not a daemon, which would be stopped within LanceDB when the program ends.
-            self._filling = threading.Thread(target=_fill, args=(weakref.ref(self),), name="manyvec-cache")
+            arguments = (weakref.ref(self), kept.bytes_held)
+            self._filling = threading.Thread(target=_fill, args=arguments, name="manyvec-cache")
             self._filling.start()
-        return CachedVersion.load(snapshot, budget, at_most=0)
+        return kept
 
     def _budget(self, snapshot: Snapshot) -> int:
         return self._cache_bytes - self.lists.bytes_held(snapshot) - self._store.bytes_held
@@ -129,6 +133,11 @@ class IndexReader:
                 filled = filled.refreshed(newest.snapshot, self._budget(newest.snapshot), at_most=0)
             self._cached = filled
         return filled.bytes_held > cached.bytes_held
+
+    def keep(self, *, than: int) -> None:
+        """Keep the token vectors in memory for other processes; see `CachedVersion.keep`."""
+        if (cached := self._cached) is not None:
+            cached.keep(than=than)
 
     def statistics(self, texts: Sequence[str]) -> WordStatistics:
         """Return the word statistics of the newest version; see `Index.statistics`."""
@@ -277,11 +286,17 @@ class IndexReader:
             return work(newest)
 
 
-def _fill(of: weakref.ref[IndexReader]) -> None:
-    """Fill the memory of a reader, as long as the program runs and the reader is in use."""
+def _fill(of: weakref.ref[IndexReader], n_kept: int) -> None:
+    """Fill the memory of a reader, as long as the program runs and the reader is in use.
+
+    Args:
+        of: The reader.
+        n_kept: Bytes that were on this machine's disk before; see `CachedVersion.keep`.
+    """
     while threading.main_thread().is_alive() and (reader := of()) is not None:
         try:
             if not reader.fill():
+                reader.keep(than=n_kept)
                 return
         except StoreError as error:
             # Its version was removed meanwhile: the next search reads another one.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.storage.kept import KeptSegment, kept_file, read_kept, write_kept
 from manyvec.storage.rows import RecentRows
 from manyvec.storage.snapshot import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
 from manyvec.timing import stage
@@ -29,6 +30,8 @@ _ON_DISK = -1
 _BYTES_PER_DOCUMENT = 120 + 400
 # Share of the budget for texts and metadata, which take 1.5 % of what float16 vectors of 128 dims take (SciFact).
 _ROWS_SHARE = 1 / 32
+# What was kept of an index in a bucket is written again once this many times as much is in memory.
+_KEPT_AGAIN = 1.05
 # Filters whose documents are remembered, a byte for each document in the index.
 _MAX_FILTERS = 8
 
@@ -64,8 +67,34 @@ class CachedVersion:
             at_most: Maximum number of bytes of token vectors to read.
         """
         states, recent = snapshot.states(), RecentRows(int(budget * _ROWS_SHARE))
-        on_disk, nowhere = np.full(len(states.row_ids), _ON_DISK, np.int64), np.zeros(len(states.row_ids), np.int64)
-        return cls(snapshot, states, (), on_disk, nowhere, recent).refreshed(snapshot, budget, at_most=at_most)
+        segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
+        position_of = np.zeros(len(states.row_ids), np.int64)
+        file = kept_file(snapshot)
+        kept = read_kept(file, snapshot, budget * (1 - _ROWS_SHARE)) if file else []
+        for number, segment in enumerate(kept):
+            held = positions_of_rows(states.row_ids, states.updated, segment.row_ids, segment.updated)
+            here = np.flatnonzero(held >= 0)
+            segment_of[here], position_of[here] = number, segment.positions[held[here]]
+        segments = tuple(segment.tokens for segment in kept)
+        on_disk = cls(snapshot, states, segments, segment_of, position_of, recent)
+        return on_disk.refreshed(snapshot, budget, at_most=at_most)
+
+    def keep(self, *, than: int) -> None:
+        """Keep the token vectors in memory on this machine's disk, if they are those of a bucket; see `kept_file`.
+
+        Args:
+            than: Bytes of those that were kept before. Nothing is written unless there are 5 % more.
+        """
+        if (file := kept_file(self.snapshot)) is None or self.bytes_held <= _KEPT_AGAIN * than:
+            return
+        kept = []
+        for number, tokens in enumerate(self.segments):
+            here = np.flatnonzero(self.segment_of == number)
+            # Without damaged documents, which have fewer vectors than their row says.
+            here = here[tokens.lengths[self.position_of[here]] == self.states.n_tokens[here]]
+            row_ids, updated = self.states.row_ids[here], self.states.updated[here]
+            kept.append(KeptSegment(row_ids, updated, self.position_of[here], tokens))
+        write_kept(file, kept)
 
     def __len__(self) -> int:
         return len(self.states.row_ids)
