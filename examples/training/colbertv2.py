@@ -98,7 +98,7 @@ def main() -> None:
     results["training"] = train(model, read(scores), DistillationLoss(model), minutes=arguments.minutes, **settings)
     results["training"] |= {**settings, "ways": arguments.ways, "teacher": arguments.teacher}
     encoder = save(model, arguments.out, ["words, with marks", "another one"])
-    results["trained"] = measured(encoder, test, storages=("float16", "residual"), factors=(1, 2, 3))
+    results["trained"] = measured(encoder, test, [("float16", 1), *(("residual", factor) for factor in (1, 2, 3))])
     write(arguments.name, results)
 
 

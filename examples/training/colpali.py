@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from recipes import measured, parser, pictures, read_pairs, train, write
+from recipes import POOLED, measured, parser, pictures, read_pairs, train, write
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 
@@ -63,7 +63,7 @@ def main() -> None:
     results["training"] |= train(model, rows, loss, **limits, **settings)
     encoder = save(model, arguments.out, rows[0]["page"], rows[0]["query"])
     for name, test in tests.items():
-        results[name]["trained"] = measured(encoder, test, factors=(1, 2, 3))
+        results[name]["trained"] = measured(encoder, test, POOLED)
     write(arguments.name, results)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from recipes import measured, pictures, read_pairs, write
+from recipes import POOLED, measured, pictures, read_pairs, write
 from transformers import AutoModel, AutoProcessor
 
 import manyvec
@@ -88,8 +88,8 @@ def main() -> None:
     results: dict[str, Any] = {"training": {"pairs": len(pairs), **settings, "losses": [round(x, 4) for x in losses]}}
     for test in map(pictures, arguments.test):
         results[test.name] = {"pages": len(test.documents), "queries": len(test.queries)}
-        for name, model, factors in (("untrained", arguments.model, (1,)), ("trained", str(arguments.out), (1, 2, 3))):
-            results[test.name][name] = measured(manyvec.load_encoder(model), test, factors=factors)
+        for name, model, variants in (("untrained", arguments.model, POOLED[:1]), ("trained", arguments.out, POOLED)):
+            results[test.name][name] = measured(manyvec.load_encoder(str(model)), test, variants)
     write(arguments.name, results)
 
 

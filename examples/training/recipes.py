@@ -26,6 +26,7 @@ import manyvec
 from manyvec.evaluation import Dataset, evaluate
 
 MEASURE = "nDCG@10"
+POOLED = [("float16", factor) for factor in (1, 2, 3)]
 # With fewer token vectors, `residual` stores float16.
 MIN_RESIDUAL_TOKENS = 65_536
 RESULTS = Path(__file__).parent / "results"
@@ -66,29 +67,28 @@ def pictures(path: Path) -> Dataset:
 
 
 def measured(
-    encoder: manyvec.Encoder, data: Dataset, *, storages: Sequence[str] = ("float16",), factors: Sequence[float] = (1,)
+    encoder: manyvec.Encoder, data: Dataset, variants: Sequence[tuple[str, float]] = (("float16", 1),)
 ) -> list[dict[str, Any]]:
-    """Return nDCG@10 by exact MaxSim and bytes of token vectors for each storage and pool factor. Encodes once."""
+    """Return nDCG@10 by exact MaxSim, and bytes of token vectors, for each storage and pool factor. Encodes once."""
     rows, documents = [], data.documents
-    for storage in storages:
-        for factor in factors:
-            with tempfile.TemporaryDirectory() as folder:
-                index = manyvec.Index.create(folder, encoder, storage=storage, pool_factor=factor)
-                index.add(documents, adopt_vectors=True)
-                if storage == "residual":
-                    index.optimize()
-                index.candidates = manyvec.candidates.Exhaustive()
-                found = index.search_many(list(data.queries.values()), 10, lexical_weight=0)
-                if documents is data.documents and factor == 1:
-                    documents = index.get([document.id for document in documents], vectors=True)
-                info = index.info()
-            if storage == "residual" and info.tokens < MIN_RESIDUAL_TOKENS:
-                continue
-            run = {query: [hit.id for hit in hits] for query, hits in zip(data.queries, found, strict=True)}
-            bytes_per_token = {"float16": 2 * info.dim, "residual": info.dim // 4 + 4}[storage]
-            n_bytes = round(info.tokens * bytes_per_token / info.documents)
-            ndcg = round(evaluate(data.qrels, run, [MEASURE])[MEASURE], 4)
-            rows.append({"storage": storage, "pool_factor": factor, MEASURE: ndcg, "bytes_per_document": n_bytes})
+    for storage, factor in variants:
+        with tempfile.TemporaryDirectory() as folder:
+            index = manyvec.Index.create(folder, encoder, storage=storage, pool_factor=factor)
+            index.add(documents, adopt_vectors=True)
+            if storage == "residual":
+                index.optimize()
+            index.candidates = manyvec.candidates.Exhaustive()
+            found = index.search_many(list(data.queries.values()), 10, lexical_weight=0)
+            if documents is data.documents and (storage, factor) == ("float16", 1):
+                documents = index.get([document.id for document in documents], vectors=True)
+            info = index.info()
+        if storage == "residual" and info.tokens < MIN_RESIDUAL_TOKENS:
+            continue
+        run = {query: [hit.id for hit in hits] for query, hits in zip(data.queries, found, strict=True)}
+        bytes_per_token = {"float16": 2 * info.dim, "residual": info.dim // 4 + 4}[storage]
+        n_bytes = round(info.tokens * bytes_per_token / info.documents)
+        ndcg = round(evaluate(data.qrels, run, [MEASURE])[MEASURE], 4)
+        rows.append({"storage": storage, "pool_factor": factor, MEASURE: ndcg, "bytes_per_document": n_bytes})
     return rows
 
 
