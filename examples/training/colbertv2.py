@@ -6,7 +6,7 @@ The student learns the teacher's distribution over a judged document and mined o
 time, to tell the judged one from all others of the batch; the index then stores residuals of 2 bits a dimension
 (Santhanam et al. 2022, https://arxiv.org/abs/2112.01488). The paper's teacher is a cross-encoder; this one is exact
 MaxSim of `minilm` at 384 dims. Its scores are recorded in a file of JSON lines that `manyvec tune --train` reads, too,
-and that may as well hold a cross-encoder's.
+and that may as well hold a cross-encoder's. What the student was worth before is in its own file of results.
 """
 
 from __future__ import annotations
@@ -92,7 +92,6 @@ def main() -> None:
     scores = arguments.scores or arguments.out.with_suffix(".jsonl")
     if not scores.exists():
         record(arguments.teacher, data, scores, n_queries=arguments.rows, n_documents=arguments.ways)
-    results["student before"] = measured(manyvec.load_encoder(arguments.student, device="cpu"), test)
     model = MultiVectorEncoder(arguments.student, device="cpu")
     settings: dict[str, Any] = {"batch_size": 8, "learning_rate": 2e-5}
     results["training"] = train(model, read(scores), DistillationLoss(model), minutes=arguments.minutes, **settings)
