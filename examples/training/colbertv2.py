@@ -53,9 +53,11 @@ def record(teacher: str, data: Dataset, path: Path, *, n_queries: int, n_documen
     """Write for some queries a judged document, mined ones, and the teacher's scores of all of them."""
     draw, texts = random.Random(0), {document.id: document.text for document in data.documents}
     queries = sample(data, n_queries).queries
+    judged = {id for ids in data.qrels.values() for id in ids}
     with tempfile.TemporaryDirectory() as folder, path.open("w", encoding="utf-8") as file:
         index = manyvec.Index.create(folder, teacher)
-        index.add(data.documents)
+        # Negatives come from the documents of the training split, too.
+        index.add(document for document in data.documents if document.id in judged)
         by_words = index.rank(list(queries.values()), manyvec.candidates.Lexical(), 30)
         by_model = index.search_many(list(queries.values()), 30, lexical_weight=0)
         for (query, text), words, hits in zip(queries.items(), by_words, by_model, strict=True):
