@@ -71,7 +71,7 @@ def run(tmp_path_factory):
 def colbert(run, data, tmp_path_factory):
     """The ColBERT that the first recipe trains, and what it wrote."""
     out = tmp_path_factory.mktemp("colbert") / "model"
-    return out, run("colbert", data, "--out", out, "--minutes", "0.03", "--batch-size", "4")
+    return out, run("colbert", data, "--out", out, "--minutes", "1", "--batch-size", "4")
 
 
 def assert_pooled(rows):
@@ -97,7 +97,7 @@ def test_colbert_has_its_markers_masks_and_dims_and_loads_again(colbert):
 
 
 def test_colbertv2_records_exact_scores_of_the_teacher_and_learns_from_them(run, data, colbert, tmp_path):
-    arguments = ["--student", colbert[0], "--out", tmp_path / "v2", "--rows", "16", "--ways", "3", "--minutes", "0.03"]
+    arguments = ["--student", colbert[0], "--out", tmp_path / "v2", "--rows", "16", "--ways", "3", "--minutes", "1"]
     written = run("colbertv2", data, *arguments)
     rows = [json.loads(line) for line in (tmp_path / "v2.jsonl").read_text().splitlines()]
     assert len(rows) == 16 and {len(row["negatives"]) for row in rows} == {2}

@@ -80,17 +80,21 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, default=16)
     arguments = options.parse_args()
     torch.manual_seed(0)
-    test, data = sample(load_beir(arguments.data), arguments.queries), load_beir(arguments.data, "train")
-    results: dict[str, Any] = {"set": test.name, "queries": len(test.queries)}
+    test, data = load_beir(arguments.data), load_beir(arguments.data, "train")
+    test = sample(test, arguments.queries, arguments.documents)
+    results: dict[str, Any] = {"set": test.name, "queries": len(test.queries), "documents": len(test.documents)}
     results["minilm"] = measured(manyvec.load_encoder("minilm", device="cpu"), test)
     model = colbert(arguments.backbone, [document.text for document in data.documents[:500]])
     with tempfile.TemporaryDirectory() as folder:
         results["untrained"] = measured(save(model, Path(folder), TEXTS), test)
-    loss = MultiVectorDistillKLDivLoss(model)
-    settings: dict[str, Any] = {"batch_size": arguments.batch_size, "learning_rate": 3e-5}
-    rows = triples(sample(data, arguments.triples))
-    results["training"] = train(model, rows, loss, minutes=arguments.minutes, **settings) | settings
-    encoder = save(model, arguments.out, TEXTS)
+    if arguments.out.exists():
+        # Trained by an earlier run, and only measured again.
+        encoder: manyvec.Encoder = manyvec.load_encoder(str(arguments.out), device="cpu")
+    else:
+        settings: dict[str, Any] = {"batch_size": arguments.batch_size, "learning_rate": 3e-5}
+        rows, loss = triples(sample(data, arguments.triples)), MultiVectorDistillKLDivLoss(model)
+        results["training"] = train(model, rows, loss, minutes=arguments.minutes, **settings) | settings
+        encoder = save(model, arguments.out, TEXTS)
     results["trained"] = measured(encoder, test, POOLED)
     write(arguments.name, results)
 

@@ -53,10 +53,10 @@ def record(teacher: str, data: Dataset, path: Path, *, n_queries: int, n_documen
     """Write for some queries a judged document, mined ones, and the teacher's scores of all of them."""
     draw, texts = random.Random(0), {document.id: document.text for document in data.documents}
     queries = sample(data, n_queries).queries
-    judged = {id for ids in data.qrels.values() for id in ids}
+    judged = {id for query in queries for id in data.qrels[query]}
     with tempfile.TemporaryDirectory() as folder, path.open("w", encoding="utf-8") as file:
         index = manyvec.Index.create(folder, teacher)
-        # Negatives come from the documents of the training split, too.
+        # Negatives come from the documents of these queries: none is of the test split.
         index.add(document for document in data.documents if document.id in judged)
         by_words = index.rank(list(queries.values()), manyvec.candidates.Lexical(), 30)
         by_model = index.search_many(list(queries.values()), 30, lexical_weight=0)
@@ -89,8 +89,9 @@ def main() -> None:
     options.add_argument("--ways", type=int, default=4, help="Documents for each of them.")
     arguments = options.parse_args()
     torch.manual_seed(0)
-    test, data = sample(load_beir(arguments.data), arguments.queries), load_beir(arguments.data, "train")
-    results: dict[str, Any] = {"set": test.name, "queries": len(test.queries)}
+    test, data = load_beir(arguments.data), load_beir(arguments.data, "train")
+    test = sample(test, arguments.queries, arguments.documents)
+    results: dict[str, Any] = {"set": test.name, "queries": len(test.queries), "documents": len(test.documents)}
     scores = arguments.scores or arguments.out.with_suffix(".jsonl")
     if not scores.exists():
         record(arguments.teacher, data, scores, n_queries=arguments.rows, n_documents=arguments.ways)

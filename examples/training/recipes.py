@@ -41,15 +41,21 @@ def parser(
     made.add_argument("--out", type=Path, required=True, help="Folder of the trained model.")
     made.add_argument("--minutes", type=float, default=5, help="Processor time of the training.")
     made.add_argument("--queries", type=int, default=300, help="Test queries to measure.")
+    made.add_argument("--documents", type=int, default=10**6, help="Documents to find theirs in, at most.")
     made.add_argument("--name", default=name, help="Name of the file of results.")
     return made
 
 
-def sample(data: Dataset, n_queries: int) -> Dataset:
-    """Return a data set with `n_queries` random queries, and all documents."""
-    names = sorted(data.queries)
-    chosen = [names[i] for i in np.random.default_rng(0).permutation(len(names))[:n_queries]]
-    return Dataset(data.name, data.documents, {q: data.queries[q] for q in chosen}, {q: data.qrels[q] for q in chosen})
+def sample(data: Dataset, n_queries: int, n_documents: int = 10**6) -> Dataset:
+    """Return a data set with `n_queries` random queries, their documents, and others up to `n_documents` in all."""
+    draw = np.random.default_rng(0)
+    names, ids = sorted(data.queries), [document.id for document in data.documents]
+    chosen = [names[i] for i in draw.permutation(len(names))[:n_queries]]
+    judged = {id for query in chosen for id in data.qrels[query]}
+    others = [ids[i] for i in draw.permutation(len(ids)) if ids[i] not in judged]
+    kept = judged.union(others[: max(0, n_documents - len(judged))])
+    documents = [document for document in data.documents if document.id in kept]
+    return Dataset(data.name, documents, {q: data.queries[q] for q in chosen}, {q: data.qrels[q] for q in chosen})
 
 
 def read_pairs(path: Path) -> list[tuple[Path, str]]:
