@@ -28,8 +28,6 @@ from manyvec.vectors.maxsim import Scorer, Scores
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-# Token vectors that are read into memory at a time while searches are answered from disk: 0.3 s.
-_FILL_BYTES = 64 * 2**20
 # Scores of query-document pairs that are held at a time: 64 MB.
 _MAX_SCORES = 16 * 2**20
 
@@ -96,13 +94,12 @@ class IndexReader:
                 cached = self._cached = self._loaded(snapshot)
             elif cached.snapshot.key != snapshot.key:
                 is_filling = self._filling is not None and self._filling.is_alive()
-                at_most = 0 if is_filling else np.inf
-                cached = self._cached = cached.refreshed(snapshot, self._budget(snapshot), at_most=at_most)
+                cached = self._cached = cached.refreshed(snapshot, self._budget(snapshot), reads=not is_filling)
             return cached
 
     def _loaded(self, snapshot: Snapshot) -> CachedVersion:
         budget = self._budget(snapshot)
-        kept = CachedVersion.load(snapshot, budget, at_most=0)
+        kept = CachedVersion.load(snapshot, budget, reads=False)
         # A GPU scores what it holds, which has to be in memory.
         if not snapshot.assignments_key or self.scorer.holds(()):
             loaded = kept.refreshed(snapshot, budget)
@@ -110,34 +107,22 @@ class IndexReader:
             return loaded
         if budget > 0:
             # Not a daemon, which would be stopped within LanceDB when the program ends.
-            arguments = (weakref.ref(self), kept.bytes_held)
-            self._filling = threading.Thread(target=_fill, args=arguments, name="manyvec-cache")
+            self._filling = threading.Thread(target=_fill, args=(weakref.ref(self), kept, budget))
             self._filling.start()
         return kept
 
     def _budget(self, snapshot: Snapshot) -> int:
         return self._cache_bytes - self.lists.bytes_held(snapshot) - self._store.bytes_held
 
-    def fill(self) -> bool:
-        """Read some more token vectors into memory; return whether there may be others to read."""
-        with self._loading:
-            cached = self._cached
-        if cached is None:
-            return False
-        filled = cached.refreshed(cached.snapshot, self._budget(cached.snapshot), at_most=_FILL_BYTES)
+    def hold(self, filled: CachedVersion) -> None:
+        """Search a version with its token vectors in memory, or a newer one with those that are unchanged."""
         with self._loading:
             newest = self._cached
-            if newest is None or newest.snapshot.key.generation != cached.snapshot.key.generation:
-                return newest is not None
-            if newest is not cached:
-                filled = filled.refreshed(newest.snapshot, self._budget(newest.snapshot), at_most=0)
+            if newest is None or newest.snapshot.key.generation != filled.snapshot.key.generation:
+                return
+            if newest.snapshot.key != filled.snapshot.key:
+                filled = filled.refreshed(newest.snapshot, self._budget(newest.snapshot), reads=False)
             self._cached = filled
-        return filled.bytes_held > cached.bytes_held
-
-    def keep(self, *, than: int) -> None:
-        """Keep the token vectors in memory for other processes; see `CachedVersion.keep`."""
-        if (cached := self._cached) is not None:
-            cached.keep(than=than)
 
     def statistics(self, texts: Sequence[str]) -> WordStatistics:
         """Return the word statistics of the newest version; see `Index.statistics`."""
@@ -286,23 +271,19 @@ class IndexReader:
             return work(newest)
 
 
-def _fill(of: weakref.ref[IndexReader], n_kept: int) -> None:
-    """Fill the memory of a reader, as long as the program runs and the reader is in use.
-
-    Args:
-        of: The reader.
-        n_kept: Bytes that were on this machine's disk before; see `CachedVersion.keep`.
-    """
-    while threading.main_thread().is_alive() and (reader := of()) is not None:
-        try:
-            if not reader.fill():
-                reader.keep(than=n_kept)
-                return
-        except StoreError as error:
-            # Its version was removed meanwhile: the next search reads another one.
-            logger.debug("the cache is not filled any further: %s", error)
-            return
-        del reader
+def _fill(of: weakref.ref[IndexReader], version: CachedVersion, budget: int) -> None:
+    """Read token vectors of a version into memory, as long as the program runs and the reader is in use."""
+    try:
+        filled = version.refreshed(
+            version.snapshot, budget, go_on=lambda: threading.main_thread().is_alive() and of() is not None
+        )
+    except StoreError as error:
+        # The version was removed meanwhile: the next search reads a newer one.
+        logger.debug("the token vectors are not in memory: %s", error)
+        return
+    if (reader := of()) is not None:
+        reader.hold(filled)
+    filled.keep(than=version.bytes_held)
 
 
 def _parts(n_queries: int, n_documents: int) -> Iterator[slice]:

@@ -7,13 +7,14 @@ version they started with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.errors import StoreError
 from manyvec.storage.kept import KeptSegment, kept_file, read_kept, write_kept
 from manyvec.storage.rows import RecentRows
 from manyvec.storage.snapshot import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
@@ -58,13 +59,13 @@ class CachedVersion:
     _passing: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, snapshot: Snapshot, budget: int, *, at_most: float = np.inf) -> CachedVersion:
+    def load(cls, snapshot: Snapshot, budget: int, *, reads: bool = True) -> CachedVersion:
         """Read the token vectors of a version into memory, in row order, until the budget is used up.
 
         Args:
             snapshot: The version.
             budget: Bytes for token vectors, for what is kept in memory of every document, and for recent texts.
-            at_most: Maximum number of bytes of token vectors to read.
+            reads: Whether to read token vectors at all.
         """
         states, recent = snapshot.states(), RecentRows(int(budget * _ROWS_SHARE))
         segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
@@ -77,7 +78,7 @@ class CachedVersion:
             segment_of[here], position_of[here] = number, segment.positions[held[here]]
         segments = tuple(segment.tokens for segment in kept)
         on_disk = cls(snapshot, states, segments, segment_of, position_of, recent)
-        return on_disk.refreshed(snapshot, budget, at_most=at_most)
+        return on_disk.refreshed(snapshot, budget, reads=reads)
 
     def keep(self, *, than: int) -> None:
         """Keep the token vectors in memory on this machine's disk, if they are those of a bucket; see `kept_file`.
@@ -104,13 +105,19 @@ class CachedVersion:
         """Bytes of the token vectors in memory."""
         return sum(segment.nbytes for segment in self.segments)
 
-    def refreshed(self, snapshot: Snapshot, budget: int, *, at_most: float = np.inf) -> CachedVersion:
+    def refreshed(
+        self, snapshot: Snapshot, budget: int, *, reads: bool = True, go_on: Callable[[], bool] = lambda: True
+    ) -> CachedVersion:
         """Return another version; unchanged documents keep their vectors, new and changed ones are read.
 
         Args:
             snapshot: The other version, of the same index; see `VersionKey`.
             budget: Bytes, as for `load`. Vectors in memory stay there even if the budget has become smaller.
-            at_most: Maximum number of bytes of token vectors to read.
+            reads: Whether to read token vectors at all.
+            go_on: Asked about every MB whether to read any further.
+
+        Raises:
+            StoreError: The version was removed meanwhile, or reading was stopped.
         """
         states = self.states if snapshot is self.snapshot else snapshot.states(self.states)
         segment_of = np.full(len(states.row_ids), _ON_DISK, np.int64)
@@ -124,11 +131,11 @@ class CachedVersion:
         free = budget * (1 - _ROWS_SHARE) - _BYTES_PER_DOCUMENT * len(states.row_ids)
         free -= sum(segment.nbytes for segment in segments)
         missing = np.flatnonzero(segment_of == _ON_DISK)
-        fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= min(free, at_most)]
+        fitting = missing[np.cumsum(snapshot.token_bytes(states, missing)) <= (free if reads else 0)]
         for is_coded in (True, False):
             if len(group := fitting[states.is_coded[fitting] == is_coded]):
                 segment_of[group], position_of[group] = len(segments), np.arange(len(group))
-                segments.append(_read(snapshot, states, group))
+                segments.append(_read(snapshot, states, group, go_on))
                 _merge_newest(segments, segment_of, position_of)
         passing = self._passing if snapshot is self.snapshot else {}
         return CachedVersion(snapshot, states, tuple(segments), segment_of, position_of, self.recent, passing)
@@ -253,7 +260,9 @@ def _read_window(snapshot: Snapshot, states: RowStates, documents: NDArray[np.in
     return tokens.emptied(wrong)
 
 
-def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -> StoredBatch:
+def _read(
+    snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64], go_on: Callable[[], bool]
+) -> StoredBatch:
     """Read one segment of documents that are all stored the same way.
 
     It is filled window by window, so that memory never holds it twice.
@@ -263,6 +272,8 @@ def _read(snapshot: Snapshot, states: RowStates, documents: NDArray[np.int64]) -
     lengths, n_rows = states.n_tokens[documents].copy(), 0
     rows: NDArray[Any] | None = None
     for window in windows(snapshot.token_bytes(states, documents), LOAD_WINDOW_BYTES):
+        if not go_on():
+            raise StoreError(f"reading the index {snapshot.uri} into memory was stopped")
         part = _read_window(snapshot, states, documents[window], is_coded=is_coded)
         if rows is None:
             rows = np.empty((lengths.sum(), part.rows.shape[1]), part.rows.dtype)
