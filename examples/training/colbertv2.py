@@ -54,7 +54,8 @@ def record(teacher: str, data: Dataset, path: Path, *, n_queries: int, n_documen
     draw, texts = random.Random(0), {document.id: document.text for document in data.documents}
     queries = sample(data, n_queries).queries
     judged = {id for query in queries for id in data.qrels[query]}
-    with tempfile.TemporaryDirectory() as folder, path.open("w", encoding="utf-8") as file:
+    part = path.with_suffix(".part")
+    with tempfile.TemporaryDirectory() as folder, part.open("w", encoding="utf-8") as file:
         index = manyvec.Index.create(folder, teacher)
         # Negatives come from the documents of these queries: none is of the test split.
         index.add(document for document in data.documents if document.id in judged)
@@ -67,6 +68,8 @@ def record(teacher: str, data: Dataset, path: Path, *, n_queries: int, n_documen
             scores = [round(float(score), 4) for score in index.score(text, ids)]
             row = {"query": text, "positive": positive, "negatives": negatives, "scores": scores}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    # A run that is killed leaves no half of a file.
+    part.replace(path)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
