@@ -105,8 +105,8 @@ def test_colbertv2_records_exact_scores_of_the_teacher_and_learns_from_them(run,
     [query], texts = minilm.encode_queries([rows[0]["query"]]), [rows[0]["positive"], *rows[0]["negatives"]]
     scores = [float((query @ document.T).max(axis=1).sum()) for document in minilm.encode_documents(texts)]
     assert_allclose(rows[0]["scores"], scores, atol=0.01)
-    # These are too few token vectors for residuals.
-    assert [row["storage"] for row in written["results"]["trained"]] == ["float16"]
+    # These are too few token vectors for residuals, so that only float16 is measured.
+    assert_pooled(written["results"]["trained"])
     before = manyvec.load_encoder(str(colbert[0])).encode_documents(PASSAGES[:1]).vectors
     assert np.abs(manyvec.load_encoder(str(tmp_path / "v2")).encode_documents(PASSAGES[:1]).vectors - before).max() > 0
 

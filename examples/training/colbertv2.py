@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recipes import measured, parser, sample, save, train, write
+from recipes import POOLED, measured, parser, sample, save, train, write
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.scoring import colbert_scores
 from sentence_transformers.util import stack_padded_token_embeddings
@@ -103,7 +103,7 @@ def main() -> None:
     results["training"] = train(model, read(scores), DistillationLoss(model), minutes=arguments.minutes, **settings)
     results["training"] |= {**settings, "ways": arguments.ways, "teacher": arguments.teacher}
     encoder = save(model, arguments.out, ["words, with marks", "another one"])
-    results["trained"] = measured(encoder, test, [("float16", 1), *(("residual", factor) for factor in (1, 2, 3))])
+    results["trained"] = measured(encoder, test, POOLED + [("residual", factor) for _, factor in POOLED])
     write(arguments.name, results)
 
 
