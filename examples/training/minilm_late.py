@@ -3,7 +3,7 @@
     python examples/training/minilm_late.py --data DATA --run /tmp/late --minutes 60
 
 DATA holds `train-pairs` and the train splits of five sets; only sources whose licence allows it are read. A batch has
-four sources with eight pairs each, at most one of a group, so that there are negatives from the same source. The loss
+two sources with 16 pairs each, at most one of a group, so that there are negatives from the same source. The loss
 is the sum of the in-batch contrastive losses at 384 and at 128 dims. Every `--save` steps the state is written, and
 the same command goes on from there. Held-out groups of the training sources are measured, nothing else.
 """
@@ -28,7 +28,7 @@ from manyvec.evaluation import load_beir
 # Without a licence of their own, or with text of many vendors.
 UNPUBLISHABLE = {"debian", "qasc", "ropes", "openapi"}
 SPLITS = {"nq-passages": "train", "squad-dev": "train", "medquad-qa": "train", "metatool": "train", "seal-tools": "dev"}
-DIM, N_SOURCES, N_PAIRS, N_TOKENS = 128, 4, 8, 128
+DIM, N_SOURCES, N_PAIRS, N_TOKENS = 128, 2, 16, 128
 Pair = tuple[str, str, str]
 
 

@@ -51,6 +51,14 @@ def sampled(source: Path, folder: Path, n_queries: int) -> Path:
     return folder
 
 
+def ndcg_before(model: str, data: Dataset, work: Path) -> list[float]:
+    """Return what `ndcg` does, computed once for a model and a data set and kept in `work`."""
+    stored = work / f"before-{data.name}-{model}-{len(data.queries)}.json"
+    if not stored.exists():
+        stored.write_text(json.dumps(ndcg(model, data)), encoding="utf-8")
+    return json.loads(stored.read_text(encoding="utf-8"))
+
+
 def interval(differences: np.ndarray) -> list[float]:
     """Return the mean and the ends of its 95 % bootstrap interval."""
     rng = np.random.default_rng(0)
@@ -67,6 +75,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--queries", type=int, help="Train on, and test on, a random sample of at most N queries each.")
+    parser.add_argument("--unseen", nargs="*", default=[], help="Sets that nothing is trained on, measured as well.")
     parser.add_argument("--work", type=Path, help="Folder for the tuned models; a temporary one by default.")
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp())
@@ -84,6 +93,7 @@ def main() -> None:
             method=arguments.method,
             dim=arguments.dim,
             minutes=arguments.minutes,
+            unseen=[arguments.data / other for other in arguments.unseen],
             on_progress=lambda point: print(point, flush=True),
         )
         spent = {"wall_minutes": (time.monotonic() - wall) / 60, "cpu_minutes": (time.process_time() - processor) / 60}
@@ -91,7 +101,8 @@ def main() -> None:
         result |= {"sample_of_queries": arguments.queries}
         if report.out:
             test = load_beir(folder)
-            before, after = np.array(ndcg(arguments.model, test)), np.array(ndcg(report.out, test))
+            before = np.array(ndcg_before(arguments.model, test, work))
+            after = np.array(ndcg(report.out, test))
             result["test"] = {
                 "queries": len(before),
                 "before": float(before.mean()),
