@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 N_QUERIES, N_SMALL, N_SERVED = 100, 300, 96
 
 
@@ -33,31 +35,41 @@ class Known:
     name, dim = "minilm", 384
 
     def __init__(self, data: str, vectors: str, name: str) -> None:
-        from encoded import load
+        from manyvec import TokenBatch, load_encoder
+        from manyvec.evaluation import load_beir
 
-        from manyvec import load_encoder
-
-        self._queries, self.encoded = load_encoder("minilm", device="cpu"), load(data, vectors, name)
-        self.fingerprint = self._queries.fingerprint
-        self._positions = {document.text: i for i, document in enumerate(self.encoded.dataset.documents)}
+        self._queries, self.dataset = load_encoder("minilm", device="cpu"), load_beir(Path(data) / name)
+        folder = Path(vectors) / name
+        ends = np.cumsum(np.load(folder / "documents_lengths.npy"))[:-1]
+        rows = np.split(np.load(folder / "documents.npy").astype(np.float32), ends)
+        self._documents, self.fingerprint = TokenBatch.from_list(rows), self._queries.fingerprint
+        # Query strings whose token vectors are known are not encoded.
+        self.known: dict[str, np.ndarray] = {}
+        self._positions = {document.text: i for i, document in enumerate(self.dataset.documents)}
 
     def encode_queries(self, queries: Sequence[str]) -> Any:
+        from manyvec import TokenBatch
+
+        if all(query in self.known for query in queries):
+            return TokenBatch.from_list([self.known[query] for query in queries])
         return self._queries.encode_queries(queries)
 
     def encode_documents(self, texts: Sequence[str]) -> Any:
         if not all(text in self._positions for text in texts):
             return self._queries.encode_documents(texts)
-        return self.encoded.documents.select([self._positions[text] for text in texts])
+        return self._documents.select([self._positions[text] for text in texts])
 
 
 def build(encoder: Known, folder: Path) -> None:
     """Make an index with all documents and centroid lists, and one with a few."""
     from manyvec import Index
 
-    for name, documents in (("all", encoder.encoded.dataset.documents), ("few", encoder.encoded.dataset.documents)):
-        index = Index.create(folder / name, encoder)
-        index.add([{"id": d.id, "text": d.text} for d in documents[: N_SMALL if name == "few" else None]])
-        index.optimize()
+    documents = [{"id": document.id, "text": document.text} for document in encoder.dataset.documents]
+    index: Any = Index.create(folder / "all", encoder)
+    index.add(documents)
+    index.optimize()
+    # Encoded here, because evidence needs to know which characters each vector belongs to.
+    Index.create(folder / "few", "minilm").add(documents[:N_SMALL])
 
 
 def measure(encoder: Known, folder: Path) -> dict[str, float]:
@@ -67,25 +79,28 @@ def measure(encoder: Known, folder: Path) -> dict[str, float]:
     from manyvec import Index
 
     taken: dict[str, float] = {}
-    queries = list(encoder.encoded.dataset.queries.values())[:N_QUERIES]
+    queries = list(encoder.dataset.queries.values())[:N_QUERIES]
     index: Any = Index.open(folder / "all", encoder)
-    vectors = encoder.encode_queries(queries)
+    known = dict(zip(queries, encoder.encode_queries(queries), strict=True))
 
     def milliseconds(work: Callable[[], Any], n: int = 1) -> float:
         started = time.process_time()
         work()
         return 1000 * (time.process_time() - started) / n
 
-    taken["first search after open"] = milliseconds(lambda: index.search(vectors[0]))
+    encoder.known = known
+    taken["first search after open"] = milliseconds(lambda: index.search(queries[0], lexical_weight=0))
     if (filling := getattr(index._reader, "_filling", None)) if hasattr(index, "_reader") else None:
         filling.join()
     single = {
-        "search, vectors given": lambda i: index.search(vectors[i]),
-        "search, MaxSim alone": lambda i: index.search(queries[i], lexical_weight=0),
-        "search, mixed with BM25": lambda i: index.search(queries[i], lexical_weight=0.27),
+        "search, vectors known": lambda i: index.search(queries[i], lexical_weight=0),
+        "search, mixed with BM25, vectors known": lambda i: index.search(queries[i], lexical_weight=0.27),
         "encode a query": lambda i: encoder.encode_queries([queries[i]]),
+        "search": lambda i: index.search(queries[i], lexical_weight=0),
+        "search, mixed with BM25": lambda i: index.search(queries[i], lexical_weight=0.27),
     }
     for name, search in single.items():
+        encoder.known = known if "known" in name else {}
         search(0)
         taken[name] = statistics.median(milliseconds(lambda i=i, search=search: search(i)) for i in range(len(queries)))
     for name, weight in (("MaxSim alone", 0), ("mixed", 0.27)):
@@ -96,19 +111,21 @@ def measure(encoder: Known, folder: Path) -> dict[str, float]:
     after = []
     for i in range(9):
         index.add([{"id": f"new {i}", "text": f"a new text {i}"}])
-        after.append(milliseconds(lambda i=i: index.search(vectors[i])))
-    taken["search after adding a document, vectors given"] = statistics.median(after)
+        encoder.known = known
+        after.append(milliseconds(lambda i=i: index.search(queries[i], lexical_weight=0)))
+        encoder.known = {}
+    taken["search after adding a document, vectors known"] = statistics.median(after)
     index.delete([f"new {i}" for i in range(9)])
     return taken
 
 
-def lists_and_scoring(encoder: Known, folder: Path) -> float:
-    """Return processor milliseconds of finding candidates in the lists and scoring them, and nothing else."""
+def lists_and_scoring(encoder: Known, folder: Path) -> list[float]:
+    """Return processor milliseconds of finding candidates in the lists and scoring them, and of a search with that."""
     from manyvec import Index
     from manyvec.candidates import Auto
 
     index: Any = Index.open(folder / "all", encoder)
-    queries = list(encoder.encoded.dataset.queries.values())[:N_QUERIES]
+    queries = list(encoder.dataset.queries.values())[:N_QUERIES]
     tokens = encoder.encode_queries(queries)
     reader, auto = index._reader, Auto()
     reader.current()
@@ -117,14 +134,17 @@ def lists_and_scoring(encoder: Known, folder: Path) -> float:
     version = reader.current()
     lists, n_tokens = reader.lists.over(version), version.states.n_tokens
     depth = max(auto.min_depth, -(-auto.depth_tokens * len(n_tokens) // int(n_tokens.sum())))
-    taken = []
+    taken, searches = [], []
     for i in range(len(queries)):
+        started = time.process_time()
+        index.search(tokens[i])
+        searches.append(1000 * (time.process_time() - started))
         started = time.process_time()
         found = lists.find(tokens[i], None, depth, auto.max_depth, k=10, margin=auto.margin)
         found.sort()
         version.score(reader.scorer, tokens.select([i]), found)
         taken.append(1000 * (time.process_time() - started))
-    return statistics.median(taken)
+    return [statistics.median(taken), statistics.median(searches)]
 
 
 def whole_process(folder: Path, query: str, environment: dict[str, str]) -> float:
@@ -137,20 +157,22 @@ def whole_process(folder: Path, query: str, environment: dict[str, str]) -> floa
     return 1000 * (ended.children_user + ended.children_system - started.children_user - started.children_system)
 
 
-def served(folder: Path, queries: Sequence[str], environment: dict[str, str], n_clients: int) -> tuple[float, float]:
+def served(
+    folder: Path, queries: Sequence[str], environment: dict[str, str], n_clients: int, **options: Any
+) -> tuple[float, float]:
     """Return the processor milliseconds of a search of `manyvec serve`, and the memory of the server in MB."""
     from serving import cpu_seconds, megabytes, search
 
     command = [sys.executable, "-m", "manyvec", "serve"]
-    place = [str(folder / "all")] if "before" in environment["MANYVEC_VERSION"] else ["--index", str(folder / "all")]
+    place = [str(folder / "few")] if "before" in environment["MANYVEC_VERSION"] else ["--index", str(folder / "few")]
     with subprocess.Popen([*command, *place, "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True) as run:
         try:
             assert run.stderr is not None
             lines = iter(run.stderr)
             url = next(word for line in lines for word in line.split() if word.startswith("http://"))
-            asyncio.run(search(url, list(queries[:8]), 8))
+            asyncio.run(search(url, list(queries[:8]), 8, **options))
             cpu = cpu_seconds(run)
-            asyncio.run(search(url, list(queries), n_clients))
+            asyncio.run(search(url, list(queries), n_clients, **options))
             return 1000 * (cpu_seconds(run) - cpu) / len(queries), megabytes(run)
         finally:
             run.terminate()
@@ -200,7 +222,8 @@ def main() -> None:
         for name in places:
             run(name, "build")
         for number in range(options.rounds):
-            note("after", "lists and scoring alone, vectors given", run("after", "lists"))
+            for row, value in zip(("lists and scoring alone", "search by vectors"), run("after", "lists"), strict=True):
+                note("after", row, value)
             for name, (folder, environment) in places.items():
                 for row, value in run(name, "measure").items():
                     note(name, row, value)
@@ -209,6 +232,11 @@ def main() -> None:
                     cost, memory = served(folder, queries[:N_SERVED], environment, n_clients)
                     note(name, f"a search of manyvec serve, {n_clients} clients", cost)
                     note(name, f"memory of the server in MB, {n_clients} clients", memory)
+                    row = f"a search of manyvec serve, {n_clients} clients, without evidence"
+                    if name == "before":  # It always has evidence.
+                        note(name, row, cost)
+                    else:
+                        note(name, row, served(folder, queries[:N_SERVED], environment, n_clients, evidence=False)[0])
             print(json.dumps(taken), flush=True)
     rows = {}
     for row, values in taken.items():

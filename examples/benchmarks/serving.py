@@ -71,14 +71,14 @@ def megabytes(process: subprocess.Popen[str]) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 
-async def search(url: str, queries: list[str], n_clients: int) -> list[float]:
+async def search(url: str, queries: list[str], n_clients: int, **options: Any) -> list[float]:
     """Send all queries, and return the seconds that each response took."""
     remaining, seconds = iter(queries), []
 
     async def run(client: httpx2.AsyncClient) -> None:
         for query in remaining:
             started = time.perf_counter()
-            response = await client.post("/api/search", json={"query": query, "k": 5})
+            response = await client.post("/api/search", json={"query": query, "k": 5, **options})
             response.raise_for_status()
             seconds.append(time.perf_counter() - started)
 
