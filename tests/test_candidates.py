@@ -261,6 +261,21 @@ def test_an_index_that_is_closed_or_removed_is_not_filled_any_further(index, mon
     wait_until_filled(other)
 
 
+def test_an_index_that_is_rebuilt_while_its_memory_fills_is_served_anew(index, monkeypatch):
+    import shutil
+
+    windows = slow_down(monkeypatch)
+    index.search(QUERIES[0])
+    filling = index._reader._filling
+    shutil.rmtree(index.uri)
+    new = Index.create(index.uri, ENCODER)
+    new.add([{"id": "new", "text": QUERIES[0]}])
+    assert [hit.id for hit in index.search(QUERIES[0])] == ["new"]
+    filling.join(timeout=60)
+    assert not filling.is_alive() and windows
+    assert [hit.id for hit in index.search(QUERIES[0])] == ["new"]
+
+
 def test_a_program_that_ends_does_not_wait_for_its_memory_to_be_filled(index):
     code = f"""
 import time

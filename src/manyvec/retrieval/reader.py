@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from manyvec.errors import StoreError
+from manyvec.errors import ManyvecError, StoreError
 from manyvec.filters.values import read_metadata
 from manyvec.retrieval.candidates import Candidates, Query, Scope
 from manyvec.retrieval.centroid_lists import PostingListLoader
@@ -277,8 +277,8 @@ def _fill(of: weakref.ref[IndexReader], version: CachedVersion, budget: int) -> 
         filled = version.refreshed(
             version.snapshot, budget, go_on=lambda: threading.main_thread().is_alive() and of() is not None
         )
-    except StoreError as error:
-        # The version was removed meanwhile: the next search reads a newer one.
+    except ManyvecError as error:
+        # The version was removed meanwhile, or the index: the next search reads another one.
         logger.debug("the token vectors are not in memory: %s", error)
         return
     if (reader := of()) is not None:
