@@ -200,6 +200,17 @@ def test_an_optimize_that_is_stopped_half_way_leaves_the_old_lists_and_the_next_
     assert overlap([again.search(QUERIES[0], k=10)], [exhaustive(again).search(QUERIES[0], k=10)]) >= 0.9
 
 
+@pytest.mark.parametrize("weight", [0, 0.3])
+def test_a_document_that_a_first_stage_returns_twice_is_one_hit(built, weight):
+    class Twice:
+        def find(self, query, scope, depth):
+            return np.array([7, 3, 5, 3, 7])
+
+    found = opened(built.uri, Twice()).search(QUERIES[0], k=N, lexical_weight=weight)
+    assert len({hit.id for hit in found}) == len(found) and {"00003", "00005", "00007"} <= {hit.id for hit in found}
+    assert weight or len(found) == 3
+
+
 def slow_down(monkeypatch):
     """Read a document at a time, each in 10 ms; return a list that grows with each."""
     read, windows = cache._read_window, []

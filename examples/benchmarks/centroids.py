@@ -63,8 +63,8 @@ def main() -> None:
         contenders: dict[str, Callable[[], object]] = {
             "similarities, BLAS": lambda centroids=centroids: queries @ centroids.T,
             "similarities, MaxSim kernel": lambda m=matcher, d=documents, n=ones: m.best(d.offsets[:-1], n),
-            "highest, all at once": lambda s=similarities, n=n_highest: torch.topk(torch.from_dlpack(s), n, dim=1),
-            "highest, in parts": lambda s=similarities, n=n_highest: _highest(s, n),
+            "highest, torch": lambda s=similarities, n=n_highest: torch.topk(torch.from_dlpack(s), n, dim=1),
+            "highest, numpy": lambda s=similarities, n=n_highest: _highest(s, n),
         }
         results[f"{n_centroids} centroids"] = timed(contenders, options.rounds)
 

@@ -210,7 +210,8 @@ def _exact_scores(
     scored = []
     for i, positions in enumerate(chosen):
         query = tokens.select([i])
-        best = np.sort(everything if positions is None else positions)
+        # A first stage of the user's may return a position twice.
+        best = everything if positions is None else np.unique(positions)
         scores = documents.score(scorer, query, best)[0]
         promising = _promising(ScoredPositions(best, scores), matches[i], query.n_tokens, options)
         if len(promising):
@@ -228,7 +229,7 @@ def _promising(
     """Return the rising positions of BM25's best documents that may be hits and were not scored.
 
     A first stage leaves out documents because they are less similar than the k-th best that it found. Those whose
-    final score would not suffice even with that similarity need no exact score. Of 300 there are about 250.
+    final score would not suffice even with that similarity need no exact score.
     """
     left = ~np.isin(matches.positions, scored.positions)
     if len(scored.positions) > options.k > 0:

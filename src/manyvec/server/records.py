@@ -71,8 +71,7 @@ class SearchRequest(BaseModel):
     passage_chars: int = Field(500, ge=1, le=MAX_PASSAGE_CHARS, description="maximum length of a passage")
     evidence: bool = Field(
         True,
-        description="whether hits say which words matched; without `words`, `counted` and `page` a search costs about "
-        "a quarter less",
+        description="whether hits say which words matched, in `words`, `counted` and `page`; without, a search costs less",
     )
 
 
