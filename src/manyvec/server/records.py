@@ -71,7 +71,7 @@ class SearchRequest(BaseModel):
     passage_chars: int = Field(500, ge=1, le=MAX_PASSAGE_CHARS, description="maximum length of a passage")
     evidence: bool = Field(
         True,
-        description="whether hits say which words matched, in `words`, `counted` and `page`; without, a search costs less",
+        description="whether hits have `words`, `counted` and `page`; without, a search costs less",
     )
 
 
