@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ def sampled(source: Path, folder: Path, n_queries: int) -> Path:
     return folder
 
 
+def some_queries(data: Dataset, n_queries: int | None) -> Dataset:
+    """Return a data set with `n_queries` of its queries, a random sample; all by default."""
+    if n_queries is None or n_queries >= len(data.queries):
+        return data
+    names = list(data.queries)
+    chosen = sorted(np.random.default_rng(0).permutation(len(names))[:n_queries].tolist())
+    return replace(data, queries={names[i]: data.queries[names[i]] for i in chosen})
+
+
 def ndcg_before(model: str, data: Dataset, work: Path) -> list[float]:
     """Return what `ndcg` does, computed once for a model and a data set and kept in `work`."""
     stored = work / f"before-{data.name}-{model}-{len(data.queries)}.json"
@@ -75,6 +85,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--queries", type=int, help="Train on, and test on, a random sample of at most N queries each.")
+    parser.add_argument("--test-queries", type=int, help="Test on a random sample of at most N queries.")
     parser.add_argument("--unseen", nargs="*", default=[], help="Sets that nothing is trained on, measured as well.")
     parser.add_argument("--work", type=Path, help="Folder for the tuned models; a temporary one by default.")
     arguments = parser.parse_args()
@@ -100,7 +111,7 @@ def main() -> None:
         result = {"set": name, "report": report.as_dict(), "load": os.getloadavg(), **spent}
         result |= {"sample_of_queries": arguments.queries}
         if report.out:
-            test = load_beir(folder)
+            test = some_queries(load_beir(folder), arguments.test_queries)
             before = np.array(ndcg_before(arguments.model, test, work))
             after = np.array(ndcg(report.out, test))
             result["test"] = {
