@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from manyvec import Index, InputError
-from manyvec.retrieval.lexical import WordStatistics, best_matches, counted_words, growth, words_of
+from manyvec.retrieval.lexical import Lexicon, WordStatistics, counted_words, growth
+from manyvec.storage.words import words_of
 from manyvec.testing import HashEncoder
 
 QUERY = "the running w3x and w50x, Cafés w3x"
@@ -29,9 +30,10 @@ def _documents(n: int, seed: int, prefix: str = "d") -> list[dict]:
     return [{"id": f"{prefix}{i}", "text": text, "metadata": {"n": i}} for i, text in enumerate(_texts(n, seed))]
 
 
-@pytest.fixture
-def index(tmp_path: Path) -> Index:
-    index = Index.create(tmp_path / "i", HashEncoder(), filter_columns={"n": int})
+@pytest.fixture(params=[0, 2**30], ids=["on disk", "in memory"])
+def index(tmp_path: Path, request: pytest.FixtureRequest) -> Index:
+    options = {"filter_columns": {"n": int}, "cache_bytes": request.param}
+    index = Index.create(tmp_path / "i", HashEncoder(), **options)
     index.add(_documents(300, 1))
     return index
 
@@ -39,11 +41,13 @@ def index(tmp_path: Path) -> Index:
 def _relative_difference(index: Index, where: str | None = None) -> float:
     version = index._reader.current()
     lancedb = version.match(QUERY, len(version), where)
-    matches = best_matches(version, QUERY, len(version), where)
+    matches = index._reader.word_matches([QUERY], [len(version)], where)[0]
     ours = matches.scores(words_of(QUERY), index.statistics(QUERY))
-    assert matches.ids.tolist() == version.states.ids[lancedb.positions].tolist()
     assert len(ours) > 20 and matches.bound == 0
-    return float(np.abs(ours / lancedb.scores - 1).max())
+    scores_of = dict(zip(matches.ids.tolist(), ours.tolist(), strict=True))
+    assert sorted(scores_of) == sorted(version.states.ids[lancedb.positions].tolist())
+    expected = np.array([scores_of[id] for id in version.states.ids[lancedb.positions]])
+    return float(np.abs(expected / lancedb.scores - 1).max())
 
 
 def test_scores_with_an_indexs_own_statistics_are_lancedbs(index: Index) -> None:
@@ -76,7 +80,7 @@ def test_a_bound_holds_for_matches_that_were_left_out(index: Index) -> None:
     version, mine = index._reader.current(), index.statistics(QUERY)
     all_statistics = mine + WordStatistics(500, 20_000, {"w3x": 5, "w50x": 1, "run": 400, "cafe": 3})
     words = words_of(QUERY)
-    few, many = best_matches(version, QUERY, 10), best_matches(version, QUERY, 300)
+    few, many = (index._reader.lexicon.best_matches(version, QUERY, n) for n in (10, 300))
     assert len(few.ids) == 10 < len(many.ids)
     left_out = ~np.isin(many.ids, few.ids)
     highest = many.scores(words, all_statistics)[left_out].max()
@@ -86,7 +90,8 @@ def test_a_bound_holds_for_matches_that_were_left_out(index: Index) -> None:
 def test_an_index_without_words_has_statistics(tmp_path: Path) -> None:
     index = Index.create(tmp_path / "empty", HashEncoder())
     assert index.statistics("w3x").counts == {"w3x": 0}
-    assert best_matches(index._reader.current(), "w3x", 10).scores(["w3x"], index.statistics("w3x")).shape == (0,)
+    found = Lexicon().best_matches(index._reader.current(), "w3x", 10)
+    assert found.scores(["w3x"], index.statistics("w3x")).shape == (0,)
     index.add([{"id": "a", "text": "the and of"}, {"id": "b", "text": "."}])
     statistics = index.statistics(["w3x the", ""])
     assert (statistics.n_documents, statistics.n_words, statistics.counts) == (2, 0, {"w3x": 0})

@@ -11,6 +11,7 @@ import pytest
 from manyvec import Index, TokenBatch, Vectors
 from manyvec.candidates import Auto
 from manyvec.errors import InputError
+from manyvec.retrieval.lexical import Lexicon
 from manyvec.retrieval.mixing import mixed
 from manyvec.storage.cache import CachedVersion
 from manyvec.storage.schema import Manifest
@@ -141,13 +142,13 @@ def test_an_error_says_what_auto_means_for_this_index(index: Index) -> None:
 @pytest.mark.parametrize("k", [2, 400])
 def test_no_word_is_looked_up_twice(index: Index, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
     asked: list[Any] = []
-    match = CachedVersion.match
+    match = Lexicon.match
 
-    def counted(self: CachedVersion, *arguments: Any) -> Any:
+    def counted(self: Lexicon, *arguments: Any) -> Any:
         asked.append(arguments)
         return match(self, *arguments)
 
-    monkeypatch.setattr(CachedVersion, "match", counted)
+    monkeypatch.setattr(Lexicon, "match", counted)
     index.add({"id": f"{i:03}", "text": f"apple {i} pear"} for i in range(500))
     index.optimize()
     # The lists and BM25 choose candidates, as in a large index.

@@ -163,8 +163,9 @@ def _rows(snapshot: Snapshot, row_ids: NDArray[np.int64], store: Store) -> pa.Ta
     """Return rows of an old shard as rows of a new one."""
     opened = store._opened
     schema = opened.table.schema
-    table = snapshot.take(row_ids, schema.names)
-    columns = {name: table[name] for name in schema.names}
+    names = [name for name in schema.names if snapshot.has_columns([name])]
+    table = snapshot.take(row_ids, names)
+    columns = {name: table[name] for name in names}
     if snapshot.manifest.storage == "residual":
         decoded = token_columns(snapshot.tokens(row_ids), opened, schema)
         columns |= {name: column for name, column in decoded.items() if name != "spans"}

@@ -10,7 +10,8 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.retrieval.lexical import RowScores, WordMatches, WordStatistics, growth, words_of
+from manyvec.retrieval.lexical import RowScores, WordMatches, WordStatistics, growth
+from manyvec.storage.words import words_of
 from manyvec.types import Hit, Hits, IndexInfo
 from manyvec.vectors.maxsim import top_k
 

@@ -15,7 +15,7 @@ from manyvec.models.loading import load_encoder
 from manyvec.models.protocol import Encoder
 from manyvec.retrieval.candidates import Auto, Candidates
 from manyvec.retrieval.handle import check_pickles
-from manyvec.retrieval.lexical import RowScores, WordMatches, best_matches
+from manyvec.retrieval.lexical import RowScores, WordMatches
 from manyvec.retrieval.search import SearchOptions
 from manyvec.storage.lance import Place
 from manyvec.types import Hit
@@ -73,8 +73,7 @@ class Shard(Index):
 
     def word_matches(self, queries: Sequence[str], limits: Sequence[int], where: str | None) -> list[WordMatches]:
         """Return the documents that match the words of each query best, at most as many as its limit."""
-        version = self._reader.current()
-        return [best_matches(version, query, limit, where) for query, limit in zip(queries, limits, strict=True)]
+        return self._reader.word_matches(queries, limits, where)
 
 
 class Shards(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.retrieval.centroid_lists import PostingListLoader, PostingLists
+from manyvec.retrieval.lexical import Lexicon
 from manyvec.storage.cache import CachedVersion
 from manyvec.vectors.maxsim import MaxSimScorer, ScoredPositions, Scorer
 
@@ -56,6 +57,7 @@ class Scope:
         passing: (n,) positions that pass the filter, rising; None for all documents.
         k: Number of hits that the search wants. A first stage returns at least as many documents if it can.
         scorer: Scorer that will compute the exact scores.
+        lexicon: BM25 over the index.
     """
 
     documents: CachedVersion
@@ -64,6 +66,11 @@ class Scope:
     passing: Positions | None = None
     k: int = 0
     scorer: Scorer = field(default_factory=MaxSimScorer)
+    lexicon: Lexicon = field(default_factory=Lexicon)
+
+    def match(self, text: str, limit: int) -> ScoredPositions:
+        """Return the at most `limit` best documents in scope by BM25 with their scores, best first, then by id."""
+        return self.lexicon.match(self.documents, text, limit, self.where, self.passing)
 
     def n_wanted(self, depth: int | None) -> int:
         """Return how many documents to find: `depth`, by default 300, and at least `k`."""
@@ -100,7 +107,7 @@ class Exhaustive:
 
 @dataclass(frozen=True)
 class Lexical:
-    """Find documents by BM25, with LanceDB's full-text index; rows that are not indexed yet are scanned."""
+    """Find documents by BM25."""
 
     def find(self, query: Query, scope: Scope, depth: int | None) -> Positions | None:
         """See `Candidates.find`."""
@@ -208,7 +215,7 @@ def _bm25_best(query: Query, scope: Scope, limit: int) -> Positions:
     if query.matches is not None and limit <= max(LEXICAL_DEPTH, scope.k):
         return query.matches.positions[:limit]
     # Images and token vectors come without words.
-    return scope.documents.match(query.text, limit if query.text else 0, scope.where).positions
+    return scope.match(query.text, limit if query.text else 0).positions
 
 
 def _mean_vectors(documents: CachedVersion, dim: int) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
-"""BM25 as LanceDB computes it, with statistics that may come from several indexes.
+"""BM25 as LanceDB computes it, from words in memory, with statistics that may come from several indexes.
 
-LanceDB's full-text index scores a document with the statistics of its own table. Where documents are spread over
-tables, the same document would get another score in each. Here an index tells what BM25 needs to know of it, and its
-best documents are scored again with the sums over all indexes. With the statistics of one index, the scores are
-LanceDB's own, within float32, if that index holds no rows that were deleted or replaced since `Index.optimize`.
+The scores are those of LanceDB's full-text index, within float32, if the index holds no rows that were added, deleted
+or replaced since `Index.optimize`: the statistics are those of all documents, and LanceDB scores rows before and after
+`optimize` with different ones. Where documents are spread over tables, an index tells what BM25 needs to know of it,
+and its best documents are scored again with the sums over all indexes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.evidence.text import CountedWord
+from manyvec.retrieval.postings import PostingsLoader
 from manyvec.storage.cache import CachedVersion
+from manyvec.storage.words import words_of
 from manyvec.vectors.maxsim import ScoredPositions, Scores, top_k
 
 # Constants of lance-index, and how it rounds: all of its arithmetic is float32.
@@ -56,6 +58,14 @@ class WordStatistics:
             return np.float32(0)
         n, has = np.float32(self.n_documents), np.float32(count)
         return np.log((n - has + np.float32(0.5)) / (has + np.float32(0.5)) + np.float32(1))
+
+    def norms(self, lengths: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the frequency of a word is compared with in documents of these numbers of words."""
+        return K1 * (np.float32(1) - B + B * lengths / self.average_length)
+
+    def gains(self, word: str, frequencies: NDArray[np.float32], norms: NDArray[np.float32]) -> Scores:
+        """Return the (n,) scores that a word of the query adds to documents that contain it this often."""
+        return self.weight(word) * ((K1 + np.float32(1)) * frequencies / (frequencies + norms))
 
 
 @dataclass(frozen=True)
@@ -100,19 +110,11 @@ class WordMatches:
 
     def scores(self, words: Sequence[str], statistics: WordStatistics) -> Scores:
         """Return the (n,) BM25 scores of the documents for a query of these words, each as often as it occurs."""
-        norms = K1 * (np.float32(1) - B + B * self.lengths / statistics.average_length)
+        norms = statistics.norms(self.lengths)
         scores = np.zeros(len(self.row_ids), np.float32)
         for word, frequencies in zip(words, self.frequencies.T, strict=True):
-            scores += statistics.weight(word) * ((K1 + np.float32(1)) * frequencies / (frequencies + norms))
+            scores += statistics.gains(word, frequencies, norms)
         return scores
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a string in their order, as the full-text index of the column `text` sees them."""
-    import lancedb
-
-    # The defaults are those of `lancedb.index.FTS`, which `search_indexes` uses.
-    return [token.text for token in lancedb.tokenize(text)]
 
 
 @lru_cache(maxsize=2048)
@@ -158,51 +160,110 @@ def counted_words(query: str, text: str) -> tuple[CountedWord, ...]:
 
 
 class Lexicon:
-    """The word statistics of an index. What was counted in a version is remembered. May be shared by threads."""
+    """BM25 over an index. May be shared by threads.
 
-    def __init__(self) -> None:
+    The words of all documents are held in memory where the budget allows. Where it does not, LanceDB's full-text index
+    answers from disk, and what was counted in a version is remembered.
+
+    Args:
+        cache_bytes: Memory budget of the index; see `PostingsLoader`.
+    """
+
+    def __init__(self, cache_bytes: int = 0) -> None:
+        self._postings = PostingsLoader(cache_bytes)
         # By version object, which belongs to one index; see `candidates.Pooled`.
         self._averages: WeakKeyDictionary[CachedVersion, float] = WeakKeyDictionary()
         self._counts: WeakKeyDictionary[CachedVersion, dict[str, int]] = WeakKeyDictionary()
 
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that the words take in memory, about."""
+        return self._postings.bytes_held
+
+    def match(
+        self,
+        version: CachedVersion,
+        query: str,
+        limit: int,
+        where: str | None = None,
+        passing: NDArray[np.int64] | None = None,
+    ) -> ScoredPositions:
+        """Return the best documents by BM25 with their scores, best first, then by id.
+
+        Args:
+            version: Version of the index.
+            query: Query string.
+            limit: Maximum number of documents.
+            where: Filter as SQL.
+            passing: (n,) positions that pass the filter; None for all documents.
+        """
+        if limit < 1 or (postings := self._postings.over(version)) is None:
+            return version.match(query, limit, where)
+        words = words_of(query)
+        n_words, found = int(postings.lengths.sum(dtype=np.float64)), {word: postings.find(word) for word in words}
+        counts = {word: len(positions) for word, (positions, _) in found.items()}
+        statistics = WordStatistics(len(version), n_words, counts)
+        norms = statistics.norms(postings.lengths)
+        scores = np.zeros(len(version), np.float32)
+        for word in words:
+            positions, frequencies = found[word]
+            scores[positions] += statistics.gains(word, frequencies, norms[positions])
+        chosen = np.flatnonzero(scores) if passing is None else passing[scores[passing] > 0]
+        if len(chosen) > limit:
+            chosen = chosen[scores[chosen] >= np.partition(scores[chosen], -limit)[-limit]]
+        order = top_k(scores[chosen], version.states.ids[chosen], limit)
+        return ScoredPositions(chosen[order], scores[chosen[order]])
+
     def statistics(self, version: CachedVersion, texts: Iterable[str]) -> WordStatistics:
         """Return the statistics of a version for all words of some texts."""
         counts = self._counts.setdefault(version, {})
+        postings = self._postings.over(version)
         wanted: dict[str, int] = {}
         for text in texts:
             for word, spelling in spellings(text).items():
                 if word not in counts:
-                    counts[word] = len(_matching(version, spelling)[0])
+                    found = _matching(version, spelling).positions if postings is None else postings.find(word)[0]
+                    counts[word] = len(found)
                 wanted[word] = counts[word]
+        if postings is not None:
+            return WordStatistics(len(version), int(postings.lengths.sum(dtype=np.float64)), wanted)
         return WordStatistics(len(version), round(self._average(version) * len(version)), wanted)
+
+    def best_matches(
+        self,
+        version: CachedVersion,
+        query: str,
+        limit: int,
+        where: str | None = None,
+        passing: NDArray[np.int64] | None = None,
+    ) -> WordMatches:
+        """Return the documents that match a query best by the statistics of this index; arguments as for `match`."""
+        positions, scores = self.match(version, query, min(limit, len(version)), where, passing)
+        words = words_of(query)
+        frequencies = np.zeros((len(positions), len(words)), np.float32)
+        if (postings := self._postings.over(version)) is not None:
+            lengths = postings.lengths[positions]
+            of_all = np.zeros(len(version), np.float32)
+            for i, word in enumerate(words):
+                having, counts = postings.find(word)
+                of_all[having] = counts
+                frequencies[:, i] = of_all[positions]
+                of_all[having] = 0
+        else:
+            lengths = np.zeros(len(positions), np.float32)
+            for i, row in enumerate(version.rows(positions)):
+                of_text = counts_of(row["text"] or "")
+                frequencies[i] = [of_text[word] for word in words]
+                lengths[i] = of_text.total()
+        states = version.states
+        bound = float(scores.min()) if 0 < limit <= len(positions) else 0.0
+        return WordMatches(states.row_ids[positions], states.ids[positions], frequencies, lengths, bound)
 
     def _average(self, version: CachedVersion) -> float:
         average = self._averages.get(version)
         if average is None:
             average = self._averages[version] = _average_length(version)
         return average
-
-
-def best_matches(version: CachedVersion, query: str, limit: int, where: str | None = None) -> WordMatches:
-    """Return the at most `limit` documents that match a query best by the statistics of this index.
-
-    Args:
-        version: Version of the index.
-        query: Query string.
-        limit: Maximum number of documents.
-        where: Filter as SQL.
-    """
-    found = version.match(query, min(limit, len(version)), where)
-    words = words_of(query)
-    frequencies = np.zeros((len(found.positions), len(words)), np.float32)
-    lengths = np.zeros(len(found.positions), np.float32)
-    for i, row in enumerate(version.rows(found.positions)):
-        counts = counts_of(row["text"] or "")
-        frequencies[i] = [counts[word] for word in words]
-        lengths[i] = counts.total()
-    states = version.states
-    bound = float(found.scores.min()) if 0 < limit <= len(found.positions) else 0.0
-    return WordMatches(states.row_ids[found.positions], states.ids[found.positions], frequencies, lengths, bound)
 
 
 def growth(mine: WordStatistics, all: WordStatistics, words: Sequence[str]) -> float:

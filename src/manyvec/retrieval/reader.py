@@ -14,7 +14,7 @@ from manyvec.errors import ManyvecError, StoreError
 from manyvec.filters.values import read_metadata
 from manyvec.retrieval.candidates import Candidates, Query, Scope
 from manyvec.retrieval.centroid_lists import PostingListLoader
-from manyvec.retrieval.lexical import Lexicon, RowScores, WordStatistics
+from manyvec.retrieval.lexical import Lexicon, RowScores, WordMatches, WordStatistics
 from manyvec.retrieval.search import SearchOptions, rank_mixed, search
 from manyvec.storage.cache import CachedVersion
 from manyvec.storage.snapshot import Snapshot
@@ -55,7 +55,7 @@ class IndexReader:
 
     def __init__(self, store: Store, scorer: Scorer | None, cache_bytes: int) -> None:
         self.lists = PostingListLoader()
-        self._lexicon = Lexicon()
+        self.lexicon = Lexicon(cache_bytes)
         self._store = store
         self._scorer = scorer
         self._cache_bytes = cache_bytes
@@ -112,7 +112,8 @@ class IndexReader:
         return kept
 
     def _budget(self, snapshot: Snapshot) -> int:
-        return self._cache_bytes - self.lists.bytes_held(snapshot) - self._store.bytes_held
+        held = self.lists.bytes_held(snapshot) + self.lexicon.bytes_held + self._store.bytes_held
+        return self._cache_bytes - held
 
     def hold(self, filled: CachedVersion) -> None:
         """Search a version with its token vectors in memory, or a newer one with those that are unchanged."""
@@ -126,7 +127,16 @@ class IndexReader:
 
     def statistics(self, texts: Sequence[str]) -> WordStatistics:
         """Return the word statistics of the newest version; see `Index.statistics`."""
-        return self._lexicon.statistics(self.current(), texts)
+        return self.lexicon.statistics(self.current(), texts)
+
+    def word_matches(self, queries: Sequence[str], limits: Sequence[int], where: str | None) -> list[WordMatches]:
+        """Return the documents that match the words of each query best, at most as many as its limit."""
+        version = self.current()
+        passing = None if where is None else version.passing(where)
+        return [
+            self.lexicon.best_matches(version, query, limit, where, passing)
+            for query, limit in zip(queries, limits, strict=True)
+        ]
 
     def documents(self, ids: Sequence[str], *, with_vectors: bool) -> list[Document]:
         """Return the documents with these distinct ids, in this order; unknown ids are left out. See `Index.get`."""
@@ -255,7 +265,7 @@ class IndexReader:
     @stage("candidates")
     def _scope(self, version: CachedVersion, where: str | None, k: int = 0) -> Scope:
         passing = None if where is None else version.passing(where)
-        return Scope(version, self.lists, where, passing, k, self.scorer)
+        return Scope(version, self.lists, where, passing, k, self.scorer, self.lexicon)
 
     def _read(self, version: CachedVersion, work: Callable[[CachedVersion], T]) -> T:
         """Do work on a version, and once more on the newest one if that version was removed meanwhile."""

@@ -169,7 +169,7 @@ def _bm25_matches(queries: Sequence[str], scope: Scope, options: SearchOptions) 
     """Return BM25's best documents for each query; no documents if BM25 takes no part in the score."""
     # LanceDB takes no limit beyond 64 bits.
     limit = min(max(LEXICAL_DEPTH, options.k), len(scope.documents))
-    return [scope.documents.match(query, limit if options.weight_of(query) else 0, scope.where) for query in queries]
+    return [scope.match(query, limit if options.weight_of(query) else 0) for query in queries]
 
 
 @stage("candidates")

@@ -24,6 +24,7 @@ from manyvec.models.families import lexical_weight
 from manyvec.models.precomputed import Vectors
 from manyvec.models.prefix import with_dim
 from manyvec.models.protocol import Encoder, ImageReader
+from manyvec.storage.words import word_fields
 from manyvec.vectors.batch import offsets_of
 from manyvec.vectors.codebook import Assignments, Codebook
 from manyvec.vectors.codec import STORAGES, bytes_per_token
@@ -268,6 +269,7 @@ def schema_of(manifest: Manifest) -> pa.Schema:
         # LanceDB hands damaged bytes on as they are. Null, or without these columns, for what others have written.
         pa.field("metadata_checksum", pa.uint32()),
         pa.field("vectors_checksum", pa.uint32()),
+        *word_fields(),
     ]
     if manifest.storage != "float16":
         codes = pa.list_(pa.list_(pa.uint8(), bytes_per_token(manifest.storage, manifest.dim)))

@@ -136,7 +136,11 @@ class Snapshot:
         """Return columns with those of their checksums, which indexes of earlier versions do not have."""
         checksums = ["metadata_checksum"] if "metadata" in columns else []
         checksums += ["vectors_checksum"] if not {"tokens", "codes"}.isdisjoint(columns) else []
-        return [*columns, *(name for name in checksums if name in self._schema.names)]
+        return [*columns, *(name for name in checksums if self.has_columns([name]))]
+
+    def has_columns(self, names: Sequence[str]) -> bool:
+        """Return whether the table has these columns: indexes of earlier versions do not have all."""
+        return {*names} <= {*self._schema.names}
 
     def assignments(self) -> Assignments | None:
         """Return the codebook of the centroid lists with each document's centroids; None if there are none."""
@@ -182,7 +186,7 @@ class Snapshot:
                 100,000 rows in 5 ms instead of 20.
         """
         if held is not None and len(held.row_ids):
-            row_ids, updated, _ = self._read_states([])
+            row_ids, updated, _ = self.read_all([])
             before = positions_of_rows(row_ids, updated, held.row_ids, held.updated)
             if len(new := np.flatnonzero(before < 0)) <= _MAX_NEW_STATES:
                 ids, n_tokens, is_coded = held.ids[before], held.n_tokens[before], held.is_coded[before]
@@ -190,7 +194,7 @@ class Snapshot:
                     table = self.take(row_ids[new], self._state_columns)
                     ids[new], n_tokens[new], is_coded[new] = self._described(table)
                 return RowStates(row_ids, updated, n_tokens, ids, is_coded)
-        row_ids, updated, table = self._read_states(self._state_columns)
+        row_ids, updated, table = self.read_all(self._state_columns)
         ids, n_tokens, is_coded = self._described(table)
         return RowStates(row_ids, updated, n_tokens, ids, is_coded)
 
@@ -198,8 +202,8 @@ class Snapshot:
     def _state_columns(self) -> list[str]:
         return ["id", "n_tokens", *(["is_coded"] if self.manifest.storage == "residual" else [])]
 
-    def _read_states(self, columns: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.Table]:
-        """Return the row ids, ascending, when each row was written, and columns in this order."""
+    def read_all(self, columns: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.Table]:
+        """Return the row ids, ascending, the version that last wrote each row, and columns in this order."""
         with translated(f"read the index {self.uri}"):
             table = _all_rows(self._table.search().select([*columns, _WRITTEN_AT]).with_row_id(True).limit(None))
         row_ids = table["_rowid"].to_numpy().astype(np.int64)
@@ -254,7 +258,6 @@ class Snapshot:
         """
         columns = self.with_checksums(["id", "text", "metadata", "content_hash"])
         table = self.take(row_ids, [*columns, "spans"] if spans else columns)
-        # A page is known by its hash, so its image need not be read.
         rows = [row | {"is_page": image_hash(row["content_hash"]) != ""} for row in table.select(columns).to_pylist()]
         for row_id, row in zip(row_ids, rows, strict=True):
             if content_hash(row["text"] or "") != row["content_hash"].partition(":")[0]:

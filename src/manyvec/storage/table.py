@@ -18,15 +18,9 @@ from manyvec.storage.centroids import CentroidTables
 from manyvec.storage.ingest.columns import token_columns
 from manyvec.storage.lance import Connection, Place, translated
 from manyvec.storage.opened import OpenedIndex
-from manyvec.storage.schema import (
-    Manifest,
-    Row,
-    row_columns,
-    schema_of,
-    search_indexes,
-    to_arrow,
-)
+from manyvec.storage.schema import Manifest, Row, row_columns, schema_of, search_indexes, to_arrow
 from manyvec.storage.snapshot import Snapshot, Stored, VersionKey
+from manyvec.storage.words import word_columns
 from manyvec.vectors.batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -444,5 +438,6 @@ class Store:
 
 def _values(rows: Sequence[Row], tokens: TokenBatch, opened: OpenedIndex) -> pa.Table:
     schema = opened.table.schema
-    columns = {**row_columns(rows, opened.manifest), **token_columns(tokens, opened, schema)}
+    columns = row_columns(rows, opened.manifest)
+    columns |= word_columns(columns["text"]) | token_columns(tokens, opened, schema)
     return to_arrow(columns, schema)
