@@ -19,6 +19,19 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+def test_rest_clients_of_lancedb_are_imported_when_they_are_asked_for():
+    code = (
+        "import sys; from manyvec.storage import lance; import lancedb, lance_namespace;"
+        "api = 'lance_namespace_urllib3_client.api.table_api'; before = api in sys.modules;"
+        "from lance_namespace_urllib3_client import TableApi, models; import lance_namespace_urllib3_client as clients;"
+        "print(before, api in sys.modules, TableApi.__name__, clients.TagApi.__name__, type(clients).__name__,"
+        "hasattr(clients, 'nothing'), callable(lancedb.connect_namespace))"
+    )
+    assert python(code).split() == ["False", "True", "TableApi", "TagApi", "module", "False", "True"]
+    first = python(f"import lancedb; {code}")
+    assert first.split() == ["True", "True", "TableApi", "TagApi", "module", "False", "True"]
+
+
 def test_import_loads_neither_torch_nor_a_database():
     loaded = python("import sys, manyvec; print(*sys.modules)").split()
     heavy = {"torch", "lancedb", "pyarrow", "numpy", "transformers", "sentence_transformers"}

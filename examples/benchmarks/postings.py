@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import report
 
-from manyvec import Index
+from manyvec import Index, Vectors
 from manyvec.evaluation import load_beir
 from manyvec.retrieval.lexical import Lexicon
 from manyvec.storage.words import coded
-from manyvec.testing import HashEncoder
 
 N_BEST = 300
 
@@ -36,8 +35,9 @@ def milliseconds(work: Callable[[], Any]) -> float:
 
 def measure(texts: list[str], queries: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        index: Any = Index.create(folder, HashEncoder(8))
-        index.add({"id": f"{i:07}", "text": text} for i, text in enumerate(texts))
+        index: Any = Index.create(folder, Vectors("none", dim=8))
+        one = np.eye(1, 8, dtype=np.float16)
+        index.add({"id": f"{i:07}", "text": text, "vectors": one} for i, text in enumerate(texts))
         index.optimize()
         version = index._reader.current()
         contenders = {"LanceDB": Lexicon(0), "words in memory": Lexicon(2**40)}
@@ -57,7 +57,7 @@ def measure(texts: list[str], queries: list[str]) -> dict[str, Any]:
         differences = [abs(by_lancedb[p] / s - 1) for p, s in pairs if p in by_lancedb]
         after = []
         for i in range(5):
-            index.add([{"id": f"new {i}", "text": f"a new text {i}"}])
+            index.add([{"id": f"new {i}", "text": f"a new text {i}", "vectors": one}])
             newer = index._reader.current()
             words = contenders["words in memory"]
             after.append(milliseconds(lambda newer=newer, words=words: words.match(newer, queries[0], N_BEST)))

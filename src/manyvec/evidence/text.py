@@ -22,7 +22,7 @@ from manyvec.evidence.passages import Passage, best_passage
 from manyvec.evidence.render import Mark, has_color, printable, to_html, to_terminal
 from manyvec.evidence.words import Bounds, widened, words
 from manyvec.timing import stage
-from manyvec.vectors.batch import TokenBatch
+from manyvec.vectors.batch import TokenBatch, as_float32
 
 # `to_dict` and the terminal shorten matches to this many characters: a pooled token or a "word" can be very long.
 _SHOWN_CHARS = 80
@@ -235,6 +235,29 @@ def explain(query: str, tokens: TokenBatch, texts: Sequence[str], documents: Tok
     return [_explain(text, *one) for text, one in zip(texts, compared, strict=True)]
 
 
+@stage("evidence")
+def best_passages(
+    tokens: TokenBatch, texts: Sequence[str], documents: TokenBatch, n_chars: int
+) -> list[Passage | None]:
+    """Return what `Evidence.best_passage` returns of each text, without the rest of the evidence; None for a problem.
+
+    Args:
+        tokens: As for `explain`.
+        texts: Texts of the documents, at least one.
+        documents: As for `explain`.
+        n_chars: Maximum number of characters of a passage.
+    """
+    passages: list[Passage | None] = []
+    for text, (_, similarities, spans) in zip(texts, compare_tokens("", tokens, documents), strict=True):
+        has_text = _in_order(spans)
+        passages.append(
+            None
+            if _problem(text, spans)
+            else best_passage(text, n_chars, similarities[:, has_text], spans[has_text, 0].astype(np.int64))
+        )
+    return passages
+
+
 @dataclass(frozen=True)
 class QueryWords:
     """Words of a query, grouped from its tokens.
@@ -288,8 +311,6 @@ def compare_tokens(
     Raises:
         InputError: The query has a text but no spans.
     """
-    import torch
-
     if tokens.spans is None and query:
         raise InputError(
             "evidence needs the spans of the query's tokens, which this encoder does not return: see TokenBatch.spans"
@@ -297,12 +318,17 @@ def compare_tokens(
     spans = documents.spans
     if spans is None or len(spans) != documents.n_tokens:
         spans = np.full((documents.n_tokens, 2), -1, np.int32)
-    vectors = torch.from_dlpack(documents.vectors).float()
-    similarities = (torch.from_dlpack(tokens[0].astype(np.float32)) @ vectors.T).numpy()
+    query_vectors = tokens[0].astype(np.float32)
     query_spans = np.full((tokens.n_tokens, 2), -1, np.int32) if tokens.spans is None else tokens.spans
     query_words = QueryWords(query, *widened(query_spans, words(query)))
     for start, end in itertools.pairwise(documents.offsets.tolist()):
-        yield query_words, similarities[:, start:end], spans[start:end]
+        yield query_words, query_vectors @ as_float32(documents.vectors[start:end]).T, spans[start:end]
+
+
+def _in_order(spans: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the tokens that have characters, in the order of the text, which is not that of pooled tokens."""
+    has_text = np.flatnonzero(spans[:, 0] >= 0)
+    return has_text[np.argsort(spans[has_text, 0], kind="stable")]
 
 
 def _problem(text: str, spans: NDArray[np.int32]) -> str | None:
@@ -341,9 +367,7 @@ def _explain(
         span = max(totals, key=totals.__getitem__, default=None)
         return {"text": text[slice(*span)], "span": span} if span else {}
 
-    has_text = np.flatnonzero(spans[:, 0] >= 0)
-    # Pooled tokens are not in the order of the text.
-    has_text = has_text[np.argsort(spans[has_text, 0], kind="stable")]
+    has_text = _in_order(spans)
     return Evidence(
         text=text,
         similarities=similarities[:, has_text],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bounds = NDArray[np.int64]
+# Texts whose words and sentences are remembered, and how long they may be: about 30 MB at most.
+_N_KEPT, _MAX_KEPT_CHARS = 512, 20_000
 
 # Scripts without spaces between words (Thai to Myanmar, Khmer, Han and kana): each character is a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
@@ -33,6 +36,15 @@ def is_extender(character: str) -> bool:
 
 def words(text: str) -> Bounds:
     """Return the start and end of each word, (n_words, 2). Every visible character is in exactly one word."""
+    return _kept_words(text) if len(text) <= _MAX_KEPT_CHARS else _words(text)
+
+
+def sentences(text: str) -> Bounds:
+    """Return the start and end of each sentence, (n_sentences, 2), without surrounding space. A line break ends one."""
+    return _kept_sentences(text) if len(text) <= _MAX_KEPT_CHARS else _sentences(text)
+
+
+def _words(text: str) -> Bounds:
     if text.isascii():
         return _bounds([match.span() for match in _ASCII_WORD.finditer(text)])
     # A text has few distinct characters: looking up their categories is faster than a regex class of all marks.
@@ -40,8 +52,7 @@ def words(text: str) -> Bounds:
     return _bounds([match.span() for match in _WORD.finditer(text.translate(extenders))])
 
 
-def sentences(text: str) -> Bounds:
-    """Return the start and end of each sentence, (n_sentences, 2), without surrounding space. A line break ends one."""
+def _sentences(text: str) -> Bounds:
     ends = [match.span() for match in _SENTENCE_BREAK.finditer(text)]
     pieces = zip([0, *(end for _, end in ends)], [*(end for _, end in ends), len(text)], strict=True)
     bounds = []
@@ -73,4 +84,10 @@ def widened(spans: NDArray[Any], bounds: Bounds) -> tuple[Bounds, Bounds]:
 
 
 def _bounds(pairs: list[tuple[int, int]]) -> Bounds:
-    return np.array(pairs, np.int64).reshape(-1, 2)
+    bounds = np.array(pairs, np.int64).reshape(-1, 2)
+    bounds.flags.writeable = False
+    return bounds
+
+
+# Evidence and its passage need the same words, and documents are found again.
+_kept_words, _kept_sentences = lru_cache(_N_KEPT)(_words), lru_cache(_N_KEPT)(_sentences)

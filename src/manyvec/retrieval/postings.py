@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from manyvec.storage.cache import CachedVersion
 from manyvec.storage.snapshot import VersionKey
-from manyvec.storage.words import MAX_COUNT, Words, code_of, read_words
-from manyvec.vectors.batch import document_blocks
+from manyvec.storage.words import COUNT_BITS, MAX_COUNT, Words, code_of, read_words
+from manyvec.vectors.batch import document_blocks, offsets_of
 from manyvec.vectors.codebook import positions_of_rows
 
 # Share of the memory budget that words may take. A document has about as many token vectors as words, or more.
@@ -52,19 +52,18 @@ class _Part:
         for rows in document_blocks(np.diff(offsets), 2**_POSITION_BITS):
             some = codes[offsets[rows.start] : offsets[rows.stop]]
             lengths = np.diff(offsets[rows.start : rows.stop + 1])
+            counts = some.astype(np.uint16)
+            n_words = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[offsets_of(lengths)]
             order = _by_word(some)
-            counts = (some & _COUNTS).astype(np.uint16)
-            n_words = np.bincount(np.repeat(np.arange(len(lengths)), lengths), counts, minlength=len(lengths))
-            members = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[order]
-            ordered = (some & ~_COUNTS)[order]
-            starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])
+            words = some[order] & ~_COUNTS
+            starts = np.flatnonzero(np.append(True, words[1:] != words[:-1])[: len(words)])
             yield cls(
                 row_ids[rows],
                 updated[rows],
-                n_words.astype(np.float32),
-                ordered[starts],
-                np.append(starts, len(ordered)),
-                members,
+                np.diff(n_words).astype(np.float32),
+                words[starts],
+                np.append(starts, len(words)),
+                np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[order],
                 counts[order],
             )
 
@@ -79,15 +78,15 @@ class _Part:
         return slice(self.starts[at], self.starts[at + 1]) if is_known else slice(0)
 
 
-def _by_word(codes: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _by_word(codes: NDArray[np.uint64]) -> NDArray[np.integer]:
     """Return the order that sorts words."""
     if len(codes) > 2**_POSITION_BITS:
         return np.argsort(codes & ~_COUNTS, kind="stable")
     # Sorting numbers is fifteen times as fast as finding the order: 17 ms for two million.
     packed = (codes & ~_POSITIONS) | np.arange(len(codes), dtype=np.uint64)
     packed.sort()
-    order = (packed & _POSITIONS).astype(np.int64)
-    words = (codes & ~_COUNTS)[order]
+    order = (packed & _POSITIONS).astype(np.int32)
+    words = codes[order] >> COUNT_BITS
     # Different words whose hashes begin alike may be mixed now.
     return order if (words[1:] >= words[:-1]).all() else np.argsort(codes & ~_COUNTS, kind="stable")
 

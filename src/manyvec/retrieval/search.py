@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from manyvec.errors import InputError, check_count
 from manyvec.evidence.pages import PageEvidence, explain_pages
 from manyvec.evidence.passages import Passage
-from manyvec.evidence.text import Evidence, explain
+from manyvec.evidence.text import Evidence, best_passages, explain
 from manyvec.filters.values import read_metadata
 from manyvec.models.protocol import Encoder, ImageReader
 from manyvec.retrieval.candidates import LEXICAL_DEPTH, Candidates, Positions, Query, Scope
@@ -275,14 +275,21 @@ def _hits(
     options: SearchOptions,
 ) -> list[Hit]:
     evidence: Sequence[AnyEvidence | None] = [None] * len(rows)
-    if rows and (options.evidence or options.passage_chars is not None):
-        evidence = _evidence(scope, ranking.positions, rows, query, tokens, options)
-    if options.evidence:
+    passages: Sequence[Passage | None] = [None] * len(rows)
+    if rows and options.evidence:
         evidence = [
             replace(why, counted=counted_words(query, row["text"])) if why and has_bm25 else why
-            for why, row, has_bm25 in zip(evidence, rows, ranking.has_bm25.tolist(), strict=True)
+            for why, row, has_bm25 in zip(
+                _evidence(scope, ranking.positions, rows, query, tokens, options),
+                rows,
+                ranking.has_bm25.tolist(),
+                strict=True,
+            )
         ]
-    columns = zip(rows, ranking.scores.tolist(), ranking.final_scores.tolist(), evidence, strict=True)
+        passages = [_passage(why, options.passage_chars) for why in evidence]
+    elif rows and options.passage_chars is not None:
+        passages = _passages(scope, ranking.positions, rows, tokens, options.passage_chars)
+    columns = zip(rows, ranking.scores.tolist(), ranking.final_scores.tolist(), evidence, passages, strict=True)
     return [
         Hit(
             id=row["id"],
@@ -291,12 +298,12 @@ def _hits(
             score=score,
             similarity=score / tokens.n_tokens,
             rank=rank,
-            evidence=why if options.evidence else None,
+            evidence=why,
             final_score=final_score,
             is_page=row["is_page"],
-            passage=_passage(why, options.passage_chars),
+            passage=passage,
         )
-        for rank, (row, score, final_score, why) in enumerate(columns, start=1)
+        for rank, (row, score, final_score, why, passage) in enumerate(columns, start=1)
     ]
 
 
@@ -315,11 +322,9 @@ def _evidence(
     options: SearchOptions,
 ) -> list[AnyEvidence | None]:
     """Explain each row from the version that was searched: a text by its characters, a page by its patches."""
-    vectors = scope.documents.tokens(positions)
-    documents = TokenBatch.unchecked(vectors.vectors, vectors.offsets, np.concatenate([row["spans"] for row in rows]))
+    documents = _documents(scope, positions, rows)
     texts = [i for i, row in enumerate(rows) if not row["is_page"]]
-    # Passages alone need no page images.
-    pages = [i for i, row in enumerate(rows) if row["is_page"] and options.evidence]
+    pages = [i for i, row in enumerate(rows) if row["is_page"]]
     if len(texts) == len(rows):
         return [*explain(query, tokens, [row["text"] for row in rows], documents)]
     explained: dict[int, AnyEvidence] = {}
@@ -327,8 +332,6 @@ def _evidence(
         explained |= zip(
             texts, explain(query, tokens, [rows[i]["text"] for i in texts], documents.select(texts)), strict=True
         )
-    if not pages:
-        return [explained.get(i) for i in range(len(rows))]
     images = scope.documents.snapshot.images(scope.documents.states.row_ids[positions[pages]])
     captioned = [(rows[i]["text"], image or b"") for i, image in zip(pages, images, strict=True)]
     explained |= zip(
@@ -337,3 +340,22 @@ def _evidence(
         strict=True,
     )
     return [explained[i] for i in range(len(rows))]
+
+
+def _passages(
+    scope: Scope, positions: Positions, rows: Sequence[dict[str, Any]], tokens: TokenBatch, n_chars: int
+) -> list[Passage | None]:
+    """Return the best passage of each row; None for a page."""
+    texts = [i for i, row in enumerate(rows) if not row["is_page"]]
+    if not texts:
+        return [None] * len(rows)
+    some = [rows[i] for i in texts]
+    documents = _documents(scope, positions[texts], some)
+    found = iter(best_passages(tokens, [row["text"] for row in some], documents, n_chars))
+    return [None if row["is_page"] else next(found) for row in rows]
+
+
+def _documents(scope: Scope, positions: Positions, rows: Sequence[dict[str, Any]]) -> TokenBatch:
+    """Return the token vectors of rows with their spans."""
+    vectors = scope.documents.tokens(positions)
+    return TokenBatch.unchecked(vectors.vectors, vectors.offsets, np.concatenate([row["spans"] for row in rows]))

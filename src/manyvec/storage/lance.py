@@ -6,14 +6,18 @@ import inspect
 import json
 import re
 import secrets
+import sys
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.util import find_spec, module_from_spec
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from manyvec.errors import IndexNotFoundError, InputError, ManifestError, StoreError, WriteConflictError
 from manyvec.filters import quote
@@ -48,8 +52,44 @@ _IDS_PER_CONDITION = 1000
 # that was read: 150 KB for each commit. And search indexes: a quarter of the cache's budget, but at least this much.
 _METADATA_BYTES = 32 * 2**20
 _MIN_INDEX_BYTES = 64 * 2**20
+# A package of LanceDB's REST clients for remote catalogs, which make up two fifths of what importing lancedb takes.
+_REST_CLIENTS = "lance_namespace_urllib3_client"
 # Modules of the exceptions that a panic in LanceDB's Rust raises. Those of the second are not even an `Exception`.
 _RUST_PANICS = ("pyo3_async_runtimes", "pyo3_runtime")
+
+
+class _Deferred(ModuleType):
+    """A package whose `__init__` runs when something of it is asked for; its submodules can be imported before."""
+
+    def __getattr__(self, name: str) -> Any:
+        with _running:
+            if "_is_running" in self.__dict__:
+                raise AttributeError(name)
+            if isinstance(self, _Deferred):
+                self.__dict__["_is_running"] = True
+                try:
+                    assert self.__spec__ is not None and self.__spec__.loader is not None
+                    self.__spec__.loader.exec_module(self)
+                finally:
+                    del self.__dict__["_is_running"]
+                self.__class__ = ModuleType
+        return getattr(self, name)
+
+
+# Held by the thread that runs an `__init__`.
+_running = threading.RLock()
+
+
+def _defer(package: str) -> None:
+    """Let a package be imported without running its `__init__`, unless it is imported already."""
+    if package not in sys.modules and (spec := find_spec(package)) is not None:
+        module = module_from_spec(spec)
+        module.__class__ = _Deferred
+        sys.modules[package] = module
+
+
+# lancedb needs types of a submodule only.
+_defer(_REST_CLIENTS)
 
 
 @dataclass(frozen=True)

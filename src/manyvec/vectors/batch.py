@@ -386,6 +386,22 @@ def all_finite(vectors: NDArray[np.floating]) -> bool:
         return bool(np.isfinite(vectors.sum(dtype=np.float32))) or bool(np.isfinite(vectors).all())
 
 
+def as_float32(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return float16 or float32 vectors as float32; they must be finite."""
+    if vectors.dtype != np.float16:
+        return np.asarray(vectors, np.float32)
+    # Moves the bits of the exponent and scales it, subnormal numbers too: numpy's cast takes one and a half times as
+    # long, and torch, which takes a tenth, 190 MB and seconds to import.
+    bits = np.ascontiguousarray(vectors).view(np.uint16).astype(np.uint32)
+    signs = (bits & 0x8000) << 16
+    bits &= 0x7FFF
+    bits <<= 13
+    bits |= signs
+    widened = bits.view(np.float32)
+    widened *= np.float32(2.0**112)
+    return widened
+
+
 def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
     """(n + 1,) offsets of n items of these lengths that lie end to end: where each starts, and where the last ends."""
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]).astype(np.int64)
