@@ -55,14 +55,14 @@ class _Part:
             counts = some.astype(np.uint16)
             n_words = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[offsets_of(lengths)]
             order = _by_word(some)
-            words = some[order] & ~_COUNTS
-            starts = np.flatnonzero(np.append(True, words[1:] != words[:-1])[: len(words)])
+            ordered = some[order] & ~_COUNTS
+            starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])
             yield cls(
                 row_ids[rows],
                 updated[rows],
                 np.diff(n_words).astype(np.float32),
-                words[starts],
-                np.append(starts, len(words)),
+                ordered[starts],
+                np.append(starts, len(ordered)),
                 np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[order],
                 counts[order],
             )

@@ -72,7 +72,7 @@ class _Deferred(ModuleType):
                     self.__spec__.loader.exec_module(self)
                 finally:
                     del self.__dict__["_is_running"]
-                self.__class__ = ModuleType
+                self.__class__ = ModuleType  # type: ignore[assignment]  # an ordinary module from now on
         return getattr(self, name)
 
 
