@@ -322,7 +322,9 @@ def compare_tokens(
     query_spans = np.full((tokens.n_tokens, 2), -1, np.int32) if tokens.spans is None else tokens.spans
     query_words = QueryWords(query, *widened(query_spans, words(query)))
     for start, end in itertools.pairwise(documents.offsets.tolist()):
-        yield query_words, query_vectors @ as_float32(documents.vectors[start:end]).T, spans[start:end]
+        # Not `@`: BLAS starts threads that spin for longer than this takes.
+        similarities = np.einsum("qd,td->qt", query_vectors, as_float32(documents.vectors[start:end]))
+        yield query_words, similarities, spans[start:end]
 
 
 def _in_order(spans: NDArray[np.int32]) -> NDArray[np.int64]:
