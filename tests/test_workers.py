@@ -15,10 +15,7 @@ import pytest
 
 from manyvec import Index
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
-    pytest.mark.parametrize("model_backend", ["onnx", "torch"]),
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 HERE = Path(__file__).parent
 SECONDS = 180
 
@@ -34,6 +31,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(folder):
     return [(hit.id, hit.score) for hit in Index.open(folder).search("red apples", k=2, lexical_weight=0.3)]
+
+
+@pytest.fixture
+def model_backend():
+    return "torch"
 
 
 @pytest.fixture
@@ -55,6 +57,7 @@ def check(answers, expected, n_workers):
     assert len({answer["searched in"] for answer in answers}) >= n_workers
 
 
+@pytest.mark.parametrize("model_backend", ["onnx", "torch"])
 def test_pools_of_processes_search_with_a_model_that_was_used_before(environment, expected):
     done = subprocess.run(
         [sys.executable, HERE / "workers.py"], env=environment, capture_output=True, text=True, timeout=SECONDS

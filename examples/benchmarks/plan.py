@@ -104,7 +104,7 @@ def main() -> None:
         ("--tokens-a-second", 100_000, "token vectors that a GPU computes in a second; not measured"),
         ("--dollars-a-core-hour", 0.04, "price of a core for an hour"),
         ("--bytes-beside-a-token", 6, "spans and centroid lists, on disk"),
-        ("--bytes-a-character", 1.5, "text and full-text index, on disk"),
+        ("--bytes-a-character", 2.0, "text, words and full-text index, on disk"),
         ("--bytes-a-passage", 300, "id, metadata, hashes and the index of ids, on disk"),
         ("--process-mb", 480, "imports, machine code and LanceDB"),
         ("--memory-a-passage", 520, "ids and words in memory; 6 bytes a token for centroid lists come on top"),

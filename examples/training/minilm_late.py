@@ -86,6 +86,13 @@ def principal_axes(model, texts: list[str]) -> torch.Tensor:
     return torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, :DIM].T.contiguous()
 
 
+def add_adapter(model, rank: int) -> None:
+    """Add LoRA to every layer."""
+    targets = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
+    inject_adapter_in_model(config, model[0].model)
+
+
 def encode(model, texts: list[str], task: str) -> tuple[torch.Tensor, torch.Tensor]:
     features = model(model.preprocess(texts, task=task), task=task)
     return features["token_embeddings"], features["attention_mask"].bool()
@@ -150,12 +157,7 @@ def main() -> None:
     sample = [passage for rows in train.values() for _, passage, _ in rows[:20]]
     with torch.no_grad():
         projection = torch.nn.Parameter(principal_axes(model, sample).clone())
-    config = LoraConfig(
-        r=arguments.rank,
-        lora_alpha=2 * arguments.rank,
-        target_modules=["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"],
-    )
-    inject_adapter_in_model(config, model[0].model)
+    add_adapter(model, arguments.rank)
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name)
     adapter = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
