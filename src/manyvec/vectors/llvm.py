@@ -144,7 +144,8 @@ class KernelBuilder:
         target = binding.Target.from_default_triple()
         machine = target.create_target_machine(cpu=self.cpu.name, features=self.cpu.features, opt=3)
         module = binding.parse_assembly(self.ir_text)
-        passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
+        # The code is written for vector registers already: more passes take twice as long, and make nothing faster.
+        passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=1))
         passes.getModulePassManager().run(module, passes)
         if directory := os.environ.get("MANYVEC_DUMP_IR"):
             _dump(Path(directory), f"{self.name}-{self.cpu.name}", str(module), machine.emit_assembly(module))
