@@ -26,6 +26,8 @@ from manyvec.vectors.batch import TokenBatch, as_float32
 
 # `to_dict` and the terminal shorten matches to this many characters: a pooled token or a "word" can be very long.
 _SHOWN_CHARS = 80
+# Numbers that are multiplied in one thread, which takes up to 5 ms: BLAS starts threads that spin for longer.
+_MAX_PRODUCTS = 2**24
 _SHOWN_SPANS = 20
 Span = tuple[int, int]
 
@@ -322,8 +324,9 @@ def compare_tokens(
     query_spans = np.full((tokens.n_tokens, 2), -1, np.int32) if tokens.spans is None else tokens.spans
     query_words = QueryWords(query, *widened(query_spans, words(query)))
     for start, end in itertools.pairwise(documents.offsets.tolist()):
-        # Not `@`: BLAS starts threads that spin for longer than this takes.
-        similarities = np.einsum("qd,td->qt", query_vectors, as_float32(documents.vectors[start:end]))
+        vectors = as_float32(documents.vectors[start:end])
+        is_small = query_vectors.size * len(vectors) <= _MAX_PRODUCTS
+        similarities = np.einsum("qd,td->qt", query_vectors, vectors) if is_small else query_vectors @ vectors.T
         yield query_words, similarities, spans[start:end]
 
 

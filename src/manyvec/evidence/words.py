@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bounds = NDArray[np.int64]
-# Texts whose words and sentences are remembered, and how long they may be: about 30 MB at most.
+# Texts whose words and sentences are remembered, and how many characters they may have: about 50 MB at most.
 _N_KEPT, _MAX_KEPT_CHARS = 512, 20_000
 
 # Scripts without spaces between words (Thai to Myanmar, Khmer, Han and kana): each character is a word.
