@@ -168,3 +168,17 @@ assert not {{"torch", "transformers", "sentence_transformers"}} & set(sys.module
 """
     python(code)
     assert time.monotonic() - started < 60
+
+
+def test_evidence_needs_no_torch(tmp_path):
+    pytest.importorskip("llvmlite", reason="torch scores documents where llvmlite has no wheels")
+    code = f"""
+import sys
+from manyvec import Index
+from manyvec.testing import HashEncoder
+index = Index.create({str(tmp_path / "index")!r}, HashEncoder(8))
+index.add([{{"id": "a", "text": "A word. Others."}}])
+(hit,) = index.search("word", evidence=True, passage_chars=50)
+print(hit.evidence.words[0].text, hit.passage.text, "torch" in sys.modules)
+"""
+    assert python(code).split() == ["word", "A", "word.", "Others.", "False"]
