@@ -23,13 +23,14 @@ from manyvec.vectors.llvm_backend import LlvmBackend
 from manyvec.vectors.torch_backend import TorchBackend
 
 # The files that take longest, in processor seconds; by the number of their tests, xdist would start some of them last.
+# While Ray waits for its processes, files that use one core run beside it.
 LONGEST = (
     "test_ray.py",  # 200, much of it spent waiting
-    "test_quality.py",  # 160
-    "test_workers.py",  # 90
-    "test_examples.py",  # 65 and 45
     "test_campaigns.py",  # 55
     "test_cluster.py",  # 40
+    "test_examples.py",  # 65 and 45
+    "test_quality.py",  # 160, on all cores
+    "test_workers.py",  # 60
     "test_page.py",  # 40
     "test_training.py",  # 40
     "test_server_faults.py",  # 35

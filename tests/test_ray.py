@@ -54,7 +54,7 @@ pytest.importorskip("lance", reason="needs the ray extra: pip install 'manyvec[r
 # Ray's own warnings are not ours, and come from threads of its own.
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("ignore"),
     pytest.mark.skipif(sys.platform != "linux", reason="Ray supports clusters of several nodes on Linux only"),
 ]
 
