@@ -94,7 +94,7 @@ def test_a_filter_chooses_among_the_matches_and_changes_no_score(tmp_path: Path)
 
 
 @pytest.mark.parametrize("written", ["without the columns", "by other programs", "damaged"])
-def test_words_that_are_missing_or_damaged_come_from_the_texts(tmp_path: Path, written: str) -> None:
+def test_words_that_are_missing_or_damaged_do_not_count_as_none(tmp_path: Path, written: str) -> None:
     index = Index.create(tmp_path / "i", HashEncoder())
     index.add(documents(60, 1))
     table = lancedb.connect(index.uri).open_table("documents")
@@ -110,9 +110,12 @@ def test_words_that_are_missing_or_damaged_come_from_the_texts(tmp_path: Path, w
     check(opened)
     opened.add(documents(10, 2, "e"))
     opened.add([{"id": "d001", "text": "café café"}])
-    check(opened)
+    if written != "without the columns":
+        check(opened)
+    # An index of an earlier manyvec is left to LanceDB, whose scores are those of the formula now.
     opened.optimize()
     check(opened)
+    assert (opened._reader.lexicon.bytes_held > 0) == (written != "without the columns")
 
 
 def test_words_that_do_not_fit_the_budget_stay_on_disk(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from manyvec.storage.cache import CachedVersion
 from manyvec.storage.snapshot import VersionKey
-from manyvec.storage.words import COUNT_BITS, MAX_COUNT, Words, code_of, read_words
+from manyvec.storage.words import COUNT_BITS, MAX_COUNT, WORD_COLUMNS, Words, code_of, read_words
 from manyvec.vectors.batch import document_blocks, offsets_of
 from manyvec.vectors.codebook import positions_of_rows
 
@@ -178,9 +178,9 @@ class PostingsLoader:
         return self._held[1].n_bytes if self._held else 0
 
     def over(self, version: CachedVersion) -> Postings | None:
-        """Return the words of a version; None if they may not fit the budget."""
+        """Return the words of a version; None if they may not fit the budget, or an earlier manyvec made the table."""
         n_words = int(version.states.n_tokens.sum() * version.snapshot.manifest.pool_factor)
-        if _BYTES_PER_WORD * n_words > _SHARE * self._cache_bytes:
+        if _BYTES_PER_WORD * n_words > _SHARE * self._cache_bytes or not version.snapshot.has_columns(WORD_COLUMNS):
             return None
         key = version.snapshot.key
         with self._loading:

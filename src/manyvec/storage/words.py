@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 COUNT_BITS = 16
 MAX_COUNT = 2**COUNT_BITS - 1
 WORDS, CHECKSUM = "words", "words_checksum"
+WORD_COLUMNS = [WORDS, CHECKSUM]
 Words = tuple[NDArray[np.uint64], NDArray[np.int64]]
 
 
@@ -71,15 +72,12 @@ def read_words(snapshot: Snapshot, row_ids: NDArray[np.int64] | None = None) -> 
 
     Where they are missing or damaged, they are made from the text.
     """
-    columns = [WORDS, CHECKSUM]
-    if not snapshot.has_columns(columns):
-        columns = []
     if row_ids is None:
-        row_ids, _, table = snapshot.read_all(columns)
+        row_ids, _, table = snapshot.read_all(WORD_COLUMNS)
     else:
-        table = snapshot.take(row_ids, columns or ["id"])
-    if not len(row_ids) or not columns:
-        return coded(_texts(snapshot, row_ids))
+        table = snapshot.take(row_ids, WORD_COLUMNS)
+    if not len(row_ids):
+        return coded([])
     lists = table[WORDS].combine_chunks()
     codes = lists.flatten().to_numpy()
     offsets = offsets_of(lists.value_lengths().fill_null(0).to_numpy())
@@ -87,11 +85,8 @@ def read_words(snapshot: Snapshot, row_ids: NDArray[np.int64] | None = None) -> 
     wrong = np.flatnonzero(is_wrong | lists.is_null().to_numpy(zero_copy_only=False))
     if not len(wrong):
         return codes, offsets
-    return _replaced(codes, offsets, wrong, *coded(_texts(snapshot, row_ids[wrong])))
-
-
-def _texts(snapshot: Snapshot, row_ids: NDArray[np.int64]) -> list[str]:
-    return [text or "" for text in snapshot.take(row_ids, ["text"])["text"].to_pylist()] if len(row_ids) else []
+    texts = snapshot.take(row_ids[wrong], ["text"])["text"].to_pylist()
+    return _replaced(codes, offsets, wrong, *coded([text or "" for text in texts]))
 
 
 def _replaced(
