@@ -26,7 +26,7 @@ from manyvec.vectors.batch import TokenBatch, as_float32
 
 # `to_dict` and the terminal shorten matches to this many characters: a pooled token or a "word" can be very long.
 _SHOWN_CHARS = 80
-# Numbers that are multiplied in one thread, which takes up to 5 ms: BLAS starts threads that spin for longer.
+# Products of a query and a document that one thread computes: BLAS starts threads that spin for longer than that takes.
 _MAX_PRODUCTS = 2**24
 _SHOWN_SPANS = 20
 Span = tuple[int, int]

@@ -200,9 +200,9 @@ class Lexicon:
         if limit < 1 or (postings := self._postings.over(version)) is None:
             return version.match(query, limit, where)
         words = words_of(query)
-        n_words, found = int(postings.lengths.sum(dtype=np.float64)), {word: postings.find(word) for word in words}
+        found = {word: postings.find(word) for word in words}
         counts = {word: len(positions) for word, (positions, _) in found.items()}
-        statistics = WordStatistics(len(version), n_words, counts)
+        statistics = WordStatistics(len(version), postings.n_words, counts)
         norms = statistics.norms(postings.lengths)
         scores = np.zeros(len(version), np.float32)
         for word in words:
@@ -226,7 +226,7 @@ class Lexicon:
                     counts[word] = len(found)
                 wanted[word] = counts[word]
         if postings is not None:
-            return WordStatistics(len(version), int(postings.lengths.sum(dtype=np.float64)), wanted)
+            return WordStatistics(len(version), postings.n_words, wanted)
         return WordStatistics(len(version), round(self._average(version) * len(version)), wanted)
 
     def best_matches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +83,7 @@ def _by_word(codes: NDArray[np.uint64]) -> NDArray[np.integer]:
     """Return the order that sorts words."""
     if len(codes) > 2**_POSITION_BITS:
         return np.argsort(codes & ~_COUNTS, kind="stable")
-    # Sorting numbers is fifteen times as fast as finding the order: 17 ms for two million.
+    # numpy sorts numbers many times as fast as it finds their order.
     packed = (codes & ~_POSITIONS) | np.arange(len(codes), dtype=np.uint64)
     packed.sort()
     order = (packed & _POSITIONS).astype(np.int32)
@@ -138,6 +139,11 @@ class Postings:
             for part in _Part.of(row_ids, states.updated[missing], words):
                 keep(part, positions_of(part))
         return cls(lengths, tuple(part for part, _ in kept), tuple(positions for _, positions in kept))
+
+    @cached_property
+    def n_words(self) -> int:
+        """Number of words in all documents."""
+        return int(self.lengths.sum(dtype=np.float64))
 
     @property
     def n_bytes(self) -> int:

@@ -277,14 +277,10 @@ def _hits(
     evidence: Sequence[AnyEvidence | None] = [None] * len(rows)
     passages: Sequence[Passage | None] = [None] * len(rows)
     if rows and options.evidence:
+        explained = _evidence(scope, ranking.positions, rows, query, tokens, options)
         evidence = [
-            replace(why, counted=counted_words(query, row["text"])) if why and has_bm25 else why
-            for why, row, has_bm25 in zip(
-                _evidence(scope, ranking.positions, rows, query, tokens, options),
-                rows,
-                ranking.has_bm25.tolist(),
-                strict=True,
-            )
+            replace(why, counted=counted_words(query, row["text"])) if has_bm25 else why
+            for why, row, has_bm25 in zip(explained, rows, ranking.has_bm25.tolist(), strict=True)
         ]
         passages = [_passage(why, options.passage_chars) for why in evidence]
     elif rows and options.passage_chars is not None:
@@ -320,7 +316,7 @@ def _evidence(
     query: str,
     tokens: TokenBatch,
     options: SearchOptions,
-) -> list[AnyEvidence | None]:
+) -> list[AnyEvidence]:
     """Explain each row from the version that was searched: a text by its characters, a page by its patches."""
     documents = _documents(scope, positions, rows)
     texts = [i for i, row in enumerate(rows) if not row["is_page"]]

@@ -26,6 +26,7 @@ COUNT_BITS = 16
 MAX_COUNT = 2**COUNT_BITS - 1
 WORDS, CHECKSUM = "words", "words_checksum"
 WORD_COLUMNS = [WORDS, CHECKSUM]
+# Numbers of the words of several texts end to end, and the (n_texts + 1,) offsets of the texts.
 Words = tuple[NDArray[np.uint64], NDArray[np.int64]]
 
 
@@ -44,7 +45,7 @@ def code_of(word: str) -> int:
 
 
 def coded(texts: Sequence[str]) -> Words:
-    """Return the numbers of the words of texts end to end, and the (n_texts + 1,) offsets of the texts."""
+    """Return the words of texts as the column holds them."""
     lists = [[code_of(w) | min(n, MAX_COUNT) for w, n in Counter(words_of(text)).items()] for text in texts]
     return np.array([code for codes in lists for code in codes], np.uint64), offsets_of([*map(len, lists)])
 

@@ -144,7 +144,7 @@ class KernelBuilder:
         target = binding.Target.from_default_triple()
         machine = target.create_target_machine(cpu=self.cpu.name, features=self.cpu.features, opt=3)
         module = binding.parse_assembly(self.ir_text)
-        # The code is written for vector registers already: more passes take twice as long, and make nothing faster.
+        # The code is written for vector registers already: more passes take longer, and make nothing faster.
         passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=1))
         passes.getModulePassManager().run(module, passes)
         if directory := os.environ.get("MANYVEC_DUMP_IR"):
