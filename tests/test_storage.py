@@ -79,6 +79,25 @@ def test_states_of_rows_that_are_known_are_those_read_anew(tmp_path, monkeypatch
             np.testing.assert_array_equal(vars(held)[name], column)
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_new_rows_are_read_in_one_call_and_are_those_in_the_table(tmp_path, monkeypatch, storage):
+    index = filled(tmp_path / "index", storage)
+    index.search(QUERY)
+    index.add([{"id": "new", "text": QUERY}, {"id": "0020", "text": f"back again {QUERY}"}])
+    calls, take_row_ids = [], lancedb.table.LanceTable.take_row_ids
+    monkeypatch.setattr(
+        lancedb.table.LanceTable, "take_row_ids", lambda table, rows: calls.append(rows) or take_row_ids(table, rows)
+    )
+    found = ids(index.search(QUERY, lexical_weight=0.5, k=2))
+    assert {*found} == {"new", "0020"} and len(calls) == 1
+    held = index._reader.current().snapshot
+    anew = index._store.snapshot()
+    rows = [anew.find([id])[id].row_id for id in ("new", "0020", "0003", "new")]
+    columns = [*anew._schema.names[::-1]]
+    for chosen in (rows[:2], rows[1::-1], [rows[0], rows[0]], rows[1:], []):
+        assert held.take(chosen, columns).equals(anew.take(chosen, columns))
+
+
 @pytest.mark.parametrize("keep", [0, 7, timedelta(days=-1)])
 def test_what_is_kept_is_said_as_a_timedelta(tmp_path, keep):
     index = filled(tmp_path / "index", "float16")

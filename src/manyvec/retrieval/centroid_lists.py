@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.storage.cache import CachedVersion
-from manyvec.storage.snapshot import Snapshot, VersionKey
+from manyvec.storage.snapshot import Snapshot
+from manyvec.storage.states import VersionKey
 from manyvec.vectors.backend import default_backend
 from manyvec.vectors.batch import offsets_of, ragged_rows
 from manyvec.vectors.codebook import Assignments, Codebook

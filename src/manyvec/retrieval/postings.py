@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.storage.cache import CachedVersion
-from manyvec.storage.snapshot import VersionKey
+from manyvec.storage.states import VersionKey
 from manyvec.storage.words import COUNT_BITS, MAX_COUNT, WORD_COLUMNS, Words, code_of, read_words
 from manyvec.vectors.batch import document_blocks, offsets_of
 from manyvec.vectors.codebook import positions_of_rows
@@ -72,6 +72,12 @@ class _Part:
     def n_bytes(self) -> int:
         return self.codes.nbytes + self.starts.nbytes + self.members.nbytes + self.counts.nbytes
 
+    def words(self) -> Words:
+        """Return the words by member, as `of` takes them."""
+        words = np.repeat(self.codes, np.diff(self.starts)) | self.counts
+        by_member = np.argsort(self.members, kind="stable")
+        return words[by_member], offsets_of(np.bincount(self.members, minlength=len(self.row_ids)))
+
     def rows_of(self, code: int) -> slice:
         """Return which `members` contain a word."""
         at = int(np.searchsorted(self.codes, np.uint64(code)))
@@ -90,6 +96,11 @@ def _by_word(codes: NDArray[np.uint64]) -> NDArray[np.integer]:
     words = codes[order] >> COUNT_BITS
     # Different words whose hashes begin alike may be mixed now.
     return order if (words[1:] >= words[:-1]).all() else np.argsort(codes & ~_COUNTS, kind="stable")
+
+
+def _joined(first: Words, second: Words) -> Words:
+    (codes, offsets), (more, their_offsets) = first, second
+    return np.append(codes, more), np.append(offsets, offsets[-1] + their_offsets[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,15 +139,16 @@ class Postings:
             # The rest of a part of which less than half is left is read anew.
             if 2 * np.count_nonzero(positions >= 0) >= len(positions):
                 keep(part, positions)
-        while (n_missing := np.count_nonzero(is_missing)) and kept and len(kept[-1][1]) <= 2 * n_missing:
-            # Read with the new rows: n additions leave log n parts.
-            positions = kept.pop()[1]
-            is_missing[positions[positions >= 0]] = True
-        if n_missing:
+        if is_missing.any():
             missing = np.flatnonzero(is_missing)
-            row_ids = states.row_ids[missing]
+            row_ids, updated = states.row_ids[missing], states.updated[missing]
             words = read_words(version.snapshot, row_ids if kept else None)
-            for part in _Part.of(row_ids, states.updated[missing], words):
+            while kept and len(kept[-1][0].row_ids) <= 2 * len(row_ids):
+                # n additions leave log n parts.
+                small = kept.pop()[0]
+                row_ids, updated = np.append(small.row_ids, row_ids), np.append(small.updated, updated)
+                words = _joined(small.words(), words)
+            for part in _Part.of(row_ids, updated, words):
                 keep(part, positions_of(part))
         return cls(lengths, tuple(part for part, _ in kept), tuple(positions for _, positions in kept))
 

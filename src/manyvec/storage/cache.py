@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from manyvec.errors import StoreError
 from manyvec.storage.kept import KeptSegment, kept_file, read_kept, write_kept
 from manyvec.storage.rows import RecentRows
-from manyvec.storage.snapshot import LOAD_WINDOW_BYTES, RowStates, Snapshot, windows
+from manyvec.storage.snapshot import LOAD_WINDOW_BYTES, Snapshot, windows
+from manyvec.storage.states import RowStates
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, concatenated, offsets_of
 from manyvec.vectors.codebook import positions_of_rows

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.storage.snapshot import RowStates, Snapshot
+from manyvec.storage.snapshot import Snapshot
+from manyvec.storage.states import RowStates
 
 # What Python needs for a row besides the characters of its strings: a dict, strings and an entry here.
 _BYTES_PER_ROW = 700

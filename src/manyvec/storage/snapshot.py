@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from manyvec.errors import ManifestError, ShapeError, StoreError
 from manyvec.storage.centroids import ASSIGNMENTS_KEY, CentroidTables
 from manyvec.storage.lance import SearchIndexFiles, translated, where_ids
 from manyvec.storage.schema import Manifest, content_hash, image_hash, metadata_checksum, rows_of, spans_of
+from manyvec.storage.states import RowStates, Stored, VersionKey
 from manyvec.timing import stage
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, check_offsets, offsets_of
 from manyvec.vectors.codebook import Assignments, positions_of_rows
@@ -42,58 +43,12 @@ _MAX_WARNINGS = 10
 _ROWS_PER_SCAN = 8192
 # Rows that are read one by one instead of with all others.
 _MAX_NEW_STATES = 2_000
+# New rows that are read with all that a search needs of them, and how much of that is kept.
+_MAX_FRESH_ROWS = 64
+_MAX_FRESH_BYTES = 8 * 2**20
 # Version of the table at which a row was written last.
 _WRITTEN_AT = "_row_last_updated_at_version"
 _NO_ROW = -1
-
-
-class VersionKey(NamedTuple):
-    """Identifies a version of an index within this process.
-
-    Attributes:
-        generation: Number of the opened index; another index at the same URI has another number.
-        version: Table version.
-    """
-
-    generation: int
-    version: int
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What is known of a stored document without reading its text or token vectors."""
-
-    row_id: int
-    metadata: str
-    content_hash: str
-
-    def has_content(self, hashes: str) -> bool:
-        """Return whether a `content_hash` of less, such as the text alone, is part of the stored one."""
-        return f"{self.content_hash}:".startswith(f"{hashes}:")
-
-    @property
-    def text_hash(self) -> str:
-        """The part of the hash that covers the text; see `schema.content_hash`."""
-        return self.content_hash.partition(":")[0]
-
-
-@dataclass(frozen=True)
-class RowStates:
-    """Every row of a version, in ascending order of row ids.
-
-    Attributes:
-        row_ids: (n,) ascending.
-        updated: (n,) table version that last wrote the row. Together with the row id it identifies the row's content.
-        n_tokens: (n,) number of token vectors.
-        ids: (n,) ids of the documents.
-        is_coded: (n,) bool, whether the token vectors are stored as codes (otherwise as float16).
-    """
-
-    row_ids: NDArray[np.int64]
-    updated: NDArray[np.int64]
-    n_tokens: NDArray[np.int64]
-    ids: NDArray[np.object_]
-    is_coded: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -115,6 +70,8 @@ class Snapshot:
     search_index_files: SearchIndexFiles
     _table: Table
     _damaged: set[int] = field(default_factory=set, compare=False, repr=False)
+    # At most one table: rows that were new in this version.
+    _fresh: list[pa.Table] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def version(self) -> int:
@@ -191,12 +148,21 @@ class Snapshot:
             if len(new := np.flatnonzero(before < 0)) <= _MAX_NEW_STATES:
                 ids, n_tokens, is_coded = held.ids[before], held.n_tokens[before], held.is_coded[before]
                 if len(new):
-                    table = self.take(row_ids[new], self._state_columns)
+                    table = self._take_new(row_ids[new])
                     ids[new], n_tokens[new], is_coded[new] = self._described(table)
                 return RowStates(row_ids, updated, n_tokens, ids, is_coded)
         row_ids, updated, table = self.read_all(self._state_columns)
         ids, n_tokens, is_coded = self._described(table)
         return RowStates(row_ids, updated, n_tokens, ids, is_coded)
+
+    def _take_new(self, row_ids: NDArray[np.int64]) -> pa.Table:
+        """Return columns of `RowStates` of new rows; of a few rows, the rest of them is read in the same call."""
+        if len(row_ids) > _MAX_FRESH_ROWS:
+            return self.take(row_ids, self._state_columns)
+        table = self.take(row_ids, [name for name in self._schema.names if name != "image"])
+        if table.nbytes <= _MAX_FRESH_BYTES:
+            self._fresh[:] = [table]
+        return table
 
     @property
     def _state_columns(self) -> list[str]:
@@ -393,6 +359,10 @@ class Snapshot:
             StoreError: A row is not in this version.
         """
         chosen = np.asarray(row_ids, np.int64)
+        for fresh in self._fresh:
+            known = fresh["_rowid"].to_numpy().astype(np.int64)
+            if np.isin(chosen, known).all() and {*columns} <= {*fresh.column_names}:
+                return fresh.select([*columns, "_rowid"]).take(np.searchsorted(known, chosen))
         ascending, positions = np.unique(chosen, return_inverse=True)
         with translated(f"read the index {self.uri}"):
             # take_row_ids returns rows in storage order, drops repeated ids, and leaves out unknown ones silently.

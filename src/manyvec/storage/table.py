@@ -19,7 +19,8 @@ from manyvec.storage.ingest.columns import token_columns
 from manyvec.storage.lance import Connection, Place, translated
 from manyvec.storage.opened import OpenedIndex
 from manyvec.storage.schema import Manifest, Row, row_columns, schema_of, search_indexes, to_arrow
-from manyvec.storage.snapshot import Snapshot, Stored, VersionKey
+from manyvec.storage.snapshot import Snapshot
+from manyvec.storage.states import Stored, VersionKey
 from manyvec.storage.words import word_columns
 from manyvec.vectors.batch import TokenBatch
 

@@ -16,14 +16,8 @@ from manyvec.errors import ManifestError, ManyvecError, ShapeError, StoreError
 from manyvec.storage.lance import Place
 from manyvec.storage.maintenance.optimize import extend_lists, remove_duplicates
 from manyvec.storage.schema import content_hash, image_hash, rows_of
-from manyvec.storage.snapshot import (
-    BUILD_WINDOW_BYTES,
-    RowStates,
-    Snapshot,
-    damage_of,
-    is_other_metadata,
-    windows,
-)
+from manyvec.storage.snapshot import BUILD_WINDOW_BYTES, Snapshot, damage_of, is_other_metadata, windows
+from manyvec.storage.states import RowStates
 from manyvec.storage.table import Store
 from manyvec.vectors.batch import CodedBatch, TokenBatch, check_offsets
 

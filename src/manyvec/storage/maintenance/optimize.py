@@ -7,7 +7,8 @@ from datetime import timedelta
 import numpy as np
 
 from manyvec.errors import WriteConflictError
-from manyvec.storage.snapshot import BUILD_WINDOW_BYTES, RowStates, Snapshot, windows
+from manyvec.storage.snapshot import BUILD_WINDOW_BYTES, Snapshot, windows
+from manyvec.storage.states import RowStates
 from manyvec.storage.table import Store
 from manyvec.vectors.codebook import Assignments, Codebook, n_centroids_for
 
