@@ -91,6 +91,66 @@ def test_another_plain_bert_has_the_vectors_and_fingerprint_of_sentence_transfor
     assert found.fingerprint == expected.fingerprint
 
 
+def save(folder, plain, *, out=None, bias=False, activation=None, settings=None, prompts=None, **mask):
+    """Save a model of a tiny BERT as `tune` does, with a projection to `out` dims if asked."""
+    import torch
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    torch.manual_seed(0)
+    bert = Transformer(str(plain), **settings or {})
+    width = bert.get_embedding_dimension()
+    act = activation or torch.nn.Identity()
+    dense = [Dense(width, out, bias=bias, activation_function=act, module_input_name="token_embeddings")] if out else []
+    modules = [bert, *dense, MultiVectorMask(**mask), Normalize("token_embeddings")]
+    MultiVectorEncoder(modules=modules, device="cpu", prompts=prompts).save(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"skiplist_words": ["[CLS]", "[SEP]", "[PAD]", "[MASK]"], "skiplist_tasks": ["query", "document"]},
+        {"out": 8, "skiplist_words": ["[SEP]", ".", ","]},
+        {"out": 24, "bias": True},
+    ],
+)
+def test_a_model_that_tune_saved_has_the_vectors_and_fingerprint_of_sentence_transformers(plain, tmp_path, head):
+    folder = save(tmp_path / "saved", plain, **head)
+    found, expected = fresh(folder, backend="auto"), fresh(folder, backend="torch")
+    assert isinstance(found, BertEncoder) and found.backend == "onnx"
+    same(found.encode_documents(DOCUMENTS * 3), expected.encode_documents(DOCUMENTS * 3))
+    same(found.encode_queries(QUERIES), expected.encode_queries(QUERIES))
+    assert (found.fingerprint, found.dim) == (expected.fingerprint, expected.dim)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"prompts": {"query": "query: ", "document": ""}},
+        {"settings": {"query_length": 16}},
+        {"settings": {"query_expansion": {"strategy": "fixed", "attend": False, "length": 16}}},
+        {"out": 8, "activation": "tanh"},
+        {"keep_only_token_ids": [5, 6, 7]},
+    ],
+)
+def test_a_saved_model_that_needs_more_is_left_to_sentence_transformers(plain, tmp_path, other):
+    import torch
+
+    if "activation" in other:
+        other = other | {"activation": torch.nn.Tanh()}
+    assert isinstance(fresh(save(tmp_path / "saved", plain, **other), backend="auto"), SentenceTransformerEncoder)
+
+
+def test_a_saved_model_without_its_projection_is_an_error(plain, tmp_path):
+    folder = save(tmp_path / "saved", plain, out=8)
+    (folder / "1_Dense" / "model.safetensors").unlink()
+    for backend in ("auto", "onnx"):
+        with pytest.raises(EncoderError, match=r"cannot load the model .*saved"):
+            fresh(folder, backend=backend)
+
+
 def test_an_index_made_by_one_backend_is_searched_by_the_other(reference, tmp_path):
     Index.create(tmp_path / "index", reference).add(
         [{"id": "a", "text": "one vector"}, {"id": "b", "text": "cats purr"}]

@@ -79,7 +79,7 @@ class Operations(Protocol):
 
 
 def forward(compute: Operations, config: BertConfig, weights: Weights) -> Any:
-    """Return the last hidden state of BERT (https://arxiv.org/abs/1810.04805) by these operations."""
+    """Return the last hidden state of BERT (https://arxiv.org/abs/1810.04805), or a projection of it."""
 
     def linear(state: Any, name: str) -> Any:
         return compute.linear(state, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -96,14 +96,14 @@ def forward(compute: Operations, config: BertConfig, weights: Weights) -> Any:
         state = layer_norm(compute.add(state, attended), f"{layer}.attention.output.LayerNorm")
         expanded = compute.gelu(linear(state, f"{layer}.intermediate.dense"))
         state = layer_norm(compute.add(state, linear(expanded, f"{layer}.output.dense")), f"{layer}.output.LayerNorm")
-    return state
+    return linear(state, "projection") if "projection.weight" in weights else state
 
 
 def prepared(config: BertConfig, weights: Weights) -> Weights:
     """Return a checkpoint's weights as `forward` takes them.
 
     The weights of query, key and value are joined, and the vector of token type 0, which every token has, is added to
-    the position vectors.
+    the position vectors. A projection without a bias gets one of zeros.
 
     Raises:
         KeyError: A weight is missing.
@@ -116,7 +116,14 @@ def prepared(config: BertConfig, weights: Weights) -> Weights:
         for kind in ("weight", "bias"):
             parts = [joined.pop(f"{name}.{part}.{kind}") for part in ("query", "key", "value")]
             joined[f"{name}.{kind}"] = np.concatenate(parts)
+    if (projection := joined.get("projection.weight")) is not None:
+        joined.setdefault("projection.bias", np.zeros(len(projection), np.float32))
     return joined
+
+
+def dim_of(config: BertConfig, weights: Weights) -> int:
+    """Return the number of dimensions of what `forward` returns."""
+    return len(weights["projection.weight"]) if "projection.weight" in weights else config.dim
 
 
 class Executor(Protocol):
@@ -124,7 +131,7 @@ class Executor(Protocol):
 
     Attributes:
         name: `onnx` or `torch`.
-        dim: Hidden size.
+        dim: Hidden size, or that of the projection.
         n_threads: Threads that may call `run` at the same time with profit.
     """
 
@@ -133,7 +140,7 @@ class Executor(Protocol):
     n_threads: int
 
     def run(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return (n_texts, n_tokens, hidden_size) for padded (n_texts, n_tokens) token ids.
+        """Return (n_texts, n_tokens, dim) for padded (n_texts, n_tokens) token ids.
 
         Args:
             mask: False for padding.
@@ -177,7 +184,7 @@ class OnnxExecutor:
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
-        self.dim, self.n_threads = config.dim, n_threads()
+        self.dim, self.n_threads = dim_of(config, weights), n_threads()
         graph = _OnnxGraph()
         model = graph.finished(forward(graph, config, weights))
         options = onnxruntime.SessionOptions()
@@ -216,7 +223,7 @@ class TorchExecutor:
 
     def __init__(self, config: BertConfig, weights: Weights) -> None:
         # torch has threads of its own.
-        self.dim, self.n_threads = config.dim, 1
+        self.dim, self.n_threads = dim_of(config, weights), 1
         self._config, self._weights = config, weights
 
     def run(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -1,14 +1,16 @@
-"""`BertEncoder`: a plain BERT checkpoint as an encoder, without transformers and sentence-transformers.
+"""`BertEncoder`: a BERT checkpoint as an encoder, without transformers and sentence-transformers.
 
-Its vectors and its fingerprint are those of `SentenceTransformerEncoder` over the same checkpoint, so an index that was
-made with the one is opened with the other.
+It reads plain checkpoints and those that `tune` saves, with or without a token projection. Its vectors and its
+fingerprint are those of `SentenceTransformerEncoder` over the same checkpoint, so an index that was made with the one
+is opened with the other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +26,86 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BATCH_TOKENS = 2048
+_KINDS = ("weight", "bias")
+# What the files of a model that sentence-transformers saved say if nothing but BERT and a linear layer computes it.
+_BACKBONE = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+_TOKENS = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+_DENSE = {"activation_function": "torch.nn.modules.linear.Identity", **_TOKENS}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What follows BERT's last hidden state, before the vectors are normalised.
+
+    Attributes:
+        skipped: (n,) ids of tokens that have no vector, by task.
+        configs: Settings of the modules that sentence-transformers has for it.
+        weights: `projection.weight` (dim, hidden size), perhaps `projection.bias` (dim,); empty without a projection.
+    """
+
+    skipped: Mapping[Task, NDArray[np.int64]]
+    configs: Sequence[Mapping[str, Any]]
+    weights: Weights = field(default_factory=dict)
+
+    @classmethod
+    def plain(cls, tokenizer: Tokenizer) -> Head:
+        """Return the head that leaves out special tokens, and nothing else."""
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        added = tokenizer.get_added_tokens_decoder()
+        skipped = {id: token.content for id, token in added.items() if token.special and token.content != unknown}
+        tasks: list[Task] = ["query", "document"]
+        mask = {"skiplist_words": sorted(skipped.values()), "skiplist_tasks": tasks, "keep_only_token_ids": None}
+        return cls(dict.fromkeys(tasks, np.array([*skipped], np.int64)), [mask, _TOKENS])
+
+    @classmethod
+    def saved(cls, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Head | None:
+        """Return the head of a model that sentence-transformers saved; None for one that has more than this class."""
+        backbone = checkpoint.json("sentence_bert_config.json") or {}
+        saved = checkpoint.json("config_sentence_transformers.json") or {}
+        prompts = saved.get("prompts") or {}
+        kinds = [module["type"].rpartition(".")[2] for module in checkpoint.modules]
+        is_known = (
+            all(module["type"].startswith("sentence_transformers.") for module in checkpoint.modules)
+            and kinds in (["Transformer", *dense, "MultiVectorMask", "Normalize"] for dense in ([], ["Dense"]))
+            and {name: value for name, value in backbone.items() if name != "max_seq_length"} == _BACKBONE
+            and {*prompts} == {"query", "document"}
+            and not any(prompts.values())
+        )
+        if not is_known:
+            return None
+        *dense, mask, normalize = (checkpoint.json(f"{m['path']}/config.json") or {} for m in checkpoint.modules[1:])
+        words, tasks = mask.get("skiplist_words", []), mask.get("skiplist_tasks", ["document"])
+        ids = [tokenizer.token_to_id(word) for word in words]
+        if normalize != _TOKENS or mask.get("keep_only_token_ids") or None in ids:
+            return None
+        skipped: dict[Task, NDArray[np.int64]] = {
+            task: np.array(ids if task in tasks else [], np.int64) for task in ("query", "document")
+        }
+        settings = [{"skiplist_words": words, "skiplist_tasks": tasks, "keep_only_token_ids": None}, _TOKENS]
+        if not dense:
+            return cls(skipped, settings)
+        shape = {name: dense[0].get(name) for name in ("in_features", "out_features", "bias")}
+        if dense[0] != shape | _DENSE:
+            return None
+        from safetensors.numpy import load_file
+
+        stored = load_file(checkpoint.path(f"{checkpoint.modules[1]['path']}/model.safetensors"))
+        names = _KINDS if shape["bias"] else _KINDS[:1]
+        weights = {f"projection.{name}": np.asarray(stored[f"linear.{name}"], np.float32) for name in names}
+        return cls(skipped, [shape | _DENSE, *settings], weights)
 
 
 class BertEncoder(WindowedEncoder):
-    """Unit vectors of BERT's last hidden state, special tokens left out, on the CPU. Threads may share it.
+    """Unit vectors of BERT's last hidden state or of a projection of it, on the CPU. Threads may share it.
 
     Args:
         tokenizer: With neither truncation nor padding.
         executor: Runs the model.
+        head: What follows BERT's last hidden state.
         name: The name under which `load_encoder` finds the model.
         max_tokens: Tokens that the model reads at a time, special tokens included.
         weight_samples: See `weight_samples`.
@@ -40,23 +114,29 @@ class BertEncoder(WindowedEncoder):
     device = "cpu"
 
     def __init__(
-        self, tokenizer: Tokenizer, executor: Executor, *, name: str, max_tokens: int, weight_samples: Sequence[bytes]
+        self,
+        tokenizer: Tokenizer,
+        executor: Executor,
+        head: Head,
+        *,
+        name: str,
+        max_tokens: int,
+        weight_samples: Sequence[bytes],
     ) -> None:
         super().__init__(name, batch_tokens=_BATCH_TOKENS)
         self._tokenizer = tokenizer
         self._executor = executor
+        self._head = head
         self._max = max_tokens
         self._weight_samples = weight_samples
-        unknown = getattr(tokenizer.model, "unk_token", None)
-        added = tokenizer.get_added_tokens_decoder()
-        self._skipped = {id: token.content for id, token in added.items() if token.special and token.content != unknown}
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, name: str, *, backend: str) -> BertEncoder | None:
-        """Load a checkpoint; return None for one that needs transformers.
+    def load(cls, checkpoint: Checkpoint, name: str, *, backend: str, is_saved: bool = False) -> BertEncoder | None:
+        """Load a checkpoint; return None for one that needs transformers or sentence-transformers.
 
         Args:
             backend: See `load_executor`.
+            is_saved: Whether sentence-transformers saved it as a model with token vectors.
 
         Raises:
             KeyError: A weight is missing.
@@ -75,9 +155,11 @@ class BertEncoder(WindowedEncoder):
         tokenizer = Tokenizer.from_file(str(checkpoint.path("tokenizer.json")))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        executor = load_executor(config, prepared(config, weights), backend=backend)
-        samples = weight_samples(config, weights)
-        return cls(tokenizer, executor, name=name, max_tokens=_max_tokens(checkpoint), weight_samples=samples)
+        if (head := Head.saved(checkpoint, tokenizer) if is_saved else Head.plain(tokenizer)) is None:
+            return None
+        executor = load_executor(config, prepared(config, {**weights, **head.weights}), backend=backend)
+        samples = weight_samples(config, weights, head.weights)
+        return cls(tokenizer, executor, head, name=name, max_tokens=_max_tokens(checkpoint), weight_samples=samples)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -98,14 +180,8 @@ class BertEncoder(WindowedEncoder):
     @cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the `SentenceTransformerEncoder` over the same checkpoint."""
-        mask = {
-            "skiplist_words": sorted(self._skipped.values()),
-            "skiplist_tasks": ["query", "document"],
-            "keep_only_token_ids": None,
-        }
-        normalize = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
         prompts = {"query": "", "document": ""}
-        recipe = [prompts, None, None, None, self._max, self.overlap, self.opening, mask, normalize]
+        recipe = [prompts, None, None, None, self._max, self.overlap, self.opening, *self._head.configs]
         digest = hashlib.blake2b(repr(recipe).encode(), digest_size=16)
         tokenizer = json.loads(self._tokenizer.to_str()) | {"truncation": None, "padding": None}
         digest.update(json.dumps(tokenizer).encode())
@@ -135,22 +211,23 @@ class BertEncoder(WindowedEncoder):
         ids, mask = padded(rows, padding=0)
         states = self._executor.run(ids, mask)
         norms = np.linalg.norm(states, axis=2, keepdims=True)
-        return states / np.maximum(norms, 1e-12), mask & ~np.isin(ids, list(self._skipped))
+        return states / np.maximum(norms, 1e-12), mask & ~np.isin(ids, self._head.skipped[task])
 
 
-def weight_samples(config: BertConfig, weights: Weights) -> list[bytes]:
+def weight_samples(config: BertConfig, weights: Weights, projection: Weights) -> list[bytes]:
     """Return the samples of a checkpoint's weights that `text.weight_samples` takes from transformers' model."""
     names = [f"embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type")]
     parts = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
     parts += ["attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"]
     layers = [f"encoder.layer.{layer}.{part}" for layer in range(config.n_layers) for part in parts]
     names += ["embeddings.LayerNorm", *layers, "pooler.dense"]
-    ordered = [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    ordered = [(f"0.model.{name}.{kind}", weights.get(f"{name}.{kind}")) for name in names for kind in _KINDS]
+    ordered += [(f"1.linear.{kind}", projection.get(f"projection.{kind}")) for kind in _KINDS]
     samples = []
-    for name in ordered:
-        if (weight := weights.get(name)) is not None:
+    for name, weight in ordered:
+        if weight is not None:
             values = weight.ravel()[:: max(1, weight.size // 64)]
-            samples.append(f"0.model.{name}{weight.shape}".encode() + values.astype(np.float16).tobytes())
+            samples.append(f"{name}{weight.shape}".encode() + values.astype(np.float16).tobytes())
     return samples
 
 

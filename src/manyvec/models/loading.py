@@ -57,8 +57,9 @@ def load_encoder(
             every case.
         backend: What runs a text model: `torch` (sentence-transformers), `onnx`, `openvino`, or `auto`, which is `onnx`
             for plain BERT models on a CPU if ONNX Runtime is installed, else `torch`. `onnx` needs the extra `onnx` for
-            `minilm` and other plain BERT models, which are then loaded in a second and encode a query in a third of the
-            time (`examples/benchmarks/query_encoding.py`). For other models it needs optimum, as does `openvino`.
+            `minilm`, other plain BERT models and tuned ones, which are loaded in a second and encode a query in a third
+            of the time (`examples/benchmarks/query_encoding.py`). For other models it needs optimum, as does
+            `openvino`.
         local_files_only: Never download anything.
         trust_remote_code: Run Python code that comes with the checkpoint.
 
@@ -115,8 +116,10 @@ def _from_name(name: str, options: LoadOptions) -> LocalEncoder:
 
 def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) -> LocalEncoder:
     family = families.recognise(checkpoint, trust_remote_code=options.trust_remote_code)
-    if family.key == "last_hidden_state" and (encoder := _plain_bert(checkpoint, name, options)) is not None:
-        return encoder
+    if family.key in ("last_hidden_state", "sentence_transformers"):
+        is_saved = family.key == "sentence_transformers"
+        if (encoder := _plain_bert(checkpoint, name, options, is_saved=is_saved)) is not None:
+            return encoder
     if options.backend == "auto":
         options = replace(options, backend="torch")
     builders: dict[str, text_layouts.Builder] = {
@@ -153,12 +156,12 @@ def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) ->
             raise checkpoint.error(f"{type(error).__name__}: {error}") from error
 
 
-def _plain_bert(checkpoint: Checkpoint, name: str, options: LoadOptions) -> BertEncoder | None:
+def _plain_bert(checkpoint: Checkpoint, name: str, options: LoadOptions, *, is_saved: bool) -> BertEncoder | None:
     """Return an encoder that needs neither transformers nor sentence-transformers, if the model allows it."""
     if options.backend not in ("auto", "onnx") or options.device != "cpu" or options.dtype not in (None, "float32"):
         return None
     try:
-        return BertEncoder.load(checkpoint, name, backend=options.backend)
+        return BertEncoder.load(checkpoint, name, backend=options.backend, is_saved=is_saved)
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is not installed. Run: pip install 'manyvec[onnx]'") from error
     # A damaged or incomplete checkpoint: the general way below says what is wrong.
