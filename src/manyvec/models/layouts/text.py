@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from manyvec.errors import EncoderError
+from manyvec.models.adapter import PROJECTION, adapted
 from manyvec.models.checkpoints import Checkpoint, LoadOptions
 
 if TYPE_CHECKING:
@@ -25,14 +26,17 @@ def last_hidden_state(checkpoint: Checkpoint, options: LoadOptions) -> MultiVect
     """Build any transformer: unit vectors of its last hidden state, without special tokens."""
     from sentence_transformers.base.modules import Normalize
 
-    backbone = _backbone(checkpoint, options)
+    weights, projection = _adapted(checkpoint)
+    backbone = _backbone(checkpoint, options, weights=weights or None)
     if backbone.module_output_name != "token_embeddings" or "text" not in backbone.modality_config:
         raise checkpoint.error(
             f"{type(backbone.model).__name__} returns one vector per text and has no token vectors. Load a model that "
             "has them: `manyvec models` lists some"
         )
     specials = set(backbone.tokenizer.all_special_tokens) - {backbone.tokenizer.unk_token}
-    return _model([backbone, _mask(sorted(specials), "query", "document"), Normalize("token_embeddings")], options)
+    dense = [] if projection is None else [_dense(checkpoint, projection)]
+    mask = _mask(sorted(specials), "query", "document")
+    return _model([backbone, *dense, mask, Normalize("token_embeddings")], options)
 
 
 def sentence_transformers_modules(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEncoder:
@@ -124,6 +128,17 @@ def bge_m3(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEncoder:
     dense = _dense(checkpoint, linear["weight"], linear.get("bias"))
     mask = _mask([backbone.tokenizer.cls_token], "query", "document")
     return _model([backbone, dense, mask, Normalize("token_embeddings")], options)
+
+
+def _adapted(checkpoint: Checkpoint) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """Return the weights with those of the checkpoint's adapter, and its projection; nothing if there is no adapter."""
+    import torch
+
+    if checkpoint.adapter is None:
+        return {}, None
+    weights = adapted({name: weight.numpy() for name, weight in checkpoint.weights().items()}, checkpoint.adapter)
+    tensors = {name: torch.from_numpy(weight) for name, weight in weights.items()}
+    return tensors, tensors.pop(PROJECTION)
 
 
 def _backbone(checkpoint: Checkpoint, options: LoadOptions, **settings: Any) -> Any:
