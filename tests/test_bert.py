@@ -165,12 +165,22 @@ def test_a_saved_model_that_needs_more_is_left_to_sentence_transformers(plain, t
     assert isinstance(fresh(save(tmp_path / "saved", plain, **other), backend="auto"), SentenceTransformerEncoder)
 
 
-def test_a_saved_model_without_its_projection_is_an_error(plain, tmp_path):
+@pytest.mark.parametrize("run_by", ["auto", "onnx"])
+def test_a_saved_model_without_its_projection_is_an_error(plain, tmp_path, run_by):
     folder = save(tmp_path / "saved", plain, out=8)
     (folder / "1_Dense" / "model.safetensors").unlink()
-    for backend in ("auto", "onnx"):
-        with pytest.raises(EncoderError, match=r"cannot load the model .*saved"):
-            fresh(folder, backend=backend)
+    with pytest.raises(EncoderError, match=r"cannot load the model .*saved"):
+        fresh(folder, backend=run_by)
+
+
+@pytest.mark.parametrize("file", ["config_sentence_transformers.json", "1_Dense/config.json"])
+def test_a_saved_model_with_an_odd_file_is_an_error(plain, tmp_path, file):
+    folder = save(tmp_path / "saved", plain, out=8)
+    (folder / file).write_text("[1]")
+    with pytest.raises(EncoderError, match=rf"cannot load the model .*saved.*{file} must hold an object, got list"):
+        fresh(folder, backend="auto")
+    with pytest.raises(EncoderError, match=r"cannot load the model .*saved"):
+        fresh(folder, backend="torch")
 
 
 def test_an_index_made_by_one_backend_is_searched_by_the_other(reference, tmp_path):

@@ -25,10 +25,8 @@ from minilm_late import DIM, N_TOKENS, add_adapter, held_out_ndcg, read_pairs, s
 from peft.tuners.lora import LoraLayer
 from safetensors.numpy import save_file
 
-from manyvec import MaxSimScorer, TokenBatch, load_encoder
+from manyvec import MaxSimScorer, SentenceTransformerEncoder, TokenBatch, load_encoder
 from manyvec.evaluation import Dataset, evaluate, load_beir
-from manyvec.models.text import SentenceTransformerEncoder
-from manyvec.vectors.batch import offsets_of
 
 MEASURE, SHARES = "nDCG@10", (0.0, 0.3, 0.5, 0.7, 1.0)
 RESULTS = Path(__file__).parent / "results"
@@ -88,12 +86,11 @@ def export(state: dict, amount: float, file: Path) -> None:
 
 def read(folder: Path) -> Sides:
     """Return the token vectors of a set as `encoded.py` keeps them."""
-    return {
-        side: TokenBatch.unchecked(
-            np.load(folder / f"{side}.npy", mmap_mode="r"), offsets_of(np.load(folder / f"{side}_lengths.npy"))
-        )
-        for side in ("documents", "queries")
-    }
+    sides = {}
+    for side in ("documents", "queries"):
+        offsets = np.append(0, np.cumsum(np.load(folder / f"{side}_lengths.npy"), dtype=np.int64))
+        sides[side] = TokenBatch.unchecked(np.load(folder / f"{side}.npy", mmap_mode="r"), offsets)
+    return sides
 
 
 def encode(encoder: SentenceTransformerEncoder, data: Dataset, folder: Path) -> Sides:

@@ -69,8 +69,8 @@ class Head:
     @classmethod
     def saved(cls, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Head | None:
         """Return the head of a model that sentence-transformers saved; None for one that has more than this class."""
-        backbone = checkpoint.json("sentence_bert_config.json") or {}
-        saved = checkpoint.json("config_sentence_transformers.json") or {}
+        backbone = checkpoint.object("sentence_bert_config.json")
+        saved = checkpoint.object("config_sentence_transformers.json")
         prompts = saved.get("prompts") or {}
         kinds = [module["type"].rpartition(".")[2] for module in checkpoint.modules]
         is_known = (
@@ -82,7 +82,7 @@ class Head:
         )
         if not is_known:
             return None
-        *dense, mask, normalize = (checkpoint.json(f"{m['path']}/config.json") or {} for m in checkpoint.modules[1:])
+        *dense, mask, normalize = (checkpoint.object(f"{m['path']}/config.json") for m in checkpoint.modules[1:])
         words, tasks = mask.get("skiplist_words", []), mask.get("skiplist_tasks", ["document"])
         ids = [tokenizer.token_to_id(word) for word in words]
         if normalize != _TOKENS or mask.get("keep_only_token_ids") or None in ids:
@@ -153,18 +153,19 @@ class BertEncoder(WindowedEncoder):
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
+        tokenizer = Tokenizer.from_file(str(checkpoint.path("tokenizer.json")))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        saved = Head.saved(checkpoint, tokenizer) if is_saved else None
+        if is_saved and saved is None:
+            return None
         stored: dict[str, NDArray[Any]] = {}
         for file in files:
             stored |= load_file(checkpoint.path(file))
         weights = {key.removeprefix("bert."): np.asarray(value, np.float32) for key, value in stored.items()}
         if checkpoint.adapter is not None:
             weights = adapted(weights, checkpoint.adapter)
-        tokenizer = Tokenizer.from_file(str(checkpoint.path("tokenizer.json")))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        plain = Head.plain(tokenizer, weights.get(PROJECTION))
-        if (head := Head.saved(checkpoint, tokenizer) if is_saved else plain) is None:
-            return None
+        head = saved or Head.plain(tokenizer, weights.get(PROJECTION))
         weights |= head.weights
         executor = load_executor(config, prepared(config, weights), backend=backend)
         samples = weight_samples(config, weights)
@@ -244,7 +245,7 @@ def _max_tokens(checkpoint: Checkpoint) -> int:
     """Return the smallest limit that the checkpoint states."""
     limits = [
         checkpoint.config.get("max_position_embeddings"),
-        (checkpoint.json("sentence_bert_config.json") or {}).get("max_seq_length"),
-        (checkpoint.json("tokenizer_config.json") or {}).get("model_max_length"),
+        checkpoint.object("sentence_bert_config.json").get("max_seq_length"),
+        checkpoint.object("tokenizer_config.json").get("model_max_length"),
     ]
     return int(min(limit for limit in limits if limit))

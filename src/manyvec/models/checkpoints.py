@@ -108,13 +108,17 @@ class Checkpoint:
         except (ValueError, OSError) as error:
             raise self.error(f"{file} cannot be read: {error}") from error
 
+    def object(self, file: str) -> dict[str, Any]:
+        """Return the content of a JSON file that holds an object; empty if the file does not exist."""
+        content = self.json(file)
+        if content is not None and not isinstance(content, dict):
+            raise self.error(f"{file} must hold an object, got {type(content).__name__}")
+        return content or {}
+
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """Content of config.json; empty if there is none."""
-        config = self.json("config.json")
-        if config is not None and not isinstance(config, dict):
-            raise self.error(f"config.json must hold an object, got {type(config).__name__}")
-        return config or {}
+        return self.object("config.json")
 
     @property
     def architectures(self) -> list[str]:

@@ -203,7 +203,7 @@ def _key(checkpoint: Checkpoint, trust_remote_code: bool) -> str:
 
 def _is_multi_vector(checkpoint: Checkpoint, types: list[str]) -> bool:
     """Whether sentence-transformers or PyLate saved it as a model with token vectors, not with one vector per text."""
-    saved_as = (checkpoint.json("config_sentence_transformers.json") or {}).get("model_type")
+    saved_as = checkpoint.object("config_sentence_transformers.json").get("model_type")
     if saved_as in ("MultiVectorEncoder", "ColBERT"):
         return True
     return not any(type_.endswith("Pooling") for type_ in types) and any(type_.endswith("Dense") for type_ in types)

@@ -157,7 +157,7 @@ def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) ->
                 raise
             raise checkpoint.error(str(error)) from error
         # transformers and sentence-transformers raise these for missing, damaged or misshapen files.
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
             raise checkpoint.error(f"{type(error).__name__}: {error}") from error
 
 
@@ -169,8 +169,10 @@ def _plain_bert(checkpoint: Checkpoint, name: str, options: LoadOptions, *, is_s
         return BertEncoder.load(checkpoint, name, backend=options.backend, is_saved=is_saved)
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is not installed. Run: pip install 'manyvec[onnx]'") from error
+    except EncoderError:
+        raise
     # A damaged or incomplete checkpoint: the general way below says what is wrong.
-    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         if options.backend == "onnx":
             raise checkpoint.error(f"{type(error).__name__}: {error}") from error
         logger.debug("%s is loaded by sentence-transformers: %r", name, error)

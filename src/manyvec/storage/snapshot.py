@@ -43,8 +43,8 @@ _MAX_WARNINGS = 10
 _ROWS_PER_SCAN = 8192
 # Rows that are read one by one instead of with all others.
 _MAX_NEW_STATES = 2_000
-# New rows that are read with all that a search needs of them, and how much of that is kept.
-_MAX_FRESH_ROWS = 64
+# New rows that are read with all that a search needs of them, few because they may be books, and how much is kept.
+_MAX_FRESH_ROWS = 8
 _MAX_FRESH_BYTES = 8 * 2**20
 # Version of the table at which a row was written last.
 _WRITTEN_AT = "_row_last_updated_at_version"

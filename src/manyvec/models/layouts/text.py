@@ -65,7 +65,7 @@ def inline_linear(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEn
     from sentence_transformers.base.modules import Normalize
     from tokenizers import AddedToken
 
-    settings = checkpoint.json("artifact.metadata") or {}
+    settings = checkpoint.object("artifact.metadata")
     linear = checkpoint.weights("linear.weight").get("linear.weight")
     if linear is None:
         raise checkpoint.error("it is a ColBERT without a token projection: linear.weight is missing from its weights")
