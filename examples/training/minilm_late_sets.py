@@ -164,7 +164,12 @@ def main() -> None:
             measured["before, 128 dims"] = ndcg(data, {side: projected(of, axes) for side, of in before.items()})
         measured["tuned, 384 dims"] = ndcg(data, tuned)
         measured["tuned, 128 dims"] = ndcg(data, {side: projected(of, projection) for side, of in tuned.items()})
-        rows.setdefault("sets", {})[name] = measured
+        sets = rows.setdefault("sets", {})
+        sets[name] = measured
+        rows["mean"] = {
+            key: round(float(np.mean([of_set[key] for of_set in sets.values()])), 4)
+            for key in ("before, 384 dims", "tuned, 128 dims", "tuned, 384 dims")
+        }
         print(name, measured, round(time.process_time() - began), "s", flush=True)
         result.write_text(json.dumps(rows, indent=1) + "\n")
 

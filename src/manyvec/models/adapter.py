@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PROJECTION = "projection.weight"
+from manyvec.models.bert import PROJECTION
+
 MINILM_LATE = Path(__file__).with_name("minilm_late.safetensors")
 
 

@@ -22,6 +22,8 @@ from manyvec.vectors.backend import n_threads
 logger = logging.getLogger(__name__)
 
 Weights = Mapping[str, NDArray[np.float32]]
+# The weight of a token projection, (dim, hidden size), among those of a model.
+PROJECTION = "projection.weight"
 # Largest difference of a hidden state's component between ONNX Runtime and numpy. They are of the order of 1, and
 # float32 differs by 1e-6.
 _TOLERANCE = 1e-4
@@ -96,7 +98,7 @@ def forward(compute: Operations, config: BertConfig, weights: Weights) -> Any:
         state = layer_norm(compute.add(state, attended), f"{layer}.attention.output.LayerNorm")
         expanded = compute.gelu(linear(state, f"{layer}.intermediate.dense"))
         state = layer_norm(compute.add(state, linear(expanded, f"{layer}.output.dense")), f"{layer}.output.LayerNorm")
-    return linear(state, "projection") if "projection.weight" in weights else state
+    return linear(state, "projection") if PROJECTION in weights else state
 
 
 def prepared(config: BertConfig, weights: Weights) -> Weights:
@@ -116,14 +118,14 @@ def prepared(config: BertConfig, weights: Weights) -> Weights:
         for kind in ("weight", "bias"):
             parts = [joined.pop(f"{name}.{part}.{kind}") for part in ("query", "key", "value")]
             joined[f"{name}.{kind}"] = np.concatenate(parts)
-    if (projection := joined.get("projection.weight")) is not None:
+    if (projection := joined.get(PROJECTION)) is not None:
         joined.setdefault("projection.bias", np.zeros(len(projection), np.float32))
     return joined
 
 
 def dim_of(config: BertConfig, weights: Weights) -> int:
     """Return the number of dimensions of what `forward` returns."""
-    return len(weights["projection.weight"]) if "projection.weight" in weights else config.dim
+    return len(weights[PROJECTION]) if PROJECTION in weights else config.dim
 
 
 class Executor(Protocol):

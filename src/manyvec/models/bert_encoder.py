@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.models.adapter import PROJECTION, adapted
-from manyvec.models.bert import BertConfig, Executor, Weights, load_executor, padded, prepared
+from manyvec.models.adapter import adapted
+from manyvec.models.bert import PROJECTION, BertConfig, Executor, Weights, load_executor, padded, prepared
 from manyvec.models.checkpoints import Checkpoint
 from manyvec.models.windowed import Task, WindowedEncoder
 from manyvec.models.windows import Spans

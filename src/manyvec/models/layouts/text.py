@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from manyvec.errors import EncoderError
-from manyvec.models.adapter import PROJECTION, adapted
+from manyvec.models.adapter import adapted
+from manyvec.models.bert import PROJECTION
 from manyvec.models.checkpoints import Checkpoint, LoadOptions
 
 if TYPE_CHECKING:
