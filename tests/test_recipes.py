@@ -179,8 +179,9 @@ def test_colpali_learns_its_pages_and_is_saved_as_published_ones_are(run, images
 
 def test_filip_learns_its_pages_and_is_measured_with_pooled_patches(run, images, tmp_path):
     files = ["--pairs", images / "train.jsonl", "--test", images / "train.jsonl"]
-    arguments = ["--model", images / "clip", "--out", tmp_path / "out", "--epochs", "50", "--learning-rate", "1e-3"]
-    written = run("filip", *files, *arguments)["results"]
+    # At three times this rate the loss leaps up and down, elsewhere on each processor.
+    rate = ["--epochs", "100", "--learning-rate", "3e-4"]
+    written = run("filip", *files, "--model", images / "clip", "--out", tmp_path / "out", *rate)["results"]
     assert min(written["training"]["losses"]) < written["training"]["losses"][0] / 2
     assert written["train"]["trained"][0]["nDCG@10"] > written["train"]["untrained"][0]["nDCG@10"] + 0.3
     assert_pooled(written["train"]["trained"])
