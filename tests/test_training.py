@@ -24,9 +24,10 @@ from manyvec.testing import HashEncoder
 from manyvec.training import preparing, saving
 from manyvec.training.data import TrainingData, drop_leaks, hold_out, read_pairs, read_training
 from manyvec.training.losses import PrefixLoss, loss_for
-from manyvec.training.measuring import interval
+from manyvec.training.measuring import Judged, encode_corpus, interval, ndcg_of
 from manyvec.training.pairs import mine_negatives, training_rows, with_teacher
 from manyvec.training.questions import pairs_from_documents
+from manyvec.training.starting import part_of
 
 N_WORDS = 40
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -169,6 +170,12 @@ def test_a_projection_makes_vectors_smaller_and_leaves_the_backbone_as_it_was(ti
     assert manyvec.load_encoder(str(tmp_path / "model"), device="cpu").dim == 16
     weights, before = load_file(tmp_path / "model" / "model.safetensors"), load_file(f"{tiny}/model.safetensors")
     assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
+    # It is measured without encoding the corpus again.
+    data = read_training(pairs, None)
+    held = part_of(data, hold_out(data, 0.1, 0).report)
+    encoder = manyvec.load_encoder(str(tmp_path / "model"), device="cpu")
+    again = ndcg_of(encoder, Judged(*held, data.documents), encode_corpus(encoder, data.documents))
+    assert report.after.n_queries == len(again) and report.after.mean == pytest.approx(np.mean(again), abs=0.01)
 
 
 @pytest.mark.parametrize(("name", "width"), [("minilm", 384), ("minilm-late", 128)])

@@ -24,6 +24,7 @@ import torch
 from minilm_late import DIM, N_TOKENS, add_adapter, held_out_ndcg, read_pairs, split_groups
 from peft.tuners.lora import LoraLayer
 from safetensors.numpy import save_file
+from stored import Sides, projected, read
 
 from manyvec import MaxSimScorer, SentenceTransformerEncoder, TokenBatch, load_encoder
 from manyvec.evaluation import Dataset, evaluate, load_beir
@@ -31,7 +32,6 @@ from manyvec.evaluation import Dataset, evaluate, load_beir
 MEASURE, SHARES = "nDCG@10", (0.0, 0.3, 0.5, 0.7, 1.0)
 RESULTS = Path(__file__).parent / "results"
 MIX = Path(__file__).parents[1] / "benchmarks" / "results" / "mix.json"
-Sides = dict[str, TokenBatch]
 
 
 def share(model, amount: float) -> None:
@@ -84,15 +84,6 @@ def export(state: dict, amount: float, file: Path) -> None:
     save_file(parts, file)
 
 
-def read(folder: Path) -> Sides:
-    """Return the token vectors of a set as `encoded.py` keeps them."""
-    sides = {}
-    for side in ("documents", "queries"):
-        offsets = np.append(0, np.cumsum(np.load(folder / f"{side}_lengths.npy"), dtype=np.int64))
-        sides[side] = TokenBatch.unchecked(np.load(folder / f"{side}.npy", mmap_mode="r"), offsets)
-    return sides
-
-
 def encode(encoder: SentenceTransformerEncoder, data: Dataset, folder: Path) -> Sides:
     """Return the token vectors of a set, encoded once and kept in a folder."""
     if not (folder / "done").exists():
@@ -112,15 +103,6 @@ def axes_of(tokens: TokenBatch) -> np.ndarray:
     """Return the (DIM, width) axes that keep most of the dot products."""
     sample = tokens.vectors[:: max(1, tokens.n_tokens // 200_000)].astype(np.float32)
     return np.ascontiguousarray(np.linalg.eigh(sample.T @ sample)[1][:, ::-1][:, :DIM].T)
-
-
-def projected(tokens: TokenBatch, projection: np.ndarray) -> TokenBatch:
-    """Return token vectors along a (DIM, width) projection, with unit length again."""
-    rows = np.empty((tokens.n_tokens, DIM), np.float16)
-    for start in range(0, tokens.n_tokens, 65_536):
-        part = tokens.vectors[start : start + 65_536].astype(np.float32) @ projection.T
-        rows[start : start + 65_536] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
-    return TokenBatch.unchecked(rows, tokens.offsets)
 
 
 def ndcg(data: Dataset, sides: Sides) -> float:

@@ -4,6 +4,8 @@
 
 `tune` holds out its own queries and never reads the test split. Each result is written to
 `results/tune-SET-METHOD.json`, with the minutes that training took, the processor time and the load of the machine.
+With `--vectors`, the folder of `../benchmarks/encoded.py`, documents whose vectors are known there are not encoded for
+the test: before, with `minilm`, and after a projection.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
+from stored import projected, read
 
 import manyvec
 from manyvec.evaluation import Dataset, evaluate, load_beir
@@ -26,12 +30,22 @@ MEASURE = "nDCG@10"
 RESULTS = Path(__file__).parent / "results"
 
 
-def ndcg(model: str, data: Dataset) -> list[float]:
-    """Return nDCG@10 of each query over all documents, by exact MaxSim."""
+def ndcg(model: str, data: Dataset, tokens: manyvec.TokenBatch | None = None) -> list[float]:
+    """Return nDCG@10 of each query over all documents, by exact MaxSim.
+
+    Args:
+        model: Name of the model, or folder of a tuned one.
+        data: Data set.
+        tokens: Token vectors of its documents, if they are known.
+    """
+    documents = data.documents
+    if tokens is not None:
+        pairs = zip(documents, tokens, strict=True)
+        documents = [replace(document, vectors=vectors) for document, vectors in pairs if len(vectors)]
     encoder = manyvec.load_encoder(model, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         index = manyvec.Index.create(folder, encoder)
-        index.add(data.documents)
+        index.add(documents, adopt_vectors=tokens is not None)
         index.candidates = manyvec.candidates.Exhaustive()
         hits = index.search_many(list(data.queries.values()), 10)
     runs = {query: [hit.id for hit in found] for query, found in zip(data.queries, hits, strict=True)}
@@ -61,12 +75,17 @@ def some_queries(data: Dataset, n_queries: int | None) -> Dataset:
     return replace(data, queries={names[i]: data.queries[names[i]] for i in chosen})
 
 
-def ndcg_before(model: str, data: Dataset, work: Path) -> list[float]:
+def ndcg_before(model: str, data: Dataset, work: Path, tokens: manyvec.TokenBatch | None) -> list[float]:
     """Return what `ndcg` does, computed once for a model and a data set and kept in `work`."""
     stored = work / f"before-{data.name}-{model}-{len(data.queries)}.json"
     if not stored.exists():
-        stored.write_text(json.dumps(ndcg(model, data)), encoding="utf-8")
+        stored.write_text(json.dumps(ndcg(model, data, tokens)), encoding="utf-8")
     return json.loads(stored.read_text(encoding="utf-8"))
+
+
+def matrix_of(model: str) -> np.ndarray:
+    """Return the (dim, width) projection of a tuned model."""
+    return load_file(f"{model}/1_Dense/model.safetensors")["linear.weight"]
 
 
 def interval(differences: np.ndarray) -> list[float]:
@@ -88,7 +107,10 @@ def main() -> None:
     parser.add_argument("--test-queries", type=int, help="Test on a random sample of at most N queries.")
     parser.add_argument("--unseen", nargs="*", default=[], help="Sets that nothing is trained on, measured as well.")
     parser.add_argument("--work", type=Path, help="Folder for the tuned models; a temporary one by default.")
+    parser.add_argument("--vectors", type=Path, help="Folder of token vectors of `minilm`.")
     arguments = parser.parse_args()
+    if arguments.vectors and arguments.model != "minilm":
+        parser.error("--vectors are those of minilm")
     work = arguments.work or Path(tempfile.mkdtemp())
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.sets:
@@ -112,8 +134,12 @@ def main() -> None:
         result |= {"sample_of_queries": arguments.queries}
         if report.out:
             test = some_queries(load_beir(folder), arguments.test_queries)
-            before = np.array(ndcg_before(arguments.model, test, work))
-            after = np.array(ndcg(report.out, test))
+            known = read(arguments.vectors / name)["documents"] if arguments.vectors else None
+            before = np.array(ndcg_before(arguments.model, test, work, known))
+            if known is not None:
+                is_linear = arguments.method == "projection"
+                known = projected(known, matrix_of(report.out)) if is_linear else None
+            after = np.array(ndcg(report.out, test, known))
             result["test"] = {
                 "queries": len(before),
                 "before": float(before.mean()),

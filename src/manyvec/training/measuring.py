@@ -90,7 +90,7 @@ def ndcg_of(
         axes: (dim, width) axes to compare the vectors along; None for all of them.
     """
     if axes is not None:
-        tokens = _along(tokens, axes)
+        tokens = along(tokens, axes)
     gains: list[float] = []
     for ranked in ranked_ids(encoder, judged, tokens, 10, axes):
         gains += [
@@ -116,7 +116,7 @@ def ranked_ids(
     for start in range(0, len(names), _BATCH):
         part = names[start : start + _BATCH]
         queries = encoder.encode_queries([judged.queries[name] for name in part])
-        scored = MaxSimScorer().score_many(queries if axes is None else _along(queries, axes), tokens)
+        scored = MaxSimScorer().score_many(queries if axes is None else along(queries, axes), tokens)
         ranked.append(
             {name: [ids[i] for i in top_k(scores, ids, k)] for name, scores in zip(part, scored, strict=True)}
         )
@@ -154,7 +154,7 @@ def score_pool(model: Any, pool: Judged) -> PoolScores:
     return PoolScores(ndcg, float(np.mean(positive or [0])), float(np.mean(negative or [0])))
 
 
-def _along(tokens: TokenBatch, axes: NDArray[np.float32]) -> TokenBatch:
+def along(tokens: TokenBatch, axes: NDArray[np.float32]) -> TokenBatch:
     """Return unit vectors along some axes, of the same float type."""
     rows = [row.astype(np.float32) @ axes.T for row in tokens]
     unit = [row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-12) for row in rows]

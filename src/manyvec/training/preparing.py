@@ -80,6 +80,19 @@ def projection_of(model: MultiVectorEncoder) -> Dense | None:
     return next((module for module in reversed(list(model)) if isinstance(module, Dense)), None)
 
 
+def projection_weight(model: MultiVectorEncoder) -> NDArray[np.float32]:
+    """Return the (dim, width) matrix of the last token projection.
+
+    Raises:
+        ValueError: There is none.
+    """
+    projection = projection_of(model)
+    if projection is None:
+        raise ValueError("the model has no token projection")
+    weight: NDArray[np.float32] = projection.linear.weight.detach().float().cpu().numpy()
+    return weight
+
+
 def prefixes(dim: int) -> list[int]:
     """Return the prefixes of a vector that are trained to be compared by themselves: 32, 64, … and the whole."""
     return [2**power for power in range(5, 10) if 2**power < dim] + [dim]

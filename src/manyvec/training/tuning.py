@@ -9,7 +9,7 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,61 +17,36 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from manyvec.errors import InputError, check_count, check_fraction, require
-from manyvec.evaluation import Dataset, load_beir
+from manyvec.evaluation import load_beir
 from manyvec.index import Index
 from manyvec.models.loading import resolved_device
 from manyvec.models.text import SentenceTransformerEncoder
 from manyvec.training.data import Judgments, Split, TrainingData, drop_leaks, hold_out, read_training
 from manyvec.training.measuring import (
     Judged,
+    along,
     compare,
     encode_corpus,
     interval,
     ndcg_of,
     ndcg_of_set,
-    pool_of,
-    principal_axes,
     score_pool,
 )
-from manyvec.training.pairs import mine_negatives, n_documents, texts_of, training_rows, with_teacher
+from manyvec.training.pairs import n_documents, texts_of, training_rows, with_teacher
 from manyvec.training.questions import Ask, pairs_from_documents
 from manyvec.training.report import Progress, TuneReport
+from manyvec.training.starting import Job, Start, begin, corpus_of, kept_states, part_of
+from manyvec.vectors.batch import TokenBatch
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
-    from manyvec.training.loop import LoopSettings
 
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "projection": 1e-3}
-# Documents that negatives are drawn from and held-out queries are measured on: about 2 GB of vectors of `minilm`.
-MAX_DOCUMENTS = 20_000
-# Queries that negatives are mined for: more pairs than two cores read in an hour.
-MAX_QUERIES = 20_000
 # A loss on an unseen set that is worth a warning.
 UNSEEN_LOSS = 0.01
 _PACKAGES = ("manyvec", "sentence-transformers", "transformers", "torch", "datasets")
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Start:
-    """What is known before training; a resumed run reads it instead of computing it again.
-
-    Attributes:
-        before: nDCG@10 of each report query.
-        at_dim: The same for its vectors along `axes`; empty if the dims stay.
-        axes: (dim, width) principal axes of the token vectors; None if the dims stay.
-        unseen: The same for each query of each unseen data set.
-        negatives: Query id to ids of hard negatives.
-        pool: Ids of the documents that validation queries are ranked over.
-    """
-
-    before: list[float]
-    at_dim: list[float]
-    axes: list[list[float]] | None
-    unseen: dict[str, list[float]]
-    negatives: dict[str, list[str]]
-    pool: list[str]
 
 
 @dataclass(frozen=True)
@@ -91,32 +66,6 @@ class _Fitted:
     problem: str | None
     share: float
     by_share: dict[float, float]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The arguments of `tune`, checked."""
-
-    name: str
-    method: Literal["full", "lora", "projection"]
-    dim: int | None
-    negatives: int
-    interpolate: float | None
-    teacher: str | None
-    device: str
-    loop: LoopSettings
-    unseen: Sequence[Dataset] = field(default=(), repr=False)
-
-    def settings(self) -> dict[str, Any]:
-        """Return what changes the result, as values that JSON can hold."""
-        shown: dict[str, Any] = {
-            "model": self.name,
-            "method": self.method,
-            "dim": self.dim,
-            "negatives": self.negatives,
-        }
-        shown |= {"interpolate": self.interpolate, "teacher": self.teacher, "device": self.device}
-        return shown | {"unseen": [dataset.name for dataset in self.unseen]} | asdict(self.loop)
 
 
 def tune(
@@ -165,7 +114,7 @@ def tune(
         dim: Dimensions of the tuned model's token vectors; prefixes of 32, 64, … of them are trained to be compared as
             well. By default those of the model.
         minutes: Time for training and the measurements during it. Mining and the measurements before and after it come
-            on top: each encodes the corpus once.
+            on top: each encodes the corpus once, but for `projection`, whose tuned vectors are those before times a matrix.
         negatives: Hard negatives for each pair, from the data or mined. Fewer in a corpus that is too small for them.
         holdout: Share of the queries to hold out; at least 20 and at most 500 are.
         unseen: Folders in BEIR layout whose test split is measured before and after, to see what the model forgets.
@@ -221,7 +170,7 @@ def tune(
         patience=3,
         seed=check_count(seed, "seed"),
     )
-    job = _Job(
+    job = Job(
         name=model,
         method=method,
         dim=None if dim is None else check_count(dim, "dim", minimum=1),
@@ -243,22 +192,25 @@ def tune(
     return _run(job, data, split, out, on_progress or (lambda point: logger.info("%s", point)))
 
 
-def _run(job: _Job, data: TrainingData, split: Split, out: Path, report: Callable[[Progress], None]) -> TuneReport:
-    from manyvec.training.preparing import load_trainable
+def _run(job: Job, data: TrainingData, split: Split, out: Path, report: Callable[[Progress], None]) -> TuneReport:
+    from manyvec.training.preparing import load_trainable, projection_weight
 
     model = load_trainable(job.name, device=job.device)
     width = int(model.get_embedding_dimension() or 0)
     if job.dim is not None and job.dim > width:
         raise InputError(f"dim must be at most {width}, the dims of this model's token vectors, got {job.dim}")
     work = _work_folder(out, job, data, split)
-    corpus = _corpus(data, split, job.loop.seed)
-    start = _start(work, job, data, split, corpus, model)
+    corpus = corpus_of(data, split, job.loop.seed)
+    start = begin(work, job, data, split, corpus, model)
     rows = training_rows(data, split.train, start.negatives, n_negatives=job.negatives, batch_size=job.loop.batch_size)
     if job.teacher is not None:
         rows = with_teacher(rows, job.teacher, job.device)
-    pool = Judged(*_part(data, split.validation), {id: corpus[id] for id in start.pool})
+    pool = Judged(*part_of(data, split.validation), {id: corpus[id] for id in start.pool})
     fitted = _fit(job, model, rows, pool, start, work, report)
-    result = _judged(job, data, split, corpus, start, rows, fitted, SentenceTransformerEncoder(model, name=str(out)))
+    encoder = SentenceTransformerEncoder(model, name=str(out))
+    states = kept_states(work)
+    tokens = encode_corpus(encoder, corpus) if states is None else along(states, projection_weight(model))
+    result = _judged(job, data, split, corpus, start, rows, fitted, encoder, tokens)
     if result.is_better:
         from manyvec.training.saving import save
 
@@ -272,11 +224,11 @@ def _run(job: _Job, data: TrainingData, split: Split, out: Path, report: Callabl
 
 
 def _fit(
-    job: _Job,
+    job: Job,
     model: MultiVectorEncoder,
     rows: list[dict[str, Any]],
     pool: Judged,
-    start: _Start,
+    start: Start,
     work: Path,
     report: Callable[[Progress], None],
 ) -> _Fitted:
@@ -315,17 +267,18 @@ def _fit(
 
 
 def _judged(
-    job: _Job,
+    job: Job,
     data: TrainingData,
     split: Split,
     corpus: dict[str, str],
-    start: _Start,
+    start: Start,
     rows: Sequence[Mapping[str, Any]],
     fitted: _Fitted,
     encoder: SentenceTransformerEncoder,
+    tokens: TokenBatch,
 ) -> TuneReport:
     """Measure the tuned model on the queries that chose nothing, and say whether it is better."""
-    after = ndcg_of(encoder, Judged(*_part(data, split.report), corpus), encode_corpus(encoder, corpus))
+    after = ndcg_of(encoder, Judged(*part_of(data, split.report), corpus), tokens)
     # Smaller vectors are worth having if they are better than untrained ones of their size.
     advantage = interval(np.subtract(after, start.at_dim or start.before).tolist())
     is_better = advantage.low > 0 and fitted.by_share[fitted.share] > fitted.curve[0].ndcg
@@ -371,7 +324,7 @@ def _judged(
     )
 
 
-def _work_folder(out: Path, job: _Job, data: TrainingData, split: Split) -> Path:
+def _work_folder(out: Path, job: Job, data: TrainingData, split: Split) -> Path:
     """Return the folder of the checkpoints; an older run with other data or settings is removed from it."""
     work = out.with_name(f"{out.name}.training")
     run = json.dumps([job.settings(), data.digest(), hashlib.sha256(repr(split).encode()).hexdigest()])
@@ -383,63 +336,3 @@ def _work_folder(out: Path, job: _Job, data: TrainingData, split: Split) -> Path
     work.mkdir(parents=True, exist_ok=True)
     stored.write_text(run, encoding="utf-8")
     return work
-
-
-def _corpus(data: TrainingData, split: Split, seed: int) -> dict[str, str]:
-    """Return the documents to measure on and draw negatives from: what answers a held-out query, then a sample."""
-    held = _held_out(data, split)
-    if len(data.documents) <= MAX_DOCUMENTS:
-        return data.documents
-    others = [id for id in data.documents if id not in held]
-    chosen = held | set(_sample(others, MAX_DOCUMENTS - len(held), seed))
-    return {id: text for id, text in data.documents.items() if id in chosen}
-
-
-def _held_out(data: TrainingData, split: Split) -> set[str]:
-    """Return the ids of the documents that answer held-out queries."""
-    return {id for query in (*split.validation, *split.report) for id in data.positives[query]}
-
-
-def _start(
-    work: Path, job: _Job, data: TrainingData, split: Split, corpus: dict[str, str], model: MultiVectorEncoder
-) -> _Start:
-    """Measure the model before training and mine negatives, or read both from an interrupted run."""
-    stored = work / "start.json"
-    if stored.exists():
-        return _Start(**json.loads(stored.read_text(encoding="utf-8")))
-    encoder = SentenceTransformerEncoder(model, name=job.name)
-    tokens = encode_corpus(encoder, corpus)
-    queries = [query for query in split.train if query not in data.negatives]
-    queries = _sample(queries, MAX_QUERIES, job.loop.seed) if job.negatives else []
-    # A held-out answer that training pushes away from other queries would no longer be unknown to it.
-    wanted: dict[str, Any] = {"excluded": _held_out(data, split), "n_negatives": job.negatives, "seed": job.loop.seed}
-    mined = mine_negatives(data, queries, corpus, tokens, encoder, **wanted) if queries else {}
-    report = Judged(*_part(data, split.report), corpus)
-    axes = None
-    if job.dim is not None and job.dim != encoder.dim:
-        axes = principal_axes(tokens, job.dim)
-    start = _Start(
-        before=ndcg_of(encoder, report, tokens),
-        at_dim=[] if axes is None else ndcg_of(encoder, report, tokens, axes),
-        axes=None if axes is None else axes.tolist(),
-        unseen={dataset.name: ndcg_of_set(encoder, dataset) for dataset in job.unseen},
-        negatives={query: list(ids) for query, ids in (mined | data.negatives).items()},
-        pool=list(pool_of(encoder, Judged(*_part(data, split.validation), corpus), tokens).documents),
-    )
-    from manyvec.training.loop import write_json
-
-    write_json(stored, asdict(start))
-    return start
-
-
-def _part(data: TrainingData, queries: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """Return the texts and the judgments of some queries."""
-    return {query: data.queries[query] for query in queries}, {query: data.positives[query] for query in queries}
-
-
-def _sample(values: list[str], n: int, seed: int) -> list[str]:
-    """Return n of the values, or all of them if there are fewer, in their order."""
-    if len(values) <= n:
-        return values
-    chosen = np.random.default_rng(seed).choice(len(values), n, replace=False)
-    return [values[position] for position in sorted(chosen.tolist())]
