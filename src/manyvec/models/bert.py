@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 Weights = Mapping[str, NDArray[np.float32]]
 # The weight of a token projection, (dim, hidden size), among those of a model.
 PROJECTION = "projection.weight"
+KINDS = ("weight", "bias")
 # Largest difference of a hidden state's component between ONNX Runtime and numpy. They are of the order of 1, and
 # float32 differs by 1e-6.
 _TOLERANCE = 1e-4

@@ -1,107 +1,33 @@
 """`BertEncoder`: a BERT checkpoint as an encoder, without transformers and sentence-transformers.
 
-It reads plain checkpoints and those that `tune` saves, with or without a token projection. Its vectors and its
-fingerprint are those of `SentenceTransformerEncoder` over the same checkpoint, so an index that was made with the one
-is opened with the other.
+It reads plain checkpoints, Stanford's ColBERT, and what `tune` saves of both. Its vectors and its fingerprint are those
+of `SentenceTransformerEncoder` over the same checkpoint, so an index that was made with the one is opened with the
+other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.models import colbert
 from manyvec.models.adapter import adapted
-from manyvec.models.bert import PROJECTION, BertConfig, Executor, Weights, load_executor, padded, prepared
+from manyvec.models.bert import KINDS, PROJECTION, BertConfig, Executor, Weights, load_executor, padded, prepared
+from manyvec.models.bert_recipe import Recipe
 from manyvec.models.checkpoints import Checkpoint
 from manyvec.models.windowed import Task, WindowedEncoder
-from manyvec.models.windows import Spans
+from manyvec.models.windows import Spans, Window
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BATCH_TOKENS = 2048
-_KINDS = ("weight", "bias")
-# What the files of a model that sentence-transformers saved say if nothing but BERT and a linear layer computes it.
-_BACKBONE = {
-    "transformer_task": "feature-extraction",
-    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-    "module_output_name": "token_embeddings",
-}
-_TOKENS = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
-_DENSE = {"activation_function": "torch.nn.modules.linear.Identity", **_TOKENS}
-
-
-@dataclass(frozen=True)
-class Head:
-    """What follows BERT's last hidden state, before the vectors are normalised.
-
-    Attributes:
-        skipped: (n,) ids of tokens that have no vector, by task.
-        configs: Settings of the modules that sentence-transformers has for it.
-        weights: `projection.weight` (dim, hidden size), perhaps `projection.bias` (dim,); empty without a projection.
-    """
-
-    skipped: Mapping[Task, NDArray[np.int64]]
-    configs: Sequence[Mapping[str, Any]]
-    weights: Weights = field(default_factory=dict)
-
-    @classmethod
-    def plain(cls, tokenizer: Tokenizer, projection: NDArray[np.float32] | None = None) -> Head:
-        """Return the head that leaves out special tokens, and has no more than this (dim, hidden size) projection."""
-        unknown = getattr(tokenizer.model, "unk_token", None)
-        added = tokenizer.get_added_tokens_decoder()
-        skipped = {id: token.content for id, token in added.items() if token.special and token.content != unknown}
-        tasks: list[Task] = ["query", "document"]
-        mask = {"skiplist_words": sorted(skipped.values()), "skiplist_tasks": tasks, "keep_only_token_ids": None}
-        settings: list[Mapping[str, Any]] = [mask, _TOKENS]
-        if projection is not None:
-            out, width = projection.shape
-            settings.insert(0, {"in_features": width, "out_features": out, "bias": False, **_DENSE})
-        return cls(dict.fromkeys(tasks, np.array([*skipped], np.int64)), settings)
-
-    @classmethod
-    def saved(cls, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Head | None:
-        """Return the head of a model that sentence-transformers saved; None for one that has more than this class."""
-        backbone = checkpoint.object("sentence_bert_config.json")
-        saved = checkpoint.object("config_sentence_transformers.json")
-        prompts = saved.get("prompts") or {}
-        kinds = [module["type"].rpartition(".")[2] for module in checkpoint.modules]
-        is_known = (
-            all(module["type"].startswith("sentence_transformers.") for module in checkpoint.modules)
-            and kinds in (["Transformer", *dense, "MultiVectorMask", "Normalize"] for dense in ([], ["Dense"]))
-            and {name: value for name, value in backbone.items() if name != "max_seq_length"} == _BACKBONE
-            and {*prompts} == {"query", "document"}
-            and not any(prompts.values())
-        )
-        if not is_known:
-            return None
-        *dense, mask, normalize = (checkpoint.object(f"{m['path']}/config.json") for m in checkpoint.modules[1:])
-        words, tasks = mask.get("skiplist_words", []), mask.get("skiplist_tasks", ["document"])
-        ids = [tokenizer.token_to_id(word) for word in words]
-        if normalize != _TOKENS or mask.get("keep_only_token_ids") or None in ids:
-            return None
-        skipped: dict[Task, NDArray[np.int64]] = {
-            task: np.array(ids if task in tasks else [], np.int64) for task in ("query", "document")
-        }
-        settings = [{"skiplist_words": words, "skiplist_tasks": tasks, "keep_only_token_ids": None}, _TOKENS]
-        if not dense:
-            return cls(skipped, settings)
-        shape = {name: dense[0].get(name) for name in ("in_features", "out_features", "bias")}
-        if dense[0] != shape | _DENSE:
-            return None
-        from safetensors.numpy import load_file
-
-        stored = load_file(checkpoint.path(f"{checkpoint.modules[1]['path']}/model.safetensors"))
-        names = _KINDS if shape["bias"] else _KINDS[:1]
-        weights = {f"projection.{name}": np.asarray(stored[f"linear.{name}"], np.float32) for name in names}
-        return cls(skipped, [shape | _DENSE, *settings], weights)
 
 
 class BertEncoder(WindowedEncoder):
@@ -110,7 +36,7 @@ class BertEncoder(WindowedEncoder):
     Args:
         tokenizer: With neither truncation nor padding.
         executor: Runs the model.
-        head: What follows BERT's last hidden state.
+        recipe: What is done before and after BERT.
         name: The name under which `load_encoder` finds the model.
         max_tokens: Tokens that the model reads at a time, special tokens included.
         weight_samples: See `weight_samples`.
@@ -122,7 +48,7 @@ class BertEncoder(WindowedEncoder):
         self,
         tokenizer: Tokenizer,
         executor: Executor,
-        head: Head,
+        recipe: Recipe,
         *,
         name: str,
         max_tokens: int,
@@ -131,17 +57,17 @@ class BertEncoder(WindowedEncoder):
         super().__init__(name, batch_tokens=_BATCH_TOKENS)
         self._tokenizer = tokenizer
         self._executor = executor
-        self._head = head
+        self._recipe = recipe
         self._max = max_tokens
         self._weight_samples = weight_samples
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, name: str, *, backend: str, is_saved: bool = False) -> BertEncoder | None:
+    def load(cls, checkpoint: Checkpoint, name: str, *, backend: str, family: str) -> BertEncoder | None:
         """Load a checkpoint; return None for one that needs transformers or sentence-transformers.
 
         Args:
             backend: See `load_executor`.
-            is_saved: Whether sentence-transformers saved it as a model with token vectors.
+            family: `last_hidden_state`, `inline_linear` or `sentence_transformers`; see `families`.
 
         Raises:
             KeyError: A weight is missing.
@@ -156,8 +82,8 @@ class BertEncoder(WindowedEncoder):
         tokenizer = Tokenizer.from_file(str(checkpoint.path("tokenizer.json")))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        saved = Head.saved(checkpoint, tokenizer) if is_saved else None
-        if is_saved and saved is None:
+        recipe = Recipe.saved(checkpoint, tokenizer) if family == "sentence_transformers" else None
+        if family == "sentence_transformers" and recipe is None:
             return None
         stored: dict[str, NDArray[Any]] = {}
         for file in files:
@@ -165,11 +91,15 @@ class BertEncoder(WindowedEncoder):
         weights = {key.removeprefix("bert."): np.asarray(value, np.float32) for key, value in stored.items()}
         if checkpoint.adapter is not None:
             weights = adapted(weights, checkpoint.adapter)
-        head = saved or Head.plain(tokenizer, weights.get(PROJECTION))
-        weights |= head.weights
+        if family == "inline_linear":
+            recipe = Recipe.stanford(checkpoint, tokenizer, weights.pop(colbert.PROJECTION))
+            if recipe is None:
+                return None
+        recipe = recipe or Recipe.plain(tokenizer, weights.get(PROJECTION))
+        weights |= recipe.weights
         executor = load_executor(config, prepared(config, weights), backend=backend)
         samples = weight_samples(config, weights)
-        return cls(tokenizer, executor, head, name=name, max_tokens=_max_tokens(checkpoint), weight_samples=samples)
+        return cls(tokenizer, executor, recipe, name=name, max_tokens=_max_tokens(checkpoint), weight_samples=samples)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -190,9 +120,10 @@ class BertEncoder(WindowedEncoder):
     @cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the `SentenceTransformerEncoder` over the same checkpoint."""
-        prompts = {"query": "", "document": ""}
-        recipe = [prompts, None, None, None, self._max, self.overlap, self.opening, *self._head.configs]
-        digest = hashlib.blake2b(repr(recipe).encode(), digest_size=16)
+        recipe = self._recipe
+        settings = [recipe.prompts, recipe.query_length, recipe.document_length, recipe.query_expansion]
+        settings += [self._max_tokens("document"), self.overlap, self.opening, *recipe.configs]
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
         tokenizer = json.loads(self._tokenizer.to_str()) | {"truncation": None, "padding": None}
         digest.update(json.dumps(tokenizer).encode())
         for sample in self._weight_samples:
@@ -204,24 +135,40 @@ class BertEncoder(WindowedEncoder):
         return self._executor.n_threads
 
     def _max_tokens(self, task: Task) -> int:
-        return self._max
+        recipe = self._recipe
+        length = recipe.query_length if task == "query" else recipe.document_length
+        return min(limit for limit in (self._max, length, self._filled(task)) if limit)
+
+    def _filled(self, task: Task) -> int:
+        """Return to how many tokens a text is filled up; 0 if it is not."""
+        expansion = self._recipe.query_expansion
+        return int(expansion["length"]) if expansion and task == "query" else 0
+
+    def _width(self, window: Window, task: Task) -> int:
+        return max(window.n_tokens, self._filled(task))
 
     def _spans(self, texts: Sequence[str], task: Task) -> Iterator[tuple[str, Spans]]:
+        prompt = self._recipe.prompts[task]
         for start in range(0, len(texts), 64):
             part = list(texts[start : start + 64])
-            for text, encoding in zip(part, self._tokenizer.encode_batch(part), strict=True):
-                spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-                spans[spans[:, 0] == spans[:, 1]] = -1
+            encoded = self._tokenizer.encode_batch([prompt + text for text in part])
+            for text, encoding in zip(part, encoded, strict=True):
+                spans = np.array(encoding.offsets, np.int32).reshape(-1, 2) - len(prompt)
+                spans[(spans[:, 0] < 0) | (spans[:, 0] == spans[:, 1])] = -1
                 yield text, spans
 
     def _forward(self, texts: list[str], task: Task) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        recipe, limit, filled = self._recipe, self._max_tokens(task), self._filled(task)
+        encoded = self._tokenizer.encode_batch([recipe.prompts[task] + text for text in texts])
         # A query that is too long loses its end, but not the separator behind it.
-        rows = [ids if len(ids) <= self._max else [*ids[: self._max - 1], ids[-1]] for ids in rows]
-        ids, mask = padded(rows, padding=0)
-        states = self._executor.run(ids, mask)
+        rows = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in (row.ids for row in encoded)]
+        whole = [row + [recipe.expansion_token] * (filled - len(row)) for row in rows]
+        ids, counts = padded(whole, padding=0)
+        attends = filled and recipe.query_expansion and recipe.query_expansion["attend"]
+        seen = counts if attends or not filled else np.arange(ids.shape[1]) < np.array([[len(row)] for row in rows])
+        states = self._executor.run(ids, seen)
         norms = np.linalg.norm(states, axis=2, keepdims=True)
-        return states / np.maximum(norms, 1e-12), mask & ~np.isin(ids, self._head.skipped[task])
+        return states / np.maximum(norms, 1e-12), counts & ~np.isin(ids, recipe.skipped[task])
 
 
 def weight_samples(config: BertConfig, weights: Weights) -> list[bytes]:
@@ -231,8 +178,8 @@ def weight_samples(config: BertConfig, weights: Weights) -> list[bytes]:
     parts += ["attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"]
     layers = [f"encoder.layer.{layer}.{part}" for layer in range(config.n_layers) for part in parts]
     names += ["embeddings.LayerNorm", *layers, "pooler.dense"]
-    ordered = [(f"0.model.{name}.{kind}", weights.get(f"{name}.{kind}")) for name in names for kind in _KINDS]
-    ordered += [(f"1.linear.{kind}", weights.get(f"projection.{kind}")) for kind in _KINDS]
+    ordered = [(f"0.model.{name}.{kind}", weights.get(f"{name}.{kind}")) for name in names for kind in KINDS]
+    ordered += [(f"1.linear.{kind}", weights.get(f"projection.{kind}")) for kind in KINDS]
     samples = []
     for name, weight in ordered:
         if weight is not None:

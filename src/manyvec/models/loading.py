@@ -58,10 +58,10 @@ def load_encoder(
         dtype: Precision of the weights: `float32` (default), `float16` or `bfloat16`. Token vectors are float32 in
             every case.
         backend: What runs a text model: `torch` (sentence-transformers), `onnx`, `openvino`, or `auto`, which is `onnx`
-            for plain BERT models on a CPU if ONNX Runtime is installed, else `torch`. `onnx` needs the extra `onnx` for
-            `minilm`, other plain BERT models and tuned ones, which are loaded in a second and encode a query in a third
-            of the time (`examples/benchmarks/query_encoding.py`). For other models it needs optimum, as does
-            `openvino`.
+            for BERT models on a CPU if ONNX Runtime is installed, else `torch`. `onnx` needs the extra `onnx` for BERT
+            models (`minilm`, Stanford's ColBERT, others without a head, and what `tune` makes of them), which are
+            loaded in a second and encode a query in half of the time or less
+            (`examples/benchmarks/query_encoding.py`). For other models it needs optimum, as does `openvino`.
         local_files_only: Never download anything.
         trust_remote_code: Run Python code that comes with the checkpoint.
 
@@ -119,10 +119,8 @@ def _from_name(name: str, options: LoadOptions) -> LocalEncoder:
 
 def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) -> LocalEncoder:
     family = families.recognise(checkpoint, trust_remote_code=options.trust_remote_code)
-    if family.key in ("last_hidden_state", "sentence_transformers"):
-        is_saved = family.key == "sentence_transformers"
-        if (encoder := _plain_bert(checkpoint, name, options, is_saved=is_saved)) is not None:
-            return encoder
+    if (encoder := _bert(checkpoint, name, options, family.key)) is not None:
+        return encoder
     if options.backend == "auto":
         options = replace(options, backend="torch")
     if checkpoint.adapter is not None and options.backend != "torch":
@@ -161,12 +159,14 @@ def _from_checkpoint(checkpoint: Checkpoint, name: str, options: LoadOptions) ->
             raise checkpoint.error(f"{type(error).__name__}: {error}") from error
 
 
-def _plain_bert(checkpoint: Checkpoint, name: str, options: LoadOptions, *, is_saved: bool) -> BertEncoder | None:
+def _bert(checkpoint: Checkpoint, name: str, options: LoadOptions, family: str) -> BertEncoder | None:
     """Return an encoder that needs neither transformers nor sentence-transformers, if the model allows it."""
+    if family not in ("last_hidden_state", "inline_linear", "sentence_transformers"):
+        return None
     if options.backend not in ("auto", "onnx") or options.device != "cpu" or options.dtype not in (None, "float32"):
         return None
     try:
-        return BertEncoder.load(checkpoint, name, backend=options.backend, is_saved=is_saved)
+        return BertEncoder.load(checkpoint, name, backend=options.backend, family=family)
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is not installed. Run: pip install 'manyvec[onnx]'") from error
     except EncoderError:

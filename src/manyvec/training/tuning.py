@@ -114,7 +114,8 @@ def tune(
         dim: Dimensions of the tuned model's token vectors; prefixes of 32, 64, … of them are trained to be compared as
             well. By default those of the model.
         minutes: Time for training and the measurements during it. Mining and the measurements before and after it come
-            on top: each encodes the corpus once, but for `projection`, whose tuned vectors are those before times a matrix.
+            on top: each encodes the corpus once. With `projection` they do so together, as the tuned vectors are those
+            before times a matrix.
         negatives: Hard negatives for each pair, from the data or mined. Fewer in a corpus that is too small for them.
         holdout: Share of the queries to hold out; at least 20 and at most 500 are.
         unseen: Folders in BEIR layout whose test split is measured before and after, to see what the model forgets.

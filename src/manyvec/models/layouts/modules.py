@@ -73,8 +73,11 @@ class Backbone(Transformer):
         else:
             loaded = from_weights(config, self._weights, **model_kwargs)
         model, info = loaded
-        # The pooler is not used: token vectors come from the layer below it.
+        # The pooler is not used: token vectors come from the layer below it. One that the checkpoint lacks was made up
+        # at random, and would give the model another fingerprint each time.
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        if len(missing) < len(info["missing_keys"]):
+            model.pooler = None
         if missing:
             code = " It requires code that comes with it: see trust_remote_code." if hasattr(config, "auto_map") else ""
             raise EncoderError(

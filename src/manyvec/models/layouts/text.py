@@ -6,14 +6,14 @@ that count, and normalisation if the family has it. No weight is ever initialise
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from manyvec.errors import EncoderError
+from manyvec.models import bert
 from manyvec.models.adapter import adapted
-from manyvec.models.bert import PROJECTION
 from manyvec.models.checkpoints import Checkpoint, LoadOptions
+from manyvec.models.colbert import PROJECTION, ColbertSettings
 
 if TYPE_CHECKING:
     import torch
@@ -58,46 +58,26 @@ def sentence_transformers_modules(checkpoint: Checkpoint, options: LoadOptions) 
 
 
 def inline_linear(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEncoder:
-    """Build Stanford's ColBERT and models trained with its code: `linear.weight` is stored with the backbone.
-
-    A marker follows [CLS], queries are padded with [MASK], and punctuation in documents is skipped. Lengths are those
-    in artifact.metadata, or colbert-ai's defaults if that file is missing.
-    """
+    """Build Stanford's ColBERT and models trained with its code; see `ColbertSettings`."""
     from sentence_transformers.base.modules import Normalize
     from tokenizers import AddedToken
 
-    settings = checkpoint.object("artifact.metadata")
-    linear = checkpoint.weights("linear.weight").get("linear.weight")
+    linear = checkpoint.weights(PROJECTION).get(PROJECTION)
     if linear is None:
-        raise checkpoint.error("it is a ColBERT without a token projection: linear.weight is missing from its weights")
+        raise checkpoint.error(f"it is a ColBERT without a token projection: {PROJECTION} is missing from its weights")
     # transformers cannot read Stanford's .dnn files.
     is_dnn = checkpoint.weight_files[0].endswith(".dnn")
-    backbone = _backbone(
-        checkpoint,
-        options,
-        weights=_without_prefix(checkpoint.weights()) if is_dnn else None,
-        document_length=settings.get("doc_maxlen") or 220,
-        query_expansion={
-            "strategy": "fixed",
-            "attend": bool(settings.get("attend_to_mask_tokens")),
-            "length": settings.get("query_maxlen") or 32,
-        },
-    )
+    backbone = _backbone(checkpoint, options, weights=_without_prefix(checkpoint.weights()) if is_dnn else None)
     tokenizer = backbone.tokenizer
-    # colbert-ai inserts the id of the marker, which is that of [UNK] if the vocabulary lacks the marker.
-    markers = {
-        task: tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(settings.get(key) or default))
-        for task, key, default in (("query", "query_token_id", "[unused0]"), ("document", "doc_token_id", "[unused1]"))
-    }
+    settings = ColbertSettings.read(checkpoint, tokenizer.backend_tokenizer, tokenizer.unk_token)
+    backbone.document_length, backbone.query_expansion = settings.document_length, settings.query_expansion
     # Added as special tokens, or the tokenizer would split "[unused0]" into pieces.
-    new = sorted(set(markers.values()) - set(tokenizer.all_special_tokens))
+    new = sorted(set(settings.markers.values()) - set(tokenizer.all_special_tokens))
     special = [AddedToken(marker, normalized=False, special=True) for marker in new]
     tokenizer.add_special_tokens({"additional_special_tokens": special}, replace_extra_special_tokens=False)
-    skipped = string.punctuation if settings.get("mask_punctuation", True) else ""
-    pieces = [tokenizer(symbol, add_special_tokens=False)["input_ids"][:1] for symbol in skipped]
-    skiplist = list(dict.fromkeys(tokenizer.convert_ids_to_tokens([id for piece in pieces for id in piece])))
-    modules = [backbone, _dense(checkpoint, linear), _mask(skiplist, "document"), Normalize("token_embeddings")]
-    return _model(modules, options, prompts={task: f"{marker} " for task, marker in markers.items()})
+    mask = _mask(settings.skipped, "document")
+    modules = [backbone, _dense(checkpoint, linear), mask, Normalize("token_embeddings")]
+    return _model(modules, options, prompts=settings.prompts)
 
 
 def margin_mse(checkpoint: Checkpoint, options: LoadOptions) -> MultiVectorEncoder:
@@ -139,7 +119,7 @@ def _adapted(checkpoint: Checkpoint) -> tuple[dict[str, torch.Tensor], torch.Ten
         return {}, None
     weights = adapted({name: weight.numpy() for name, weight in checkpoint.weights().items()}, checkpoint.adapter)
     tensors = {name: torch.from_numpy(weight) for name, weight in weights.items()}
-    return tensors, tensors.pop(PROJECTION)
+    return tensors, tensors.pop(bert.PROJECTION)
 
 
 def _backbone(checkpoint: Checkpoint, options: LoadOptions, **settings: Any) -> Any:
