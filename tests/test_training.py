@@ -20,6 +20,7 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder
 import manyvec
 from manyvec.cli import main
 from manyvec.errors import EncoderError, InputError, StoreError
+from manyvec.models.text import SentenceTransformerEncoder
 from manyvec.testing import HashEncoder
 from manyvec.training import preparing, saving
 from manyvec.training.data import TrainingData, drop_leaks, hold_out, read_pairs, read_training
@@ -27,7 +28,7 @@ from manyvec.training.losses import PrefixLoss, loss_for
 from manyvec.training.measuring import Judged, encode_corpus, interval, ndcg_of
 from manyvec.training.pairs import mine_negatives, training_rows, with_teacher
 from manyvec.training.questions import pairs_from_documents
-from manyvec.training.starting import part_of
+from manyvec.training.starting import part_of, stored_tokens
 
 N_WORDS = 40
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -309,6 +310,29 @@ def test_an_index_with_judged_queries_is_training_data(tmp_path):
     data = read_training(index, {f"query {i}": [f"d{i}"] for i in range(7)})
     assert data.documents["d4"] == "text 4" and len(data.queries) == 5
     assert data.dropped == {"judged document is missing": 2, "no judged document exists": 2}
+
+
+def test_an_index_of_the_same_model_gives_its_vectors_and_another_does_not(tiny, tmp_path):
+    pairs = synonyms(120)
+    corpus = {str(i): passage for i, (_, passage) in enumerate(pairs)}
+    encoder = SentenceTransformerEncoder(preparing.load_trainable(tiny, device="cpu"), name=tiny)
+    made = {
+        name: manyvec.Index.create(tmp_path / name, model, storage=storage)
+        for name, model, storage in (
+            ("same", tiny, "float16"),
+            ("coded", tiny, "int8"),
+            ("other", HashEncoder(), "float16"),
+        )
+    }
+    for index in made.values():
+        index.add({"id": id, "text": text} for id, text in corpus.items())
+    expected = encode_corpus(encoder, corpus)
+    assert_allclose(stored_tokens(made["same"], encoder, corpus).vectors, expected.vectors, atol=1e-3)
+    for other in (made["coded"], made["other"], None):
+        assert stored_tokens(other, encoder, corpus) is None
+    judged = {question: [str(i)] for i, (question, _) in enumerate(pairs)}
+    report = manyvec.tune(tiny, made["same"], tmp_path / "model", judged=judged, **QUICK | {"epochs": 1})
+    assert report.before.n_queries == 10
 
 
 def test_mined_negatives_are_neither_answers_nor_likely_answers(tmp_path):

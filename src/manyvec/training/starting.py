@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,8 @@ import numpy as np
 
 from manyvec.errors import StoreError
 from manyvec.evaluation import Dataset
+from manyvec.index import Index
+from manyvec.models.protocol import Encoder
 from manyvec.models.text import SentenceTransformerEncoder
 from manyvec.training.data import Split, TrainingData
 from manyvec.training.measuring import Judged, encode_corpus, ndcg_of, ndcg_of_set, pool_of, principal_axes
@@ -93,9 +95,19 @@ def _held_out(data: TrainingData, split: Split) -> set[str]:
 
 
 def begin(
-    work: Path, job: Job, data: TrainingData, split: Split, corpus: dict[str, str], model: MultiVectorEncoder
+    work: Path,
+    job: Job,
+    data: TrainingData,
+    split: Split,
+    corpus: dict[str, str],
+    model: MultiVectorEncoder,
+    source: Index | None = None,
 ) -> Start:
-    """Measure the model before training and mine negatives, or read both from an interrupted run."""
+    """Measure the model before training and mine negatives, or read both from an interrupted run.
+
+    Args:
+        source: Index of the same documents, whose vectors are taken if they are the model's.
+    """
     from manyvec.training.loop import write_json
     from manyvec.training.preparing import projection_of
 
@@ -103,7 +115,7 @@ def begin(
     if stored.exists():
         return Start(**json.loads(stored.read_text(encoding="utf-8")))
     encoder = SentenceTransformerEncoder(model, name=job.name)
-    tokens = encode_corpus(encoder, corpus)
+    tokens = stored_tokens(source, encoder, corpus) or encode_corpus(encoder, corpus)
     if job.method == "projection" and projection_of(model) is None:
         _keep_states(work, tokens)
     queries = [query for query in split.train if query not in data.negatives]
@@ -125,6 +137,15 @@ def begin(
     )
     write_json(stored, asdict(start))
     return start
+
+
+def stored_tokens(source: Index | None, encoder: Encoder, corpus: Mapping[str, str]) -> TokenBatch | None:
+    """Return the token vectors of documents as an index holds them; None if they are not those of this encoder."""
+    if source is None:
+        return None
+    info = source.info()
+    is_whole = (info.storage, info.pool_factor, info.dim) == ("float16", 1, encoder.dim)
+    return source.token_vectors(list(corpus)) if is_whole and source.fingerprint == encoder.fingerprint else None
 
 
 def _keep_states(work: Path, tokens: TokenBatch) -> None:

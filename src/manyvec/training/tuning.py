@@ -115,7 +115,7 @@ def tune(
             well. By default those of the model.
         minutes: Time for training and the measurements during it. Mining and the measurements before and after it come
             on top: each encodes the corpus once. With `projection` they do so together, as the tuned vectors are those
-            before times a matrix.
+            before times a matrix. An index of the same model gives its stored vectors instead of encoding.
         negatives: Hard negatives for each pair, from the data or mined. Fewer in a corpus that is too small for them.
         holdout: Share of the queries to hold out; at least 20 and at most 500 are.
         unseen: Folders in BEIR layout whose test split is measured before and after, to see what the model forgets.
@@ -190,10 +190,19 @@ def tune(
         # The named teacher scores the pairs anew.
         data.scores.clear()
     split = drop_leaks(data, hold_out(data, holdout, loop.seed), job.unseen)
-    return _run(job, data, split, out, on_progress or (lambda point: logger.info("%s", point)))
+    # Documents that ask for themselves are without their questions here, and with them in the index.
+    source = train if isinstance(train, Index) and made is train else None
+    return _run(job, data, split, out, on_progress or (lambda point: logger.info("%s", point)), source)
 
 
-def _run(job: Job, data: TrainingData, split: Split, out: Path, report: Callable[[Progress], None]) -> TuneReport:
+def _run(
+    job: Job,
+    data: TrainingData,
+    split: Split,
+    out: Path,
+    report: Callable[[Progress], None],
+    source: Index | None,
+) -> TuneReport:
     from manyvec.training.preparing import load_trainable, projection_weight
 
     model = load_trainable(job.name, device=job.device)
@@ -202,7 +211,7 @@ def _run(job: Job, data: TrainingData, split: Split, out: Path, report: Callable
         raise InputError(f"dim must be at most {width}, the dims of this model's token vectors, got {job.dim}")
     work = _work_folder(out, job, data, split)
     corpus = corpus_of(data, split, job.loop.seed)
-    start = begin(work, job, data, split, corpus, model)
+    start = begin(work, job, data, split, corpus, model, source)
     rows = training_rows(data, split.train, start.negatives, n_negatives=job.negatives, batch_size=job.loop.batch_size)
     if job.teacher is not None:
         rows = with_teacher(rows, job.teacher, job.device)
