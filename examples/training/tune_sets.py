@@ -4,8 +4,9 @@
 
 `tune` holds out its own queries and never reads the test split. Each result is written to
 `results/tune-SET-METHOD.json`, with the minutes that training took, the processor time and the load of the machine.
-With `--vectors`, the folder of `../benchmarks/encoded.py`, documents whose vectors are known there are not encoded for
-the test: before, with `minilm`, and after a projection.
+With `--vectors`, the folder of `../benchmarks/encoded.py`, documents are not encoded again with `minilm`: `tune` gets
+an index of them, and the test knows them before, and after a projection. With `--from-index` the documents themselves
+ask what is trained (`manyvec.training.questions`); only the test reads judged queries.
 """
 
 from __future__ import annotations
@@ -30,6 +31,17 @@ MEASURE = "nDCG@10"
 RESULTS = Path(__file__).parent / "results"
 
 
+def filled(folder: str | Path, model: str, data: Dataset, tokens: manyvec.TokenBatch | None = None) -> manyvec.Index:
+    """Return an index of the documents, with these token vectors if they are known."""
+    documents = data.documents
+    if tokens is not None:
+        pairs = zip(documents, tokens, strict=True)
+        documents = [replace(document, vectors=vectors) for document, vectors in pairs if len(vectors)]
+    index = manyvec.Index.create(folder, manyvec.load_encoder(model, device="cpu"))
+    index.add(documents, adopt_vectors=tokens is not None)
+    return index
+
+
 def ndcg(model: str, data: Dataset, tokens: manyvec.TokenBatch | None = None) -> list[float]:
     """Return nDCG@10 of each query over all documents, by exact MaxSim.
 
@@ -38,14 +50,8 @@ def ndcg(model: str, data: Dataset, tokens: manyvec.TokenBatch | None = None) ->
         data: Data set.
         tokens: Token vectors of its documents, if they are known.
     """
-    documents = data.documents
-    if tokens is not None:
-        pairs = zip(documents, tokens, strict=True)
-        documents = [replace(document, vectors=vectors) for document, vectors in pairs if len(vectors)]
-    encoder = manyvec.load_encoder(model, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
-        index = manyvec.Index.create(folder, encoder)
-        index.add(documents, adopt_vectors=tokens is not None)
+        index = filled(folder, model, data, tokens)
         index.candidates = manyvec.candidates.Exhaustive()
         hits = index.search_many(list(data.queries.values()), 10)
     runs = {query: [hit.id for hit in found] for query, found in zip(data.queries, hits, strict=True)}
@@ -108,6 +114,7 @@ def main() -> None:
     parser.add_argument("--unseen", nargs="*", default=[], help="Sets that nothing is trained on, measured as well.")
     parser.add_argument("--work", type=Path, help="Folder for the tuned models; a temporary one by default.")
     parser.add_argument("--vectors", type=Path, help="Folder of token vectors of `minilm`.")
+    parser.add_argument("--from-index", action="store_true", help="Train on what the documents themselves ask.")
     arguments = parser.parse_args()
     if arguments.vectors and arguments.model != "minilm":
         parser.error("--vectors are those of minilm")
@@ -115,14 +122,25 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.sets:
         wall, processor = time.monotonic(), time.process_time()
-        out = work / f"{name}-{arguments.method}"
+        title = f"{name}-{arguments.method}{'-from-index' if arguments.from_index else ''}"
+        out = work / title
         folder = arguments.data / name
         if arguments.queries:
             folder = sampled(folder, work / f"{name}-sample", arguments.queries)
+        known = read(arguments.vectors / name)["documents"] if arguments.vectors else None
+        source: Path | manyvec.Index = folder
+        judged = None
+        if known is not None or arguments.from_index:
+            data = load_beir(folder, "test" if arguments.from_index else "train")
+            shutil.rmtree(work / f"{title}-index", ignore_errors=True)
+            source = filled(work / f"{title}-index", arguments.model, data, known)
+            if not arguments.from_index:
+                judged = {data.queries[query]: list(grades) for query, grades in data.qrels.items()}
         report = manyvec.tune(
             arguments.model,
-            folder,
+            source,
             out,
+            judged=judged,
             method=arguments.method,
             dim=arguments.dim,
             minutes=arguments.minutes,
@@ -134,7 +152,6 @@ def main() -> None:
         result |= {"sample_of_queries": arguments.queries}
         if report.out:
             test = some_queries(load_beir(folder), arguments.test_queries)
-            known = read(arguments.vectors / name)["documents"] if arguments.vectors else None
             before = np.array(ndcg_before(arguments.model, test, work, known))
             if known is not None:
                 is_linear = arguments.method == "projection"
@@ -147,7 +164,7 @@ def main() -> None:
                 "gain": interval(after - before),
             }
         print(json.dumps({key: result.get(key) for key in ("set", "test", *spent)}), report.warnings, flush=True)
-        (RESULTS / f"tune-{name}-{arguments.method}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / f"tune-{title}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
