@@ -4,7 +4,7 @@
 
 DATA_FOLDER and VECTORS are those of `encoded.py`. Unlike `mix.py`, which computes the formula, this asks an index, by
 all queries of each set. The figures of the other methods are those of `mix.py`, on the same queries. Processor time is
-that of one query after another, 50 of each set, encoding included.
+that of one query after another, 50 of each set, encoding included. Figures of other sets stay in the file of results.
 """
 
 from __future__ import annotations
@@ -73,8 +73,10 @@ def main() -> None:
     parser.add_argument("vectors")
     parser.add_argument("sets", nargs="*", default=SETS)
     options = parser.parse_args()
-    others = json.loads((Path(__file__).parent / "results" / "mix.json").read_text())["results"]["nDCG@10"]
-    rows = {}
+    results = Path(__file__).parent / "results"
+    others = json.loads((results / "mix.json").read_text())["results"]["nDCG@10"]
+    earlier = results / "default-search.json"
+    rows = json.loads(earlier.read_text())["results"]["sets"] if earlier.exists() else {}
     for name in options.sets:
         rows[name] = measure(encoded.load(options.data, options.vectors, name), others[name])
         methods = (*SINGLE, "default")
