@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--method", choices=["full", "lora", "projection"], default="full")
     parser.add_argument("--dim", type=int)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--holdout", type=float, default=0.1)
     parser.add_argument("--queries", type=int, help="Train on, and test on, a random sample of at most N queries each.")
     parser.add_argument("--test-queries", type=int, help="Test on a random sample of at most N queries.")
     parser.add_argument("--unseen", nargs="*", default=[], help="Sets that nothing is trained on, measured as well.")
@@ -144,12 +145,13 @@ def main() -> None:
             method=arguments.method,
             dim=arguments.dim,
             minutes=arguments.minutes,
+            holdout=arguments.holdout,
             unseen=[arguments.data / other for other in arguments.unseen],
             on_progress=lambda point: print(point, flush=True),
         )
         spent = {"wall_minutes": (time.monotonic() - wall) / 60, "cpu_minutes": (time.process_time() - processor) / 60}
         result = {"set": name, "report": report.as_dict(), "load": os.getloadavg(), **spent}
-        result |= {"sample_of_queries": arguments.queries}
+        result |= {"sample_of_queries": arguments.queries, "holdout": arguments.holdout}
         if report.out:
             test = some_queries(load_beir(folder), arguments.test_queries)
             before = np.array(ndcg_before(arguments.model, test, work, known))
