@@ -218,6 +218,30 @@ def test_colbert_has_the_vectors_and_fingerprint_of_sentence_transformers(stanfo
     assert (found.fingerprint, found.dim, found.name) == (expected.fingerprint, 8, expected.name)
 
 
+@pytest.mark.parametrize("backend_name", ["auto", "torch"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"query_maxlen": 100}, "it fills queries up to 100 tokens, but reads at most 64 at a time"),
+        ({"doc_maxlen": "220"}, "artifact.metadata: doc_maxlen must be a whole number above 0, got '220'"),
+    ],
+)
+def test_a_colbert_with_impossible_lengths_is_an_error(stanford, backend_name, settings, message):
+    folder, _ = stanford
+    file = folder / "artifact.metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(EncoderError, match=message):
+        fresh(folder, backend=backend_name)
+
+
+def test_a_colbert_whose_projection_does_not_fit_is_an_error(stanford):
+    folder, _ = stanford
+    weights = load_file(folder / "model.safetensors") | {"linear.weight": np.ones((8, 31), np.float32)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EncoderError, match="its token projection expects 31 dims, the module before it returns 32"):
+        fresh(folder, backend="auto")
+
+
 @pytest.mark.parametrize("kind", ["stanford", "plain"])
 def test_a_pooler_that_a_checkpoint_lacks_is_not_part_of_the_fingerprint(stanford, plain, tmp_path, kind):
     import torch
@@ -282,6 +306,14 @@ def test_results_that_differ_from_the_definition_are_refused(config, weights):
     other = dict(weights) | {name: weights[name] * np.float32(1.1)}
     with pytest.raises(ValueError, match="hidden states differ"):
         OnnxExecutor(config, weights).check(config, other)
+
+
+def test_a_graph_that_onnx_runtime_does_not_run_is_run_by_torch(config, weights, caplog):
+    misshapen = {**weights, "projection.weight": np.ones((8, 5), np.float32), "projection.bias": np.ones(8, np.float32)}
+    with pytest.raises(ValueError, match="ONNX Runtime does not run it"):
+        load_executor(config, misshapen, backend="onnx")
+    assert isinstance(load_executor(config, misshapen, backend="auto"), TorchExecutor)
+    assert "torch runs the model" in caplog.text
 
 
 def test_without_onnx_runtime_torch_runs_the_same_model(monkeypatch, config, weights):

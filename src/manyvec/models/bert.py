@@ -160,15 +160,20 @@ def load_executor(config: BertConfig, weights: Weights, *, backend: str) -> Exec
 
     Raises:
         ModuleNotFoundError: With `onnx`, if `onnx` or `onnxruntime` is not installed.
-        ValueError: With `onnx`, if its results differ from numpy's.
+        ValueError: With `onnx`, if this version does not run the model, or its results differ from numpy's.
     """
     if backend == "torch":
         return TorchExecutor(config, weights)
     try:
         executor = OnnxExecutor(config, weights)
         executor.check(config, weights)
-    # ONNX Runtime raises its own errors, which are RuntimeErrors, for a graph that this version does not run.
-    except (ModuleNotFoundError, ValueError, RuntimeError) as error:
+    # ONNX Runtime's own errors, for a graph that this version does not run, have no class in common.
+    except Exception as error:
+        is_own = type(error).__module__.startswith("onnxruntime.")
+        if not is_own and not isinstance(error, (ModuleNotFoundError, ValueError, RuntimeError)):
+            raise
+        if backend == "onnx" and is_own:
+            raise ValueError(f"ONNX Runtime does not run it: {error}") from error
         if backend == "onnx":
             raise
         log = logger.debug if isinstance(error, ModuleNotFoundError) else logger.warning

@@ -97,9 +97,14 @@ class BertEncoder(WindowedEncoder):
                 return None
         recipe = recipe or Recipe.plain(tokenizer, weights.get(PROJECTION))
         weights |= recipe.weights
+        max_tokens = _max_tokens(checkpoint)
+        projection = weights.get(PROJECTION)
+        is_misshapen = projection is not None and projection.shape[1:] != (config.dim,)
+        if is_misshapen or recipe.filled("query") > max_tokens:
+            return None
         executor = load_executor(config, prepared(config, weights), backend=backend)
         samples = weight_samples(config, weights)
-        return cls(tokenizer, executor, recipe, name=name, max_tokens=_max_tokens(checkpoint), weight_samples=samples)
+        return cls(tokenizer, executor, recipe, name=name, max_tokens=max_tokens, weight_samples=samples)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -137,15 +142,10 @@ class BertEncoder(WindowedEncoder):
     def _max_tokens(self, task: Task) -> int:
         recipe = self._recipe
         length = recipe.query_length if task == "query" else recipe.document_length
-        return min(limit for limit in (self._max, length, self._filled(task)) if limit)
-
-    def _filled(self, task: Task) -> int:
-        """Return to how many tokens a text is filled up; 0 if it is not."""
-        expansion = self._recipe.query_expansion
-        return int(expansion["length"]) if expansion and task == "query" else 0
+        return min(limit for limit in (self._max, length, self._recipe.filled(task)) if limit)
 
     def _width(self, window: Window, task: Task) -> int:
-        return max(window.n_tokens, self._filled(task))
+        return max(window.n_tokens, self._recipe.filled(task))
 
     def _spans(self, texts: Sequence[str], task: Task) -> Iterator[tuple[str, Spans]]:
         prompt = self._recipe.prompts[task]
@@ -158,7 +158,7 @@ class BertEncoder(WindowedEncoder):
                 yield text, spans
 
     def _forward(self, texts: list[str], task: Task) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        recipe, limit, filled = self._recipe, self._max_tokens(task), self._filled(task)
+        recipe, limit, filled = self._recipe, self._max_tokens(task), self._recipe.filled(task)
         encoded = self._tokenizer.encode_batch([recipe.prompts[task] + text for text in texts])
         # A query that is too long loses its end, but not the separator behind it.
         rows = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in (row.ids for row in encoded)]

@@ -137,6 +137,10 @@ class Recipe:
             expansion_token=expansion_token,
         )
 
+    def filled(self, task: Task) -> int:
+        """Return to how many tokens a text is filled up; 0 if it is not."""
+        return int(self.query_expansion["length"]) if self.query_expansion and task == "query" else 0
+
 
 def _dense(projection: NDArray[np.float32]) -> dict[str, Any]:
     """Return the settings of the module that sentence-transformers has for a (dim, hidden size) projection."""

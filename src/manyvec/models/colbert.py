@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # The weight of the token projection, (dim, hidden size), beside those of the backbone.
 PROJECTION = "linear.weight"
+_LENGTHS = {"query_maxlen": 32, "doc_maxlen": 220}
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,16 @@ class ColbertSettings:
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, tokenizer: Tokenizer, unknown: str) -> ColbertSettings:
-        """Read artifact.metadata; the tokenizer says which tokens there are, all others being `unknown`."""
+        """Read artifact.metadata; the tokenizer says which tokens there are, all others being `unknown`.
+
+        Raises:
+            EncoderError: A length is no whole number.
+        """
         settings = checkpoint.object("artifact.metadata")
+        lengths = {name: settings.get(name) or default for name, default in _LENGTHS.items()}
+        for name, length in lengths.items():
+            if type(length) is not int or length < 1:
+                raise checkpoint.error(f"artifact.metadata: {name} must be a whole number above 0, got {length!r}")
 
         def token(name: str) -> str:
             # colbert-ai inserts the id of the marker, which is that of [UNK] if the vocabulary lacks the marker.
@@ -54,8 +63,8 @@ class ColbertSettings:
         expansion = {"strategy": "fixed", "attend": bool(settings.get("attend_to_mask_tokens")), "token": None}
         return cls(
             markers=markers,
-            document_length=settings.get("doc_maxlen") or 220,
-            query_expansion=expansion | {"length": settings.get("query_maxlen") or 32},
+            document_length=lengths["doc_maxlen"],
+            query_expansion=expansion | {"length": lengths["query_maxlen"]},
             skipped=list(dict.fromkeys(token for piece in pieces for token in piece)),
         )
 

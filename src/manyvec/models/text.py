@@ -106,7 +106,7 @@ class SentenceTransformerEncoder(WindowedEncoder):
     def _max_tokens(self, task: Task) -> int:
         """Return how many tokens the model reads at a time, markers and special tokens included."""
         transformer = self._transformer
-        limits = [transformer.max_seq_length, _max_positions(transformer)]
+        limits = [transformer.max_seq_length, max_positions(transformer)]
         limits.append(transformer.query_length if task == "query" else transformer.document_length)
         if task == "query" and self._n_masks:
             return min(limit for limit in limits if limit) - self._n_masks
@@ -152,7 +152,7 @@ class SentenceTransformerEncoder(WindowedEncoder):
             return embeddings, features["attention_mask"].bool().cpu().numpy()
 
 
-def _max_positions(transformer: Any) -> int | None:
+def max_positions(transformer: Any) -> int | None:
     """Return for how many tokens the model has position embeddings; None if it has no such limit."""
     import torch
 

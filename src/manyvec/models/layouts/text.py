@@ -14,6 +14,7 @@ from manyvec.models import bert
 from manyvec.models.adapter import adapted
 from manyvec.models.checkpoints import Checkpoint, LoadOptions
 from manyvec.models.colbert import PROJECTION, ColbertSettings
+from manyvec.models.text import max_positions
 
 if TYPE_CHECKING:
     import torch
@@ -169,6 +170,9 @@ def _finished(model: MultiVectorEncoder, options: LoadOptions) -> MultiVectorEnc
                     f"its token projection expects {module.in_features} dims, the module before it returns {width}"
                 )
             width = module.out_features
+    limit, expansion = max_positions(backbone), backbone.query_expansion
+    if expansion and limit and expansion["length"] > limit:
+        raise EncoderError(f"it fills queries up to {expansion['length']} tokens, but reads at most {limit} at a time")
     return model.to(dtype=options.torch_dtype).eval() if options.backend == "torch" else model.eval()
 
 
