@@ -101,6 +101,17 @@ def interval(differences: np.ndarray) -> list[float]:
     return [float(differences.mean()), *map(float, np.percentile(means, [2.5, 97.5]))]
 
 
+def tested(arguments: argparse.Namespace, folder: Path, tuned: str, work: Path) -> dict[str, object]:
+    """Return nDCG@10 of the test queries of a set, before and after."""
+    test = some_queries(load_beir(folder), arguments.test_queries)
+    known = read(arguments.vectors / test.name)["documents"] if arguments.vectors else None
+    before = np.array(ndcg_before(arguments.model, test, work, known))
+    is_linear = known is not None and arguments.method == "projection"
+    after = np.array(ndcg(tuned, test, projected(known, matrix_of(tuned)) if is_linear else None))
+    means = {"before": float(before.mean()), "after": float(after.mean())}
+    return {"queries": len(before), **means, "gain": interval(after - before)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -113,6 +124,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, help="Train on, and test on, a random sample of at most N queries each.")
     parser.add_argument("--test-queries", type=int, help="Test on a random sample of at most N queries.")
     parser.add_argument("--unseen", nargs="*", default=[], help="Sets that nothing is trained on, measured as well.")
+    parser.add_argument("--also", nargs="*", default=[], help="Other sets to test in the same way.")
     parser.add_argument("--work", type=Path, help="Folder for the tuned models; a temporary one by default.")
     parser.add_argument("--vectors", type=Path, help="Folder of token vectors of `minilm`.")
     parser.add_argument("--from-index", action="store_true", help="Train on what the documents themselves ask.")
@@ -153,18 +165,9 @@ def main() -> None:
         result = {"set": name, "report": report.as_dict(), "load": os.getloadavg(), **spent}
         result |= {"sample_of_queries": arguments.queries, "holdout": arguments.holdout}
         if report.out:
-            test = some_queries(load_beir(folder), arguments.test_queries)
-            before = np.array(ndcg_before(arguments.model, test, work, known))
-            if known is not None:
-                is_linear = arguments.method == "projection"
-                known = projected(known, matrix_of(report.out)) if is_linear else None
-            after = np.array(ndcg(report.out, test, known))
-            result["test"] = {
-                "queries": len(before),
-                "before": float(before.mean()),
-                "after": float(after.mean()),
-                "gain": interval(after - before),
-            }
+            result["test"] = tested(arguments, folder, report.out, work)
+            others = [arguments.data / other for other in arguments.also]
+            result["also"] = {other.name: tested(arguments, other, report.out, work) for other in others}
         print(json.dumps({key: result.get(key) for key in ("set", "test", *spent)}), report.warnings, flush=True)
         (RESULTS / f"tune-{title}.json").write_text(json.dumps(result, indent=1) + "\n")
 
