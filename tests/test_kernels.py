@@ -1,5 +1,6 @@
 """Every kind of row on every backend against ten lines of numpy: odd dims, odd lengths, and rows in any order."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,6 +11,7 @@ from manyvec import InputError, TokenBatch
 from manyvec.vectors.backend import default_backend
 from manyvec.vectors.batch import CodedBatch, offsets_of
 from manyvec.vectors.codec import STORAGES, Codec
+from manyvec.vectors.kernels import Layout, maxsim_builder, nearest_builder, products_builder
 from manyvec.vectors.llvm import host_cpu
 from manyvec.vectors.llvm_backend import LlvmBackend
 from manyvec.vectors.torch_backend import TorchBackend
@@ -101,8 +103,29 @@ def test_the_nearest_centroid_of_each_vector_is_that_of_numpy(backend, dim, dtyp
         # Both sides are rounded to int8 there: of two nearly equal centroids either may be found.
         atol = 2 / 127 if is_int8(backend) else 1e-6
         assert_allclose(similarities[np.arange(n_vectors), nearest], highest, rtol=0, atol=atol)
-        if n_vectors > 1 or not is_int8(backend):
-            assert_allclose(search.similarities(vectors.astype(np.float32)), similarities, rtol=0, atol=0.02)
+        atol = 0.02 if is_int8(backend) else 1e-5
+        assert_allclose(search.similarities(vectors.astype(np.float32)), similarities, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("dim", "dtype"), [*product([*ODD, 100], [np.float32, np.float16])])
+def test_products_are_those_of_numpy_whatever_the_number_of_vectors(backend, dim, dtype):
+    rng = np.random.default_rng(dim)
+    for n, n_others in product([0, 1, 33, 2_000], [0, *ODD, 50]):
+        vectors, others = unit_vectors(rng, n, dim), unit_vectors(rng, n_others, dim).astype(dtype)
+        products = backend.products(vectors)(others)
+        assert products.dtype == np.float32
+        assert_allclose(products, others.astype(np.float32) @ vectors.T, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_int8", [False, True])
+@pytest.mark.parametrize("build", [maxsim_builder, nearest_builder, products_builder])
+def test_a_kernel_of_many_dims_is_as_short_and_soon_compiled_as_one_of_few(build, has_int8):
+    if (cpu := host_cpu()) is None:
+        pytest.skip("kernels are not compiled for this CPU, or llvmlite is not installed")
+    cpu = replace(cpu, has_int8=has_int8)
+    for dtype in (np.float16, np.float32):
+        few, many = (len(build(cpu, Layout.of_floats(np.zeros((1, dim), dtype))).ir_text) for dim in (256, 1024))
+        assert many < 1.02 * few
 
 
 def test_the_first_of_equal_centroids_is_the_nearest(backend):

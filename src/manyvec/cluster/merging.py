@@ -67,7 +67,7 @@ def by_means(tokens: NDArray[np.floating], ids: Sequence[str], means: NDArray[np
         ids: (n,) ids.
         means: (n, dim) mean token vectors, unit length.
     """
-    similarities = means @ np.asarray(tokens, np.float32).mean(axis=0)
+    similarities = np.einsum("nd,d->n", means, np.asarray(tokens, np.float32).mean(axis=0))
     return [ids[i] for i in sorted(range(len(ids)), key=lambda i: (-similarities[i], ids[i]))]
 
 

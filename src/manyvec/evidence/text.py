@@ -22,12 +22,11 @@ from manyvec.evidence.passages import Passage, best_passage
 from manyvec.evidence.render import Mark, has_color, printable, to_html, to_terminal
 from manyvec.evidence.words import Bounds, widened, words
 from manyvec.timing import stage
-from manyvec.vectors.batch import TokenBatch, as_float32
+from manyvec.vectors.backend import default_backend
+from manyvec.vectors.batch import TokenBatch
 
 # `to_dict` and the terminal shorten matches to this many characters: a pooled token or a "word" can be very long.
 _SHOWN_CHARS = 80
-# Products of a query and a document that one thread computes: BLAS starts threads that spin for longer than that takes.
-_MAX_PRODUCTS = 2**24
 _SHOWN_SPANS = 20
 Span = tuple[int, int]
 
@@ -323,11 +322,9 @@ def compare_tokens(
     query_vectors = tokens[0].astype(np.float32)
     query_spans = np.full((tokens.n_tokens, 2), -1, np.int32) if tokens.spans is None else tokens.spans
     query_words = QueryWords(query, *widened(query_spans, words(query)))
+    products = default_backend().products(query_vectors)
     for start, end in itertools.pairwise(documents.offsets.tolist()):
-        vectors = as_float32(documents.vectors[start:end])
-        is_small = query_vectors.size * len(vectors) <= _MAX_PRODUCTS
-        similarities = np.einsum("qd,td->qt", query_vectors, vectors) if is_small else query_vectors @ vectors.T
-        yield query_words, similarities, spans[start:end]
+        yield query_words, products(documents.vectors[start:end]).T, spans[start:end]
 
 
 def _in_order(spans: NDArray[np.int32]) -> NDArray[np.int64]:

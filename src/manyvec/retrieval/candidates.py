@@ -137,7 +137,8 @@ class Pooled:
             if means is None:
                 means = self._means[scope.documents] = _mean_vectors(scope.documents, query.tokens.shape[1])
         positions = np.arange(len(means)) if scope.passing is None else scope.passing
-        similarities = means[positions] @ query.tokens.mean(axis=0)
+        # Not `@`: BLAS starts threads that spin for longer than this takes.
+        similarities = np.einsum("nd,d->n", means[positions], query.tokens.mean(axis=0))
         return positions[np.argsort(-similarities, kind="stable")[: scope.n_wanted(depth)]]
 
 

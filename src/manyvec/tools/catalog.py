@@ -327,7 +327,8 @@ class _Catalog:
         """Return ascending positions to score exactly: the `depth` best by mean vectors and BM25, plus `named`."""
         if len(self.tools) <= depth or self.pooled is None:
             return np.arange(len(self.tools))
-        estimates = self.pooled @ tokens.pooled()[0] + weighted_bm25
+        # Not `@`: BLAS starts threads that spin for longer than this takes.
+        estimates = np.einsum("nd,d->n", self.pooled, tokens.pooled()[0]) + weighted_bm25
         return np.union1d(np.argpartition(-estimates, depth)[:depth], np.array(named, np.int64))
 
 

@@ -70,6 +70,10 @@ class Backend(Protocol):
         """Prepare (n, dim) tokens of one or more queries to be compared with documents' vectors or codes."""
         ...
 
+    def products(self, vectors: NDArray[np.float32]) -> Callable[[NDArray[np.floating]], NDArray[np.float32]]:
+        """Prepare (n, dim) vectors; the result returns the (n_others, n) dot products of float16 or float32 others."""
+        ...
+
     def match_centroids(self, similarities: NDArray[np.float32], centroids: NDArray[np.uint16]) -> Matcher:
         """Prepare query tokens to be compared with documents of which only the centroids are known.
 

@@ -1,4 +1,5 @@
-"""The two CPU kernels: the best match of each query token in each document, and the nearest centroid of each vector.
+"""The CPU kernels: the best match of each query token in each document, products of vectors with all centroids, and the
+nearest centroid of each vector.
 
 Matrix products write every similarity to memory and read it again to find the maxima. A kernel keeps only the maxima of
 a few document tokens at a time, in registers. It reads documents from where they are stored: float16 values and a
@@ -10,7 +11,7 @@ so equal vectors get equal similarities. `llvm_backend` prepares the arrays that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -19,10 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.vectors.batch import CodedBatch, StoredBatch
-from manyvec.vectors.llvm import TILE, Cpu, KernelBuilder, chunks
+from manyvec.vectors.llvm import TILE, Cpu, KernelBuilder
 
 if TYPE_CHECKING:
     from llvmlite import ir
+
+# Groups of centroids that a thread takes at a time. 400 KB of 384 dims stay in a core's cache while all vectors are
+# multiplied with them.
+GROUPS_IN_PART = 32
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,12 @@ def nearest_kernel(cpu: Cpu, layout: Layout) -> Callable[..., None]:
     return nearest_builder(cpu, layout).compile()
 
 
+@lru_cache(maxsize=8)
+def products_kernel(cpu: Cpu, layout: Layout) -> Callable[..., None]:
+    """Compile the kernel that multiplies vectors with all centroids; see `products_builder`."""
+    return products_builder(cpu, layout).compile()
+
+
 def maxsim_builder(cpu: Cpu, layout: Layout) -> KernelBuilder:
     """Build the kernel that finds the best match of each query token in each document.
 
@@ -144,8 +155,7 @@ def maxsim_builder(cpu: Cpu, layout: Layout) -> KernelBuilder:
         last = b.sub(length, k.const(1))
         with k.loop(length, TILE) as first:
             tokens = [_row_address(k, layout, rows, start, b.add(first, k.const(t)), last) for t in range(TILE)]
-            for t, token in enumerate(tokens):
-                _unpack(k, layout, token, k.tile_row(t))
+            _unpack(k, layout, tokens)
             with k.loop(n_groups) as group:
                 lanes_at = b.mul(group, group_bytes)
                 products = k.dot_products(k.address(queries, b.mul(group, k.const(k.n_steps * k.group_bytes))))
@@ -189,6 +199,7 @@ def nearest_builder(cpu: Cpu, layout: Layout) -> KernelBuilder:
     rows, centroids, starts, nearest, n_vectors, n_groups = k.parameters
     b, ir = k.builder, k.ir
     highest, groups = ([b.alloca(kind) for _ in range(TILE)] for kind in (k.sums, k.integers))
+    largest = b.alloca(k.floats)
     lowest = ir.Constant(k.sums, [-(2**31) if cpu.has_int8 else float("-inf")] * cpu.lanes)
     lane_numbers = ir.Constant(k.integers, list(range(cpu.lanes)))
     last = b.sub(n_vectors, k.const(1))
@@ -196,12 +207,8 @@ def nearest_builder(cpu: Cpu, layout: Layout) -> KernelBuilder:
     largest_lane = f"llvm.vector.reduce.{reduction}.v{cpu.lanes}{'i' if cpu.has_int8 else 'f'}32"
     with k.loop(n_vectors, TILE) as first:
         positions = [k.minimum(b.add(first, k.const(t)), last) for t in range(TILE)]
-        for t, position in enumerate(positions):
-            vector = k.address(rows, b.mul(position, k.const(layout.row_bytes)))
-            if cpu.has_int8:
-                _quantize(k, layout, vector, k.tile_row(t))
-            else:
-                _unpack(k, layout, vector, k.tile_row(t))
+        _fill_tile(k, layout, rows, positions, largest)
+        for t in range(TILE):
             b.store(lowest, highest[t])
             b.store(ir.Constant(k.integers, None), groups[t])
         with k.loop(n_groups) as group:
@@ -224,6 +231,48 @@ def nearest_builder(cpu: Cpu, layout: Layout) -> KernelBuilder:
     return k
 
 
+def products_builder(cpu: Cpu, layout: Layout) -> KernelBuilder:
+    """Build the kernel that multiplies vectors with all centroids.
+
+        for (part = 0; part < n_groups; part += GROUPS_IN_PART)              // shared by threads
+            for (first = 0; first < n_vectors; first += TILE) {
+                tile = unpack(rows[first ...]);                              // beyond the end, the last vector again
+                for (group = part; group < part + GROUPS_IN_PART && group < n_groups; group++)
+                    for (t = 0; t < TILE; t++)
+                        products[first + t][group] = dot(tile[t], centroids[group]);
+            }
+
+    Parameters of the kernel:
+        rows: The vectors, as `layout` says.
+        centroids: The centroids, by `pack`.
+        starts: float32 or int32 [n_groups][lanes] what each centroid's product starts from.
+        products: float32[n_vectors][n_groups][lanes] the result.
+        counter: int64, initially 0; see `KernelBuilder.shared_loop`.
+        n_vectors, n_groups: Counts.
+        step: Where centroids are int8, the value of the integer 1; else 1.
+    """
+    k = KernelBuilder(cpu, f"products-{layout.name}", layout.n_values, is_integer=cpu.has_int8, parameters="*****nnf")
+    rows, centroids, starts, products, counter, n_vectors, n_groups, step = k.parameters
+    b, group_bytes, largest = k.builder, k.const(k.group_bytes), k.builder.alloca(k.floats)
+    last, in_part = b.sub(n_vectors, k.const(1)), k.const(GROUPS_IN_PART)
+    n_parts = b.sdiv(b.add(n_groups, b.sub(in_part, k.const(1))), in_part)
+    with k.shared_loop(n_parts, counter, at_once=1) as part, k.loop(n_vectors, TILE) as first:
+        at = b.mul(part, in_part)
+        positions = [k.minimum(b.add(first, k.const(t)), last) for t in range(TILE)]
+        factors = [k.splat(b.fmul(step, one)) for one in _fill_tile(k, layout, rows, positions, largest)]
+        with k.loop(k.minimum(in_part, b.sub(n_groups, at))) as i:
+            group = b.add(at, i)
+            lanes_at = b.mul(group, group_bytes)
+            start = k.load(k.sums, starts, lanes_at)
+            of_group = k.address(centroids, b.mul(group, k.const(k.n_steps * k.group_bytes)))
+            for t, product in enumerate(k.dot_products(of_group, start)):
+                if cpu.has_int8:
+                    product = b.fmul(b.sitofp(product, k.floats), factors[t])
+                row = b.mul(positions[t], b.mul(n_groups, group_bytes))
+                k.store(product, products, b.add(row, lanes_at))
+    return k
+
+
 def _row_address(
     k: KernelBuilder, layout: Layout, rows: ir.Value, start: ir.Value, token: ir.Value, last: ir.Value
 ) -> ir.Value:
@@ -232,58 +281,88 @@ def _row_address(
     return k.address(rows, k.builder.mul(row, k.const(layout.row_bytes)))
 
 
-def _load_floats(k: KernelBuilder, layout: Layout, row: ir.Value, at: int, n: int) -> ir.Value:
+def _fill_tile(
+    k: KernelBuilder, layout: Layout, rows: ir.Value, positions: Sequence[ir.Value], largest: ir.Value
+) -> list[ir.Value]:
+    """Store the vectors at these positions in the tile; of each, return the value of 1 if they become integers."""
+    vectors = [k.address(rows, k.builder.mul(position, k.const(layout.row_bytes))) for position in positions]
+    if k.is_integer:
+        return [_quantize(k, layout, vector, k.tile_row(t), largest) for t, vector in enumerate(vectors)]
+    _unpack(k, layout, vectors)
+    return []
+
+
+def _load_floats(k: KernelBuilder, layout: Layout, row: ir.Value, at: ir.Value, n: int) -> ir.Value:
     """C: `for (i = 0; i < n; i++) result[i] = (float)row[at + i];`, of a row of float32 or float16."""
     kind, n_bytes = (k.f32, 4) if layout.bits == 32 else (k.f16, 2)
-    values = k.load(k.vector(kind, n), row, k.const(n_bytes * at), n_bytes)
+    values = k.load(k.vector(kind, n), row, k.builder.mul(at, k.const(n_bytes)), n_bytes)
     return values if layout.bits == 32 else k.builder.fpext(values, k.vector(k.f32, n))
 
 
-def _unpack(k: KernelBuilder, layout: Layout, row: ir.Value, tile_row: ir.Value) -> None:
-    """Store a token's values in the tile, as float32 or, in an integer kernel, as unsigned bytes.
+def _unpack(k: KernelBuilder, layout: Layout, rows: Sequence[ir.Value]) -> None:
+    """Store the values of a tile's tokens in the tile, as float32 or, in an integer kernel, as unsigned bytes.
 
-    C, of floats: `for (i = 0; i < n_values; i++) tile_row[i] = (float)row[i];`
+    C for each token, of floats: `for (i = 0; i < n_values; i++) tile_row[i] = (float)row[i];`
     C, of 8 bits: `tile_row[i] = row[i] ^ 128;`, which turns int8 into an unsigned code
     C, of fewer: `tile_row[v * n_bytes + i] = (row[i] >> v * bits) & ((1 << bits) - 1);` for each value v of a byte
     """
+    for t, row in enumerate(rows):
+        _unpack_token(k, layout, row, k.tile_row(t))
+
+
+def _unpack_token(k: KernelBuilder, layout: Layout, row: ir.Value, tile_row: ir.Value) -> None:
     b, ir = k.builder, k.ir
     if layout.bits > 8:
-        for at, n in chunks(layout.n_values, k.cpu.lanes):
-            k.store(_load_floats(k, layout, row, at, n), tile_row, k.const(4 * at))
+        for at, n in k.runs(layout.n_values, k.cpu.lanes):
+            k.store(_load_floats(k, layout, row, at, n), tile_row, b.mul(at, k.const(4)))
         return
     n_bytes = layout.n_values // layout.values_per_byte
-    for at, n in chunks(n_bytes, 64 if k.is_integer else k.cpu.lanes):
+    for at, n in k.runs(n_bytes, 64 if k.is_integer else k.cpu.lanes):
         kind = k.vector(k.i8, n)
-        codes = k.load(kind, row, k.const(layout.values_at + at), 1)
+        codes = k.load(kind, row, b.add(at, k.const(layout.values_at)), 1)
         for v in range(layout.values_per_byte):
             if layout.bits == 8:
                 values = b.xor(codes, ir.Constant(kind, [128] * n))
             else:
                 values = b.lshr(codes, ir.Constant(kind, [v * layout.bits] * n))
                 values = b.and_(values, ir.Constant(kind, [2**layout.bits - 1] * n))
-            position = v * n_bytes + at
+            position = b.add(at, k.const(v * n_bytes))
             if k.is_integer:
-                k.store(values, tile_row, k.const(position), 1)
+                k.store(values, tile_row, position, 1)
             else:
-                k.store(b.uitofp(values, k.vector(k.f32, n)), tile_row, k.const(4 * position))
+                k.store(b.uitofp(values, k.vector(k.f32, n)), tile_row, b.mul(position, k.const(4)))
 
 
-def _quantize(k: KernelBuilder, layout: Layout, row: ir.Value, tile_row: ir.Value) -> None:
+def _quantize(k: KernelBuilder, layout: Layout, row: ir.Value, tile_row: ir.Value, highest: ir.Value) -> ir.Value:
     """Store a vector of floats in the tile as unsigned bytes, scaled so that its largest value becomes 127.
 
     C: `tile_row[i] = (int8_t)rint(row[i] * 127 / largest) ^ 128;`, where largest is the maximum of `fabs(row[i])`
+
+    Args:
+        highest: Address of a register of floats that is used meanwhile.
+
+    Returns:
+        The value of the integer 1, `largest / 127`.
     """
     b, ir = k.builder, k.ir
-    parts = [(at, n, _load_floats(k, layout, row, at, n)) for at, n in chunks(layout.n_values, k.cpu.lanes)]
+    b.store(ir.Constant(k.floats, None), highest)
     largest = ir.Constant(k.f32, 1e-30)
-    for _, n, values in parts:
+    for at, n in k.runs(layout.n_values, k.cpu.lanes):
+        values = _load_floats(k, layout, row, at, n)
         magnitudes = k.intrinsic(f"llvm.fabs.v{n}f32", values.type, values)
-        largest = k.maximum(k.intrinsic(f"llvm.vector.reduce.fmax.v{n}f32", k.f32, magnitudes), largest)
+        if n == k.cpu.lanes:
+            b.store(k.maximum(magnitudes, b.load(highest, typ=k.floats)), highest)
+        else:
+            largest = k.maximum(k.intrinsic(f"llvm.vector.reduce.fmax.v{n}f32", k.f32, magnitudes), largest)
+    of_lanes = b.load(highest, typ=k.floats)
+    largest = k.maximum(k.intrinsic(f"llvm.vector.reduce.fmax.v{k.cpu.lanes}f32", k.f32, of_lanes), largest)
     factor = b.fdiv(ir.Constant(k.f32, 127.0), largest)
-    for at, n, values in parts:
-        rounded = k.intrinsic(f"llvm.rint.v{n}f32", values.type, b.fmul(values, k.splat(factor, n)))
+    for at, n in k.runs(layout.n_values, k.cpu.lanes):
+        values = b.fmul(_load_floats(k, layout, row, at, n), k.splat(factor, n))
+        rounded = k.intrinsic(f"llvm.rint.v{n}f32", values.type, values)
         integers = b.trunc(b.fptosi(rounded, k.vector(k.i32, n)), k.vector(k.i8, n))
-        k.store(b.xor(integers, ir.Constant(integers.type, [128] * n)), tile_row, k.const(at), 1)
+        k.store(b.xor(integers, ir.Constant(integers.type, [128] * n)), tile_row, at, 1)
+    return b.fdiv(largest, ir.Constant(k.f32, 127.0))
 
 
 def _rescale(

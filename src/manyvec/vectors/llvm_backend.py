@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.vectors.backend import CentroidSearch, Matcher, in_threads, n_threads
 from manyvec.vectors.batch import CodedBatch, StoredBatch
-from manyvec.vectors.codec import rotation
-from manyvec.vectors.kernels import Layout, maxsim_kernel, nearest_kernel
+from manyvec.vectors.codec import Codec, rotation
+from manyvec.vectors.kernels import Layout, maxsim_kernel, nearest_kernel, products_kernel
 from manyvec.vectors.llvm import Cpu, addresses, pack
 
 # Document tokens times groups of query tokens. Less takes less time than waking another thread.
@@ -38,7 +39,7 @@ class LlvmBackend:
     def match_vectors(self, queries: NDArray[np.float32], documents: StoredBatch) -> Matcher:
         layout = Layout.of(documents)
         codec = documents.codec if isinstance(documents, CodedBatch) else None
-        values = queries @ rotation(layout.dim) if codec is not None and codec.is_rotated else queries
+        values = _rotated(self, layout.dim)(queries) if codec is not None and codec.is_rotated else queries
         query_scales = np.ones(len(queries), np.float32)
         if self.cpu.has_int8 and layout.is_coded:
             query_scales = np.maximum(np.abs(values).max(axis=1), 1e-30) / np.float32(127)
@@ -48,9 +49,12 @@ class LlvmBackend:
         ordered[:, is_value] = values[:, layout.dim_order[is_value]]
         similarities = None
         if codec is not None and codec.centroids is not None:
-            similarities = codec.centroids @ queries.T / query_scales
+            similarities = _centroid_products(self, codec)(queries).T / query_scales
         scale = layout.code_step * (layout.dim**-0.5 if layout.scale_at is None else 1)
         return _KernelMatcher(self.cpu, layout, documents.rows, query_scales, ordered, similarities, scale)
+
+    def products(self, vectors: NDArray[np.float32]) -> Callable[[NDArray[np.floating]], NDArray[np.float32]]:
+        return _KernelCentroids(replace(self.cpu, has_int8=False), vectors).similarities
 
     def match_centroids(self, similarities: NDArray[np.float32], centroids: NDArray[np.uint16]) -> Matcher:
         # A row is a centroid and nothing else.
@@ -61,9 +65,22 @@ class LlvmBackend:
 
     def search_centroids(self, centroids: NDArray[np.float32]) -> CentroidSearch:
         if not self.cpu.has_int8:
-            return _FloatCentroids(self.cpu, centroids)
+            return _KernelCentroids(self.cpu, centroids)
         step = max(float(np.abs(centroids).max(initial=0)), 1e-30) / 127
-        return _IntegerCentroids(self.cpu, np.rint(centroids / step).astype(np.int8), step)
+        return _KernelCentroids(self.cpu, np.rint(centroids / step).astype(np.int8), step)
+
+
+@lru_cache(maxsize=8)
+def _rotated(backend: LlvmBackend, dim: int) -> Callable[[NDArray[np.floating]], NDArray[np.float32]]:
+    """Return a function that rotates vectors as codecs do."""
+    return backend.products(rotation(dim).T)
+
+
+@lru_cache(maxsize=4)
+def _centroid_products(backend: LlvmBackend, codec: Codec) -> Callable[[NDArray[np.floating]], NDArray[np.float32]]:
+    """Return a function that multiplies vectors with all centroids of a codec."""
+    assert codec.centroids is not None
+    return backend.products(codec.centroids)
 
 
 class _KernelMatcher:
@@ -121,85 +138,55 @@ class _KernelMatcher:
         return padded
 
 
-class _FloatCentroids:
-    """A `CentroidSearch` in float32.
+class _KernelCentroids:
+    """A `CentroidSearch` that calls kernels; see `kernels.nearest_builder` and `kernels.products_builder`.
 
-    Args:
-        cpu: CPU to compile for.
-        centroids: (n, dim)
-    """
-
-    def __init__(self, cpu: Cpu, centroids: NDArray[np.float32]) -> None:
-        self._cpu, self._centroids = cpu, centroids
-
-    @cached_property
-    def _kernel(self) -> _NearestKernel:
-        return _NearestKernel(self._cpu, self._centroids, np.zeros(len(self._centroids), np.float32))
-
-    def nearest(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
-        return self._kernel.nearest(vectors)
-
-    def similarities(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(vectors @ self._centroids.T, np.float32)
-
-    def subset(self, positions: NDArray[np.int64]) -> CentroidSearch:
-        return _FloatCentroids(self._cpu, self._centroids[positions])
-
-
-class _IntegerCentroids:
-    """A `CentroidSearch` in int8. Vectors are rounded too: of two centroids equally near to 1 %, either may be found.
-
-    Args:
-        cpu: CPU to compile for.
-        centroids: (n, dim) rounded.
-        step: Value of the integer 1.
-    """
-
-    def __init__(self, cpu: Cpu, centroids: NDArray[np.int8], step: float) -> None:
-        self._cpu, self._centroids, self._step = cpu, centroids, step
-
-    @cached_property
-    def _kernel(self) -> _NearestKernel:
-        # Vectors are unsigned in the kernel, with zero point 128.
-        return _NearestKernel(self._cpu, self._centroids, -128 * self._centroids.sum(axis=1, dtype=np.int32))
-
-    def nearest(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
-        return self._kernel.nearest(vectors)
-
-    def similarities(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `CentroidSearch`. Those of unit vectors are off by less than 0.02."""
-        import torch
-
-        steps = np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-30) / 127
-        integers = torch.from_dlpack(np.rint(vectors / steps).astype(np.int8))
-        products: NDArray[np.float32]
-        products = torch._int_mm(integers, torch.from_dlpack(self._centroids).T).float().numpy()
-        products *= (steps * self._step).astype(np.float32)
-        return products
-
-    def subset(self, positions: NDArray[np.int64]) -> CentroidSearch:
-        return _IntegerCentroids(self._cpu, self._centroids[positions], self._step)
-
-
-class _NearestKernel:
-    """Centroids as the kernel takes them; see `kernels.nearest_builder`.
+    With int8, vectors are rounded too: of two centroids equally near to 1 %, either may be found, and similarities of
+    unit vectors are off by less than 0.02.
 
     Args:
         cpu: CPU to compile for.
         centroids: (n, dim) float32, or int8 where the CPU has int8.
-        start: (n,) what each centroid's product starts from.
+        step: Value of the integer 1.
     """
 
-    def __init__(self, cpu: Cpu, centroids: NDArray[np.float32] | NDArray[np.int8], start: NDArray[np.generic]) -> None:
-        self._cpu, self._n_groups = cpu, -(-len(centroids) // cpu.lanes)
-        self._centroids = pack(centroids, cpu.lanes, is_integer=cpu.has_int8)
-        # A lane without a centroid starts so low that it never wins.
-        self._starts = np.full(self._n_groups * cpu.lanes, -(2**30), start.dtype)
-        self._starts[: len(centroids)] = start
+    def __init__(self, cpu: Cpu, centroids: NDArray[np.float32] | NDArray[np.int8], step: float = 1) -> None:
+        self._cpu, self._centroids, self._step = cpu, centroids, step
+        self._n_groups = -(-len(centroids) // cpu.lanes)
+
+    @cached_property
+    def _packed(self) -> NDArray[np.generic]:
+        return pack(self._centroids, self._cpu.lanes, is_integer=self._cpu.has_int8)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.generic]:
+        """What each centroid's product starts from. Vectors are unsigned in integer kernels, with zero point 128."""
+        has_int8, n = self._cpu.has_int8, len(self._centroids)
+        # A lane without a centroid starts so low that it is never the nearest.
+        starts = np.full(self._n_groups * self._cpu.lanes, -(2**30), np.int32 if has_int8 else np.float32)
+        starts[:n] = -128 * self._centroids.sum(axis=1, dtype=np.int32) if has_int8 else 0
+        return starts
 
     def nearest(self, vectors: NDArray[np.floating]) -> NDArray[np.int32]:
         vectors = np.ascontiguousarray(vectors)
         nearest = np.empty(len(vectors), np.int32)
         run = nearest_kernel(self._cpu, Layout.of_floats(vectors))
-        run(*addresses(vectors, self._centroids, self._starts, nearest), len(vectors), self._n_groups)
+        run(*addresses(vectors, self._packed, self._starts, nearest), len(vectors), self._n_groups)
         return nearest
+
+    def similarities(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+        """See `CentroidSearch`. Not by BLAS, whose threads wait for each other on a busy machine."""
+        vectors = np.ascontiguousarray(vectors)
+        products = np.empty((len(vectors), self._n_groups * self._cpu.lanes), np.float32)
+        counter = np.zeros(1, np.int64)
+        kernel = products_kernel(self._cpu, Layout.of_floats(vectors))
+        pointers = addresses(vectors, self._packed, self._starts, products, counter)
+
+        def run() -> None:
+            kernel(*pointers, len(vectors), self._n_groups, self._step)
+
+        in_threads(run, len(vectors) * self._n_groups // _WORK_PER_THREAD)
+        return products[:, : len(self._centroids)]
+
+    def subset(self, positions: NDArray[np.int64]) -> CentroidSearch:
+        return _KernelCentroids(self._cpu, self._centroids[positions], self._step)

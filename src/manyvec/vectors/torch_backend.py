@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.vectors.backend import CentroidSearch, Matcher
-from manyvec.vectors.batch import CodedBatch, StoredBatch, document_blocks, offsets_of, ragged_rows
+from manyvec.vectors.batch import CodedBatch, StoredBatch, as_float32, document_blocks, offsets_of, ragged_rows
 from manyvec.vectors.codec import rotation
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class TorchBackend:
 
     def match_vectors(self, queries: NDArray[np.float32], documents: StoredBatch) -> Matcher:
         return _ProductMatcher(queries, documents, self.block_tokens)
+
+    def products(self, vectors: NDArray[np.float32]) -> Callable[[NDArray[np.floating]], NDArray[np.float32]]:
+        return _ProductCentroids(vectors, self.block_bytes).similarities
 
     def match_centroids(self, similarities: NDArray[np.float32], centroids: NDArray[np.uint16]) -> Matcher:
         return _CentroidMatcher(similarities, centroids, self.block_tokens)
@@ -125,8 +129,8 @@ class _ProductCentroids:
             nearest[start : start + step] = (block @ torch.from_dlpack(self._centroids).T).numpy().argmax(axis=1)
         return nearest
 
-    def similarities(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(vectors @ self._centroids.T, np.float32)
+    def similarities(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+        return np.asarray(as_float32(vectors) @ self._centroids.T, np.float32)
 
     def subset(self, positions: NDArray[np.int64]) -> CentroidSearch:
         return _ProductCentroids(self._centroids[positions], self._block_bytes)
