@@ -1,6 +1,6 @@
 """How long the MaxSim kernel takes to be ready, which every process waits for, and to score, by dims and storage.
 
-    python examples/benchmarks/kernels.py [--rounds 15] [--name kernels]
+    python examples/benchmarks/maxsim_kernel.py [--rounds 15] [--name maxsim-kernel]
 
 Processor milliseconds, medians: to compile a kernel, and to score 400 documents of 150 tokens by a query of
 20 tokens in one thread. To compare two versions, run it with PYTHONPATH naming each, and with another `--name`.
@@ -48,7 +48,7 @@ def documents(dim: int, random: np.random.Generator) -> dict[str, TokenBatch | C
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--name", default="kernels")
+    parser.add_argument("--name", default="maxsim-kernel")
     options = parser.parse_args()
     # Before the first call of a kernel reads it.
     os.environ["OMP_NUM_THREADS"] = "1"
