@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from manyvec import F, Index
+from manyvec.retrieval import lexical
 from manyvec.retrieval.lexical import Lexicon, WordStatistics
 from manyvec.retrieval.postings import _by_word, _Part
 from manyvec.storage.words import CHECKSUM, COUNT_BITS, MAX_COUNT, WORDS, code_of, coded, words_of
@@ -135,7 +137,7 @@ def test_a_word_may_occur_more_often_than_can_be_counted() -> None:
     (part,) = _Part.of(np.arange(3), np.ones(3, np.int64), (codes, offsets))
     assert offsets.tolist() == [0, 2, 2, 3] and part.lengths.tolist() == [MAX_COUNT + 1, 0, 1]
     assert part.members[part.rows_of(code_of("cd"))].tolist() == [0, 2]
-    assert part.rows_of(code_of("unknown")) == slice(0)
+    assert part.rows_of(code_of("unknown")) == slice(0, 0)
     weight = WordStatistics(3, 4, {"cd": 2}).weight("cd")
     assert weight == pytest.approx(np.log(1.5 / 2.5 + 1))
 
@@ -148,3 +150,31 @@ def test_words_whose_hashes_begin_alike_are_not_mixed() -> None:
     (part,) = _Part.of(np.arange(10), np.ones(10, np.int64), (codes, np.arange(0, 1001, 100)))
     assert part.codes.tolist() == [7 << 40 << COUNT_BITS | i << COUNT_BITS for i in range(5)]
     assert all(np.diff(part.starts) == 200)
+
+
+def test_common_words_are_left_out_only_where_they_change_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    index = Index.create(tmp_path / "i", HashEncoder(), filter_columns={"n": int})
+    index.add(documents(400, 1))
+    index.optimize()
+    index.add(documents(90, 2, "e") + documents(30, 3))
+    index.delete([f"d{i:03}" for i in range(60, 90)])
+    reader, skipped = index._reader, []
+    version = reader.current()
+    passing = np.arange(len(version))[::3]
+    queries = [*QUERIES, "w0x w1x w2x w40x", "w0x", "w0x w0x w77x w80x", "w5x w6x unknown", documents(1, 9)[0]["text"]]
+    for query in queries:
+        for limit, some in product((1, 5, 16, 60, 1_000), (None, passing)):
+            found = []
+            for many in (10**9, 10):
+                monkeypatch.setattr(lexical, "_MANY", many)
+                found.append(reader.lexicon.match(version, query, limit, passing=some))
+            assert found[0].positions.tolist() == found[1].positions.tolist()
+            assert found[0].scores.tolist() == found[1].scores.tolist()
+            postings, words = reader.lexicon._postings.over(version), words_of(query)
+            counts = {word: postings.n_having(word) for word in words}
+            statistics = WordStatistics(len(version), postings.n_words, counts)
+            contenders = lexical._contenders(postings, words, statistics, limit, some)
+            having = reader.lexicon.match(version, query, len(version), passing=some).positions
+            skipped.append(0 if contenders is None else len(having) - len(contenders))
+    # Otherwise this would compare a thing with itself.
+    assert max(skipped) > 100

@@ -18,13 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.evidence.text import CountedWord
-from manyvec.retrieval.postings import PostingsLoader
+from manyvec.retrieval.postings import Postings, PostingsLoader
 from manyvec.storage.cache import CachedVersion
 from manyvec.storage.words import words_of
 from manyvec.vectors.maxsim import ScoredPositions, Scores, top_k
 
 # Constants of lance-index, and how it rounds: all of its arithmetic is float32.
 K1, B = np.float32(1.2), np.float32(0.75)
+# A word in more documents than this is worth leaving out of the sum over all, if so few documents are wanted.
+_MANY, _MAX_CONTENDERS = 2**15, 10_000
+_ROUNDING = 1e-5
 # Documents whose scores tell the average length.
 _N_SAMPLED = 5
 
@@ -200,19 +203,23 @@ class Lexicon:
         if limit < 1 or (postings := self._postings.over(version)) is None:
             return version.match(query, limit, where)
         words = words_of(query)
-        found = {word: postings.find(word) for word in words}
-        counts = {word: len(positions) for word, (positions, _) in found.items()}
-        statistics = WordStatistics(len(version), postings.n_words, counts)
-        norms = statistics.norms(postings.lengths)
-        scores = np.zeros(len(version), np.float32)
-        for word in words:
-            positions, frequencies = found[word]
-            scores[positions] += statistics.gains(word, frequencies, norms[positions])
-        chosen = np.flatnonzero(scores) if passing is None else passing[scores[passing] > 0]
+        statistics = WordStatistics(len(version), postings.n_words, {word: postings.n_having(word) for word in words})
+        chosen = _contenders(postings, words, statistics, limit, passing)
+        if chosen is None:
+            scores = np.zeros(len(version), np.float32)
+            for word in words:
+                _add(scores, postings, word, statistics)
+            chosen = np.flatnonzero(scores) if passing is None else passing[scores[passing] > 0]
+            scores = scores[chosen]
+        else:
+            frequencies = np.stack([postings.frequencies(word, chosen) for word in words], axis=1)
+            found = WordMatches(chosen, version.states.ids[chosen], frequencies, postings.lengths[chosen], 0)
+            scores = found.scores(words, statistics)
         if len(chosen) > limit:
-            chosen = chosen[scores[chosen] >= np.partition(scores[chosen], -limit)[-limit]]
-        order = top_k(scores[chosen], version.states.ids[chosen], limit)
-        return ScoredPositions(chosen[order], scores[chosen[order]])
+            is_best = scores >= np.partition(scores, -limit)[-limit]
+            chosen, scores = chosen[is_best], scores[is_best]
+        order = top_k(scores, version.states.ids[chosen], limit)
+        return ScoredPositions(chosen[order], scores[order])
 
     def statistics(self, version: CachedVersion, texts: Iterable[str]) -> WordStatistics:
         """Return the statistics of a version for all words of some texts."""
@@ -264,6 +271,52 @@ class Lexicon:
         if average is None:
             average = self._averages[version] = _average_length(version)
         return average
+
+
+def _add(scores: Scores, postings: Postings, word: str, statistics: WordStatistics) -> None:
+    """Add what a word gives to the score of every document."""
+    positions, frequencies = postings.find(word)
+    norms = statistics.norms(postings.lengths[positions])
+    scores[positions] += statistics.gains(word, frequencies, norms)
+
+
+def _contenders(
+    postings: Postings,
+    words: Sequence[str],
+    statistics: WordStatistics,
+    limit: int,
+    passing: NDArray[np.int64] | None,
+) -> NDArray[np.int64] | None:
+    """Return rising positions among which the `limit` best documents are; None if all have to be scored.
+
+    A common word adds little to a score. Documents that rarer words put so far behind that the common ones cannot
+    bring them back need not be scored, and those that have no rarer word neither (MaxScore, Turtle and Flood 1995,
+    https://doi.org/10.1016/0306-4573(95)00020-H).
+    """
+    counts = statistics.counts
+    if limit > _MAX_CONTENDERS or max(counts.values(), default=0) <= _MANY:
+        return None
+    by_rarity, scores = sorted(words, key=counts.__getitem__), np.zeros(len(postings.lengths), np.float32)
+    # No frequency gives more than these. Sums of float32 in another order differ a little.
+    most = [float((K1 + 1) * statistics.weight(word)) * (1 + _ROUNDING) for word in by_rarity]
+    chosen: NDArray[np.int64] | None = None
+    for done, word in enumerate([*by_rarity, ""]):
+        rest = sum(most[done:])
+        if counts.get(word, 0) > _MANY or not rest:
+            having = chosen
+            if having is None:
+                having = np.flatnonzero(scores) if passing is None else passing[scores[passing] > 0]
+            lowest = float(np.partition(scores[having], -limit)[-limit]) if len(having) >= limit else 0.0
+            if rest < lowest or not rest:
+                chosen = having[scores[having] * (1 + _ROUNDING) + rest >= lowest]
+        if not rest:
+            break
+        if chosen is None:
+            _add(scores, postings, word, statistics)
+        else:
+            norms = statistics.norms(postings.lengths[chosen])
+            scores[chosen] += statistics.gains(word, postings.frequencies(word, chosen), norms)
+    return chosen
 
 
 def growth(mine: WordStatistics, all: WordStatistics, words: Sequence[str]) -> float:

@@ -82,7 +82,7 @@ class _Part:
         """Return which `members` contain a word."""
         at = int(np.searchsorted(self.codes, np.uint64(code)))
         is_known = at < len(self.codes) and int(self.codes[at]) == code
-        return slice(self.starts[at], self.starts[at + 1]) if is_known else slice(0)
+        return slice(int(self.starts[at]), int(self.starts[at + 1])) if is_known else slice(0, 0)
 
 
 def _by_word(codes: NDArray[np.uint64]) -> NDArray[np.integer]:
@@ -176,6 +176,42 @@ class Postings:
                 positions.append(of_word[is_there])
                 counts.append(part.counts[rows][is_there].astype(np.float32))
         return np.concatenate(positions), np.concatenate(counts)
+
+    def n_having(self, word: str) -> int:
+        """Return the number of documents that contain a word."""
+        code, n = code_of(word), 0
+        for part, position_of, is_whole in zip(self.parts, self.position_of, self._are_whole, strict=True):
+            rows = part.rows_of(code)
+            n += rows.stop - rows.start if is_whole else int(np.count_nonzero(position_of[part.members[rows]] >= 0))
+        return n
+
+    def frequencies(self, word: str, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return how often a word occurs in each of these documents: fast for few of them, however common the word."""
+        code, found = code_of(word), np.zeros(len(positions), np.float32)
+        parts, members = (of_document[positions] for of_document in self._places)
+        for number, part in enumerate(self.parts):
+            chosen = np.flatnonzero(parts == number)
+            rows = part.rows_of(code)
+            having = part.members[rows]
+            # The members that contain a word rise.
+            at = np.searchsorted(having, members[chosen])
+            is_there = having.take(at, mode="clip") == members[chosen] if len(having) else np.zeros(len(at), bool)
+            found[chosen[is_there]] = part.counts[rows][at[is_there]]
+        return found
+
+    @cached_property
+    def _are_whole(self) -> list[bool]:
+        """Whether all members of a part are in this version."""
+        return [bool((positions >= 0).all()) for positions in self.position_of]
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The part of each document, and which member of it the document is."""
+        parts, members = (np.zeros(len(self.lengths), np.int32) for _ in range(2))
+        for number, positions in enumerate(self.position_of):
+            there = np.flatnonzero(positions >= 0)
+            parts[positions[there]], members[positions[there]] = number, there
+        return parts, members
 
 
 class PostingsLoader:

@@ -148,8 +148,8 @@ class KernelBuilder:
         module = binding.parse_assembly(self.ir_text)
         # The code is written for vector registers already: more passes take longer, and make nothing faster.
         tuning = binding.create_pipeline_tuning_options(speed_level=1)
-        # Of the 16 registers of AVX2, LLVM leaves too few for the sums if it unrolls the loop of `dot_products` by 2, as
-        # it does where 3 does not divide the steps.
+        # Of the 16 registers of AVX2, LLVM leaves too few for the sums if it unrolls the loop of `dot_products` by 2,
+        # as it does where 3 does not divide the steps.
         tuning.loop_unrolling = self.cpu.lanes != 8 or self.n_steps % 3 == 0
         passes = binding.create_pass_builder(machine, tuning)
         passes.getModulePassManager().run(module, passes)
