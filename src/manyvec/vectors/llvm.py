@@ -120,11 +120,13 @@ class KernelBuilder:
         # char tile[TILE][row_bytes]: the values of a tile's tokens, unpacked.
         self._tile = self.builder.alloca(ir.ArrayType(self.i8, TILE * self._row_bytes))
         self._tile.align = 64
-        if is_integer:
-            # Bytes that no value is written to are multiplied with 0, but must be defined.
-            self.builder.store(ir.Constant(self._tile.allocated_type, None), self._tile)
         # llvmlite sees a pointer to an array here; to LLVM, pointers have no type.
         self._tile.type = pointer
+        if is_integer:
+            # Bytes that no value is written to are multiplied with 0, but must be defined. Stored as one constant, they
+            # would take seconds to compile.
+            zero, n_bytes, is_volatile = ir.Constant(self.i8, 0), self.const(TILE * self._row_bytes), ir.IntType(1)(0)
+            self.intrinsic("llvm.memset.p0.i64", ir.VoidType(), self._tile, zero, n_bytes, is_volatile)
         self._sums = [self.builder.alloca(self.sums) for _ in range(TILE)]
 
     @property
