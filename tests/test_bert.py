@@ -170,6 +170,14 @@ def test_a_saved_model_that_needs_more_is_left_to_sentence_transformers(plain, t
     assert isinstance(fresh(save(tmp_path / "saved", plain, **other), backend="auto"), SentenceTransformerEncoder)
 
 
+@pytest.mark.parametrize("expansion", [{"strategy": "fixed"}, {"strategy": "fixed", "length": 8, "fill": "x"}, [1]])
+def test_a_saved_model_with_an_odd_expansion_is_an_error(plain, tmp_path, expansion):
+    file = save(tmp_path / "saved", plain, out=8) / "sentence_bert_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"query_expansion": expansion}))
+    with pytest.raises(EncoderError, match=r"cannot load the model .*saved"):
+        fresh(file.parent, backend="auto")
+
+
 @pytest.fixture
 def stanford(plain, tmp_path):
     """A folder with a tiny ColBERT whose tokenizer is in tokenizer.json, and its vectors by Stanford's arithmetic."""
@@ -223,7 +231,7 @@ def test_colbert_has_the_vectors_and_fingerprint_of_sentence_transformers(stanfo
     ("settings", "message"),
     [
         ({"query_maxlen": 100}, "it fills queries up to 100 tokens, but reads at most 64 at a time"),
-        ({"doc_maxlen": "220"}, "artifact.metadata: doc_maxlen must be a whole number above 0, got '220'"),
+        ({"doc_maxlen": "220"}, "artifact.metadata: doc_maxlen must be a positive integer, got '220'"),
     ],
 )
 def test_a_colbert_with_impossible_lengths_is_an_error(stanford, backend_name, settings, message):

@@ -37,7 +37,7 @@ class Recipe:
         skipped: (n,) ids of tokens that have no vector, by task.
         configs: Settings of the modules that sentence-transformers has behind BERT.
         weights: `projection.weight` (dim, hidden size), perhaps `projection.bias` (dim,); empty without a projection.
-        prompts: What is put before a text, by task.
+        prompts: What is put before a query or a document, by task.
         query_length: Maximum number of tokens of a query; None for that of the model.
         document_length: The same for a document or a window of one.
         query_expansion: To what `length` queries are filled up, and whether these tokens are attended to; None if not.
@@ -106,6 +106,8 @@ class Recipe:
             and backbone == _BACKBONE
             and {*prompts} == {"query", "document"}
             and expansion.get("strategy", "fixed") == "fixed"
+            and {*expansion} <= {*_EXPANSION}
+            and (not expansion or "length" in expansion)
         )
         if not is_known or expansion_token is None:
             return None

@@ -42,13 +42,13 @@ class ColbertSettings:
         """Read artifact.metadata; the tokenizer says which tokens there are, all others being `unknown`.
 
         Raises:
-            EncoderError: A length is no whole number.
+            EncoderError: A length is not a positive integer.
         """
         settings = checkpoint.object("artifact.metadata")
         lengths = {name: settings.get(name) or default for name, default in _LENGTHS.items()}
         for name, length in lengths.items():
             if type(length) is not int or length < 1:
-                raise checkpoint.error(f"artifact.metadata: {name} must be a whole number above 0, got {length!r}")
+                raise checkpoint.error(f"artifact.metadata: {name} must be a positive integer, got {length!r}")
 
         def token(name: str) -> str:
             # colbert-ai inserts the id of the marker, which is that of [UNK] if the vocabulary lacks the marker.

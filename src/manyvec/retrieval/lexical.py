@@ -229,8 +229,10 @@ class Lexicon:
         for text in texts:
             for word, spelling in spellings(text).items():
                 if word not in counts:
-                    found = _matching(version, spelling).positions if postings is None else postings.find(word)[0]
-                    counts[word] = len(found)
+                    if postings is not None:
+                        counts[word] = postings.n_having(word)
+                    else:
+                        counts[word] = len(_matching(version, spelling).positions)
                 wanted[word] = counts[word]
         if postings is not None:
             return WordStatistics(len(version), postings.n_words, wanted)
