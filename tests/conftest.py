@@ -47,8 +47,22 @@ LONGEST = (
 
 
 def pytest_configure(config):
-    """Let xdist distribute the files in the order of the tests."""
+    """Let xdist distribute the files in the order of the tests, and hide a GPU unless its tests are asked for.
+
+    By default an index on a machine with a GPU scores there, all documents and with a rounded query: the tests of
+    candidates and exact scores are about the CPU.
+    """
     config.option.loadscopereorder = False
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item):
+    """Skip a GPU's tests where there is none or it is hidden."""
+    import torch
+
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device: run pytest -m gpu where there is one")
 
 
 def pytest_collection_modifyitems(items):

@@ -155,24 +155,21 @@ def test_an_encoder_is_loaded_once_however_many_threads_ask(minilm):
 def test_the_device_is_the_one_asked_for(minilm):
     assert minilm.device == "cpu"
     assert next(load_encoder("minilm", device="cpu", backend="torch").model.parameters()).device.type == "cpu"
-    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert load_encoder("minilm").device.startswith(expected)
+    assert load_encoder("minilm").device.startswith("mps" if torch.backends.mps.is_available() else "cpu")
     with pytest.raises(InputError, match="device must be one of auto, cpu, cuda, mps, got 'gpu'"):
         load_encoder("minilm", device="gpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="shows the error without CUDA, which this machine has")
 def test_a_device_that_is_missing_is_an_error_not_a_silent_cpu():
     with pytest.raises(InputError, match="no cuda device"):
         load_encoder("minilm", device="cuda")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_vectors_of_the_cpu(minilm):
-    assert_allclose(
-        load_encoder("minilm", device="cuda").encode_documents([TEXT])[0], minilm.encode_documents([TEXT])[0], atol=1e-2
-    )
+    there = load_encoder("minilm")
+    assert there.device.startswith("cuda")
+    assert_allclose(there.encode_documents([TEXT])[0], minilm.encode_documents([TEXT])[0], atol=1e-2)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -100,6 +100,15 @@ def test_a_tuned_model_loads_anywhere_with_equal_vectors_and_says_where_it_is_fr
     assert not folder.with_name("model.training").exists()
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_model_that_is_trained_in_mixed_precision_returns_unrounded_vectors(tiny, tmp_path, monkeypatch, device):
+    # What `accelerate` reads where nothing else is set; on a GPU bfloat16 is the default.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
+    report = manyvec.tune(tiny, pairs, tmp_path / "model", **QUICK | {"device": device})
+    assert report.out and report.after.mean > 0.9
+
+
 def test_a_set_without_signal_writes_nothing_and_the_command_exits_with_1(tiny, tmp_path, capsys):
     pairs = synonyms(200)
     passages = [passage for _, passage in pairs]

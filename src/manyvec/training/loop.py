@@ -139,6 +139,8 @@ def train(
         problem = f"training stopped at step {error.step}: the loss was {error.loss}"
         if not measuring.best_step:
             model.load_state_dict(initial, strict=False)
+    # In mixed precision accelerate wraps the model's forward, and would go on rounding what it returns.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     measuring.load_best()
     return Trained(measuring.curve, measuring.best_step, problem)
 

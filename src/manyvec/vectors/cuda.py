@@ -160,12 +160,14 @@ class DeviceDocuments:
         kernel = self._kernel()
         padded = _to_sixteen(queries.n_tokens)
         # Gathered rows and their positions. Without the kernel also similarities, up to four copies of them, and
-        # unpacked codes.
+        # unpacked codes. The kernel reads all documents where they are, in one block.
         bytes_per_token = 2 * self.dim + (24 if kernel else 16 * padded + 6 * self.dim)
-        block_tokens = max(1, min(self.scratch_bytes // bytes_per_token, len(self.rows)))
+        block_tokens = len(self.rows)
+        if kernel is None or subset is not None:
+            block_tokens = min(self.scratch_bytes // bytes_per_token, block_tokens)
         try:
             work = partial(self._score_in_blocks, queries, subset, reduction, kernel)
-            return halved_until_it_fits(work, block_tokens, _MIN_BLOCK_TOKENS)
+            return halved_until_it_fits(work, max(1, block_tokens), _MIN_BLOCK_TOKENS)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"{self.rows.device} has no memory left to score {len(queries)} queries: score fewer, or on the CPU"
