@@ -290,6 +290,16 @@ def test_held_out_queries_share_no_document_with_training(tmp_path):
     assert n_used + data.dropped["answered by a held-out and another document"] == 900
 
 
+def test_of_many_held_out_queries_250_choose_and_500_measure():
+    queries = {f"q{i}": f"query {i}" for i in range(4000)}
+    documents = {f"d{i}": f"text {i}" for i in range(4000)}
+    positives = {f"q{i}": {f"d{i}": 1} for i in range(4000)}
+    data = TrainingData("many", documents, queries, positives, groups={id: id for id in documents})
+    split = hold_out(data, 0.3, seed=0)
+    assert (len(split.validation), len(split.report), len(split.train)) == (250, 500, 3250)
+    assert not set(split.validation) & set(split.report)
+
+
 def test_documents_of_a_group_are_on_one_side(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text(

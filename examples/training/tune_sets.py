@@ -3,7 +3,8 @@
     python examples/training/tune_sets.py DATA metatool squad-dev --method projection --dim 128 --minutes 15
 
 `tune` holds out its own queries and never reads the test split. Each result is written to
-`results/tune-SET-METHOD.json`, with the minutes that training took, the processor time and the load of the machine.
+`results/tune-SET-METHOD.json`, with the minutes that training took, the processor time and the load of the machine;
+`--name` names it otherwise, for runs that compare `--negatives` or `--learning-rate`.
 With `--vectors`, the folder of `../benchmarks/encoded.py`, documents are not encoded again with `minilm`: `tune` gets
 an index of them, and the test knows them before, and after a projection. With `--from-index` the documents themselves
 ask what is trained (`manyvec.training.questions`); only the test reads judged queries.
@@ -37,7 +38,7 @@ def filled(folder: str | Path, model: str, data: Dataset, tokens: manyvec.TokenB
     if tokens is not None:
         pairs = zip(documents, tokens, strict=True)
         documents = [replace(document, vectors=vectors) for document, vectors in pairs if len(vectors)]
-    index = manyvec.Index.create(folder, manyvec.load_encoder(model, device="cpu"))
+    index = manyvec.Index.create(folder, model)
     index.add(documents, adopt_vectors=tokens is not None)
     return index
 
@@ -120,6 +121,9 @@ def main() -> None:
     parser.add_argument("--method", choices=["full", "lora", "projection"], default="full")
     parser.add_argument("--dim", type=int)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--negatives", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--name", help="Name of the result, after `tune-`.")
     parser.add_argument("--holdout", type=float, default=0.1)
     parser.add_argument("--queries", type=int, help="Train on, and test on, a random sample of at most N queries each.")
     parser.add_argument("--test-queries", type=int, help="Test on a random sample of at most N queries.")
@@ -135,7 +139,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.sets:
         wall, processor = time.monotonic(), time.process_time()
-        title = f"{name}-{arguments.method}{'-from-index' if arguments.from_index else ''}"
+        title = arguments.name or f"{name}-{arguments.method}{'-from-index' if arguments.from_index else ''}"
         out = work / title
         folder = arguments.data / name
         if arguments.queries:
@@ -157,6 +161,8 @@ def main() -> None:
             method=arguments.method,
             dim=arguments.dim,
             minutes=arguments.minutes,
+            negatives=arguments.negatives,
+            learning_rate=arguments.learning_rate,
             holdout=arguments.holdout,
             unseen=[arguments.data / other for other in arguments.unseen],
             on_progress=lambda point: print(point, flush=True),

@@ -94,11 +94,11 @@ def tune(
 ) -> TuneReport:
     """Adapt a text model to judged queries, measure what that gained, and save it only if it gained.
 
-    Held-out queries are answered by no document of a training pair. One half of them chooses the step and the blend of
-    weights, the other half is measured before and after. If the process is killed, the same call goes on from the last
-    checkpoint, kept in the folder `OUT.training` until the run is complete. Memory: the model with its optimizer (six
-    times its weights), about 4 GB for a step of `full` or `lora`, and before and after training the token vectors of at
-    most 20,000 documents as float16, twice while they are joined.
+    Held-out queries are answered by no document of a training pair. Half of them (at most 250) choose the step and the
+    blend of weights, the others are measured before and after. If the process is killed, the same call goes on from the
+    last checkpoint, kept in the folder `OUT.training` until the run is complete. Memory: the model with its optimizer
+    (six times its weights), about 4 GB for a step of `full` or `lora`, and before and after training the token vectors
+    of at most 20,000 documents as float16, twice while they are joined.
 
     Args:
         model: Model to start from, a name for `load_encoder`.
@@ -117,7 +117,7 @@ def tune(
             on top: each encodes the corpus once. With `projection` they do so together, as the tuned vectors are those
             before times a matrix. An index of the same model gives its stored vectors instead of encoding.
         negatives: Hard negatives for each pair, from the data or mined. Fewer in a corpus that is too small for them.
-        holdout: Share of the queries to hold out; at least 20 and at most 500 are.
+        holdout: Share of the queries to hold out; at least 20 and at most 750 are. More make the gain more certain.
         unseen: Folders in BEIR layout whose test split is measured before and after, to see what the model forgets.
         teacher: Name of a cross-encoder whose scores are distilled. Recorded `scores` in `train` are, without one.
         interpolate: Share of the tuned weights in the result; the rest are those before training. With `auto`, the best
