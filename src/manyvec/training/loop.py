@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from manyvec.training.measuring import PoolScores
 from manyvec.training.preparing import prompt_of
 from manyvec.training.report import Progress
+from manyvec.vectors.llvm import host_cpu
 
 _WEIGHTS = "trained.safetensors"
 # All files of a checkpoint; one that a kill interrupted lacks some.
@@ -44,6 +46,7 @@ class LoopSettings:
         measure_every: Steps between measurements; a checkpoint is written at each.
         patience: Measurements without a gain until training stops.
         seed: Seed of the order of pairs and of dropout.
+        bfloat16: Whether matrix products are computed in bfloat16; weights and the loss stay float32.
     """
 
     minutes: float
@@ -54,6 +57,7 @@ class LoopSettings:
     measure_every: int
     patience: int
     seed: int
+    bfloat16: bool = False
 
 
 @dataclass
@@ -117,7 +121,7 @@ def train(
         report_to="none",
         disable_tqdm=True,
         use_cpu=on_cpu,
-        bf16=model.device.type == "cuda",
+        bf16=settings.bfloat16,
         dataloader_pin_memory=not on_cpu,
     )
     trainer = _Trainer(
@@ -139,10 +143,27 @@ def train(
         problem = f"training stopped at step {error.step}: the loss was {error.loss}"
         if not measuring.best_step:
             model.load_state_dict(initial, strict=False)
-    # In mixed precision accelerate wraps the model's forward, and would go on rounding what it returns.
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     measuring.load_best()
+    # For good, as in `_unrounded`.
+    vars(model).pop("forward", None)
     return Trained(measuring.curve, measuring.best_step, problem)
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Return whether a device multiplies matrices of bfloat16 faster than of float32."""
+    cpu = host_cpu()
+    return device.startswith("cuda") or (device == "cpu" and cpu is not None and cpu.has_bfloat16)
+
+
+@contextmanager
+def _unrounded(model: torch.nn.Module) -> Iterator[None]:
+    """Run a model as it will be used: to train in bfloat16, accelerate gives it another `forward`, which rounds."""
+    forward = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if forward is not None:
+            model.forward = forward
 
 
 class _NotFiniteError(Exception):
@@ -241,7 +262,8 @@ class _Measuring(TrainerCallback):
 
     def _measure(self, step: int) -> None:
         self.model.eval()
-        scores = self.measure()
+        with _unrounded(self.model):
+            scores = self.measure()
         self.model.train()
         seconds = self._seconds_before + time.monotonic() - self._began
         rate = (step - self._first_step) * self.settings.batch_size / max(seconds - self._seconds_before, 1e-9)

@@ -56,6 +56,11 @@ class Cpu:
         """Whether it has AVX-512 VNNI, which multiplies int8 and adds up in one instruction."""
         return "+avx512vnni" in self.features.split(",")
 
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether it multiplies bfloat16 faster than float32, in torch too: AVX-512 BF16 or AMX."""
+        return not {"+avx512bf16", "+amx-bf16"}.isdisjoint(self.features.split(","))
+
 
 @lru_cache(maxsize=1)
 def host_cpu() -> Cpu | None:
