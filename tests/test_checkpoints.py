@@ -140,6 +140,16 @@ def test_a_damaged_or_foreign_checkpoint_is_an_error_that_says_what_is_wrong(cop
         fresh(str(folder))
 
 
+def test_a_token_without_weights_is_an_error_when_a_text_has_it(copy):
+    folder = copy("plain")
+    vocabulary = (folder / "vocab.txt").read_text()
+    (folder / "vocab.txt").write_text(f"{vocabulary}\nnewcomer")
+    encoder = fresh(str(folder))
+    assert encoder.encode_documents(["late interaction"]).n_tokens == 2
+    with pytest.raises(EncoderError, match=r"weights for \d+ tokens, and its tokenizer knows \d+: use the tokenizer"):
+        encoder.encode_documents(["late newcomer"])
+
+
 class Bomb:
     """Leaves a file behind wherever it is unpickled."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manyvec.errors import EncoderError
 from manyvec.models.windowed import Task, WindowedEncoder
 from manyvec.models.windows import Spans, Window
 
@@ -147,7 +148,16 @@ class SentenceTransformerEncoder(WindowedEncoder):
 
         with torch.inference_mode():
             features = self.model.preprocess(texts, prompt=self._prompt(task), task=task)
-            features = self.model(batch_to_device(features, self.model.device), task=task)
+            try:
+                features = self.model(batch_to_device(features, self.model.device), task=task)
+            except IndexError as error:
+                n_vectors = self._transformer.model.get_input_embeddings().num_embeddings
+                if int(features["input_ids"].max()) < n_vectors:
+                    raise
+                raise EncoderError(
+                    f"{self.name} has weights for {n_vectors:,} tokens, and its tokenizer knows "
+                    f"{len(self._transformer.tokenizer):,}: use the tokenizer that it was trained with"
+                ) from error
             embeddings = features["token_embeddings"].float().cpu().numpy()
             return embeddings, features["attention_mask"].bool().cpu().numpy()
 
