@@ -1,6 +1,6 @@
 """How fast and in how much memory texts are encoded, against `MultiVectorEncoder.encode` itself.
 
-python examples/benchmarks/encoding.py DATASET             documents and tokens a second, by batch size and by backend
+python examples/benchmarks/encoding.py DATASET             documents and tokens a second, by batch size and precision
 python examples/benchmarks/encoding.py DATASET --memory    peak memory of 10,000 documents of mixed lengths
 
 Only texts that fit the model's window are timed: `MultiVectorEncoder` cuts what is longer, and has less to do.
@@ -25,7 +25,7 @@ BOUND = 1_250_000_000
 
 
 def throughput(dataset: str) -> None:
-    encoder = load_encoder("minilm", device="cpu")
+    encoder = load_encoder("minilm", device="cpu", backend="torch")
     texts = [document.text for document in load_beir(dataset).documents]
     lengths = [len(ids) for ids in encoder.model.tokenizer(texts[:400], verbose=False)["input_ids"]]
     texts = [text for text, length in zip(texts, lengths, strict=False) if length <= 256][:48]
@@ -35,6 +35,9 @@ def throughput(dataset: str) -> None:
         )
         for batch_tokens in (1024, 2048, 4096, 8192)
     }
+    rounded = load_encoder("minilm", device="cpu", backend="torch", dtype="bfloat16")
+    contenders["dtype=bfloat16"] = partial(rounded.encode_documents, texts)
+    contenders["by default"] = partial(load_encoder("minilm", device="cpu").encode_documents, texts)
     for batch_size in (8, 32):
         contenders[f"MultiVectorEncoder.encode_document, batch_size={batch_size}"] = partial(
             encoder.model.encode_document, texts, batch_size=batch_size, convert_to_numpy=True
@@ -43,7 +46,9 @@ def throughput(dataset: str) -> None:
         if find_spec("optimum") and find_spec(package):
             contenders[backend] = partial(load_encoder("minilm", backend=backend).encode_documents, texts)
     taken = report.medians(contenders, rounds=3)
-    n_tokens = encoder.encode_documents(texts).n_tokens
+    tokens = encoder.encode_documents(texts)
+    n_tokens = tokens.n_tokens
+    cosines = (tokens.vectors * rounded.encode_documents(texts).vectors).sum(axis=1)
     theirs = min(taken[name] for name in taken if name.startswith("MultiVectorEncoder"))
     rates = {
         name: {
@@ -53,7 +58,9 @@ def throughput(dataset: str) -> None:
         }
         for name, milliseconds in taken.items()
     }
-    report.write("encoding", {"documents": len(texts), "tokens": n_tokens, "rates": rates})
+    found = {"documents": len(texts), "tokens": n_tokens, "rates": rates}
+    cosine = {"mean": round(float(cosines.mean()), 6), "least": round(float(cosines.min()), 4)}
+    report.write("encoding", found | {"cosine of bfloat16 with float32": cosine})
 
 
 def memory(dataset: str) -> None:
