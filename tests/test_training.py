@@ -29,6 +29,7 @@ from manyvec.training.measuring import Judged, encode_corpus, interval, ndcg_of
 from manyvec.training.pairs import mine_negatives, training_rows, with_teacher
 from manyvec.training.questions import pairs_from_documents
 from manyvec.training.starting import part_of, stored_tokens
+from manyvec.training.tuning import _objection
 
 N_WORDS = 40
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -370,6 +371,13 @@ def test_the_interval_of_equal_values_is_a_point_and_of_mixed_ones_covers_their_
     assert (
         mixed.low == pytest.approx(0.4, abs=0.03) and mixed.mean == 0.5 and mixed.high == pytest.approx(0.6, abs=0.03)
     )
+
+
+def test_a_model_is_written_only_if_both_halves_of_the_held_out_queries_gained():
+    gain = interval([0.1] * 30)
+    assert _objection(gain, 0.8, 0.9) is None
+    assert _objection(interval([0.1, -0.1] * 15), 0.8, 0.9).startswith("the gain on 30 held-out queries is ")
+    assert "nDCG@10 went from 0.900 to 0.900, although the other 30 gained 0.100" in _objection(gain, 0.9, 0.9)
 
 
 def test_weights_are_blended_by_their_share():

@@ -34,7 +34,7 @@ from manyvec.training.measuring import (
 )
 from manyvec.training.pairs import n_documents, texts_of, training_rows, with_teacher
 from manyvec.training.questions import Ask, pairs_from_documents
-from manyvec.training.report import Progress, TuneReport
+from manyvec.training.report import Measured, Progress, TuneReport
 from manyvec.training.starting import Job, Start, begin, corpus_of, kept_states, part_of
 from manyvec.vectors.batch import TokenBatch
 
@@ -294,7 +294,8 @@ def _judged(
     after = ndcg_of(encoder, Judged(*part_of(data, split.report), corpus), tokens)
     # Smaller vectors are worth having if they are better than untrained ones of their size.
     advantage = interval(np.subtract(after, start.at_dim or start.before).tolist())
-    is_better = advantage.low > 0 and fitted.by_share[fitted.share] > fitted.curve[0].ndcg
+    objection = _objection(advantage, fitted.curve[0].ndcg, fitted.by_share[fitted.share])
+    is_better = objection is None
     unseen = {
         dataset.name: compare(start.unseen[dataset.name], ndcg_of_set(encoder, dataset))
         for dataset in (job.unseen if is_better else ())
@@ -305,10 +306,8 @@ def _judged(
         for name, compared in unseen.items()
         if compared.gain.mean < -UNSEEN_LOSS
     ]
-    if not is_better:
-        warnings.append(
-            f"nothing was written: the gain on {len(after)} held-out queries is {advantage}, not safely above 0"
-        )
+    if objection:
+        warnings.append(f"nothing was written: {objection}")
     details = {
         **job.settings(),
         "data": data.name,
@@ -335,6 +334,24 @@ def _judged(
         warnings=warnings,
         details=details,
     )
+
+
+def _objection(advantage: Measured, chosen_before: float, chosen_after: float) -> str | None:
+    """Return why a tuned model is not written, or None if it is.
+
+    Args:
+        advantage: Gain on the queries that chose nothing.
+        chosen_before: nDCG@10 on the queries that chose the step and the blend of weights, before training.
+        chosen_after: The same for what they chose.
+    """
+    if advantage.low <= 0:
+        return f"the gain on {advantage.n_queries} held-out queries is {advantage}, not safely above 0"
+    if chosen_after <= chosen_before:
+        return (
+            f"on the held-out queries that choose the step, nDCG@10 went from {chosen_before:.3f} to "
+            f"{chosen_after:.3f}, although the other {advantage.n_queries} gained {advantage}"
+        )
+    return None
 
 
 def _work_folder(out: Path, job: Job, data: TrainingData, split: Split) -> Path:
