@@ -176,7 +176,9 @@ def main() -> None:
             others = [arguments.data / other for other in arguments.also]
             result["also"] = {other.name: tested(arguments, other, report.out, work) for other in others}
         print(json.dumps({key: result.get(key) for key in ("set", "test", *spent)}), report.warnings, flush=True)
-        (RESULTS / f"tune-{title}.json").write_text(json.dumps(result, indent=1) + "\n")
+        # Without the folders of this machine.
+        text = json.dumps(result, indent=1).replace(json.dumps(f"{work}{os.sep}")[1:-1], "")
+        (RESULTS / f"tune-{title}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
