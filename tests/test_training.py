@@ -24,8 +24,9 @@ from manyvec.models.text import SentenceTransformerEncoder
 from manyvec.testing import HashEncoder
 from manyvec.training import preparing, saving
 from manyvec.training.data import TrainingData, drop_leaks, hold_out, read_pairs, read_training
-from manyvec.training.losses import PrefixLoss, loss_for
-from manyvec.training.measuring import Judged, encode_corpus, interval, ndcg_of
+from manyvec.training.loop import LoopSettings, train
+from manyvec.training.losses import SCALE, PrefixLoss, loss_for
+from manyvec.training.measuring import Judged, PoolScores, encode_corpus, interval, ndcg_of
 from manyvec.training.pairs import mine_negatives, training_rows, with_teacher
 from manyvec.training.questions import pairs_from_documents
 from manyvec.training.starting import part_of, stored_tokens
@@ -175,7 +176,7 @@ def test_lora_lowers_the_loss_from_data_to_report(tiny, tmp_path):
 
 def test_a_projection_makes_vectors_smaller_and_leaves_the_backbone_as_it_was(tiny, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
-    settings = QUICK | {"learning_rate": 2e-2, "epochs": 5, "measure_every": 60}
+    settings = QUICK | {"learning_rate": 2e-2, "epochs": 10, "measure_every": 60}
     report = manyvec.tune(tiny, pairs, tmp_path / "model", method="projection", dim=16, **settings)
     assert report.after.mean > report.before.mean + 0.2
     assert manyvec.load_encoder(str(tmp_path / "model"), device="cpu").dim == 16
@@ -228,11 +229,30 @@ def test_the_loss_of_prefixes_is_the_sum_of_their_losses(tiny):
         queries, documents = (
             [v[:, :dim] / np.linalg.norm(v[:, :dim], axis=1, keepdims=True) for v in part] for part in vectors
         )
-        scores = torch.tensor([[(q @ d.T).max(axis=1).sum() for d in documents] for q in queries])
-        expected += torch.nn.functional.cross_entropy(scores, torch.arange(2)).item()
+        similarities = torch.tensor([[(q @ d.T).max(axis=1).mean() for d in documents] for q in queries])
+        expected += torch.nn.functional.cross_entropy(SCALE * similarities, torch.arange(2)).item()
     loss = loss_for(model, has_teacher=False, dims=[8, 32], n_rows=2, n_tokens=16)
     assert isinstance(loss, PrefixLoss)
-    assert loss(features()).item() == pytest.approx(expected, abs=1e-5)
+    assert loss(features()).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_training_uses_no_dropout(tiny, tmp_path):
+    model = preparing.load_trainable(tiny, device="cpu")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.9
+    loss = loss_for(model, has_teacher=False, dims=[0], n_rows=4, n_tokens=16)
+    rows = [{"query": f"ask{i}", "positive": f"say{i}"} for i in range(4)]
+    columns = [[row[name] for row in rows] for name in ("query", "positive")]
+    model.eval()
+    features = [
+        model.preprocess(texts, task=task) | {"task": task}
+        for texts, task in zip(columns, ("query", "document"), strict=True)
+    ]
+    expected = loss(features).item()
+    settings = LoopSettings(1, 4, 1e-9, 16, 1, 1, 3, 0)
+    trained = train(model, loss, rows, settings, lambda: PoolScores(0, 0, 0), tmp_path, print)
+    assert trained.curve[1].loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_recorded_scores_are_distilled(tiny, tmp_path):

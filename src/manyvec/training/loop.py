@@ -45,7 +45,7 @@ class LoopSettings:
         epochs: Maximum number of passes over the pairs.
         measure_every: Steps between measurements; a checkpoint is written at each.
         patience: Measurements without a gain until training stops.
-        seed: Seed of the order of pairs and of dropout.
+        seed: Seed of the order of pairs.
         bfloat16: Whether matrix products are computed in bfloat16; weights and the loss stay float32.
     """
 
@@ -183,6 +183,8 @@ class _Trainer(MultiVectorEncoderTrainer):
         """Add nothing: the callback encodes examples of the data for a model card, which is not written."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        # Without dropout torch fuses attention: .56 of the time of a step with 256 tokens and a third of its memory.
+        self.model.eval()
         loss = super().compute_loss(*args, **kwargs)
         value = float((loss[0] if isinstance(loss, tuple) else loss).detach())
         if not math.isfinite(value):

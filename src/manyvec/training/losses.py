@@ -16,6 +16,7 @@ from sentence_transformers.multi_vector_encoder.losses import (
     MultiVectorDistillKLDivLoss,
     MultiVectorMultipleNegativesRankingLoss,
 )
+from sentence_transformers.multi_vector_encoder.scoring import mean_colbert_scores
 
 from manyvec.errors import InputError
 from manyvec.models.filip import patch_vectors, word_mask, word_vectors
@@ -26,6 +27,10 @@ __all__ = ["FilipLoss", "PrefixLoss", "filip_similarities", "loss_for", "patch_v
 # What the activations of a step may take before they are computed twice instead of kept.
 _MAX_ACTIVATION_BYTES = 4 * 2**30
 _CHUNK_ROWS = 32
+# Scale of the mean similarity of a query's tokens before the softmax. The sum of these similarities, which is usual for
+# ColBERT's 32 tokens, is a scale of 12 for a question of 12 tokens: then the loss goes on to part documents that are
+# ranked right already, and questions that were held out are ranked worse (docs/decisions.md).
+SCALE = 50.0
 # The paper's start, and the bound of CLIP that it keeps.
 _FIRST_TEMPERATURE, _LAST_TEMPERATURE = 0.07, 0.01
 
@@ -92,12 +97,13 @@ def loss_for(
         n_rows: Number of documents in a batch.
         n_tokens: Maximum number of tokens of each.
     """
+    contrast: dict[str, Any] = {"scale": SCALE, "similarity_fct": mean_colbert_scores, "mini_batch_size": _CHUNK_ROWS}
     if has_teacher:
         loss: Any = MultiVectorDistillKLDivLoss(model)
     elif len(dims) == 1 and activation_bytes(model, n_rows, n_tokens) > _MAX_ACTIVATION_BYTES:
-        return CachedMultiVectorMultipleNegativesRankingLoss(model, mini_batch_size=_CHUNK_ROWS)
+        return CachedMultiVectorMultipleNegativesRankingLoss(model, **contrast)
     else:
-        loss = MultiVectorMultipleNegativesRankingLoss(model, mini_batch_size=_CHUNK_ROWS)
+        loss = MultiVectorMultipleNegativesRankingLoss(model, **contrast)
     return PrefixLoss(loss, dims) if len(dims) > 1 else loss
 
 

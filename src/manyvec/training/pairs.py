@@ -17,8 +17,8 @@ from manyvec.training.data import TrainingData
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer
 
-# Above these ranks many documents answer the query although nobody judged them; below, they are easy.
-FIRST_RANK, LAST_RANK = 10, 50
+# Of the documents that remain without answers and likely answers, as many are drawn from: those below are easy.
+LAST_RANK = 10
 # A document that scores almost as high as the answer probably is one.
 LIKELY_POSITIVE = 0.95
 # Documents that each of BM25 and the pooled vectors propose.
@@ -37,11 +37,10 @@ def mine_negatives(
     n_negatives: int,
     seed: int,
 ) -> dict[str, tuple[str, ...]]:
-    """Return up to `n_negatives` ids of documents for each query, drawn from ranks 10 to 50.
+    """Return up to `n_negatives` ids of documents for each query, drawn from the 10 that rank highest.
 
     BM25 and mean-pooled vectors propose 60 documents each, and exact MaxSim ranks these. Judged answers, and documents
-    with more than 95 % of the score of the best answer, are left out. In a small corpus the ranks start earlier: at a
-    tenth of the corpus.
+    with more than 95 % of the score of the best answer, are left out before.
 
     Args:
         queries: Query ids.
@@ -57,7 +56,6 @@ def mine_negatives(
     bm25 = BM25([words_of(text) for text in documents.values()])
     pooled = _pooled(tokens)
     is_allowed = np.array([id not in excluded for id in ids], np.bool_)
-    first = min(FIRST_RANK, len(ids) // 10)
     rng, scorer = np.random.default_rng(seed), MaxSimScorer()
     mined: dict[str, tuple[str, ...]] = {}
     for start in range(0, len(queries), _BATCH):
@@ -75,9 +73,7 @@ def mine_negatives(
             limit = LIKELY_POSITIVE * float(scores[is_positive].max(initial=-np.inf)) if positives else np.inf
             ranked = proposed[np.argsort(-scores, kind="stable")]
             is_negative = is_allowed[ranked] & ~np.isin(ranked, positives) & (-np.sort(-scores, kind="stable") <= limit)
-            window = ranked[is_negative][first:LAST_RANK]
-            if len(window) < n_negatives:
-                window = ranked[is_negative][-max(n_negatives, 1) :]
+            window = ranked[is_negative][: max(LAST_RANK, n_negatives)]
             chosen = rng.permutation(window)[:n_negatives].tolist()
             mined[query] = tuple(ids[position] for position in chosen)
     return mined

@@ -188,10 +188,14 @@ def prompt_of(model: MultiVectorEncoder, task: Task) -> str:
 
 
 def activation_bytes(model: MultiVectorEncoder, n_rows: int, n_tokens: int) -> float:
-    """Estimate the memory of a step's activations: 68 bytes for a hidden unit, 20 for a head and key."""
+    """Estimate the memory of a step's activations.
+
+    68 bytes for each hidden unit; 20 for each head and pair of tokens, unless attention is fused.
+    """
     config: Any = model[0].config
-    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
-    return float(n_rows * n_tokens * config.num_hidden_layers * (68 * hidden + 20 * heads * n_tokens))
+    is_fused = getattr(config, "_attn_implementation", "eager") != "eager"
+    keys = 0 if is_fused else 20 * getattr(config, "num_attention_heads", 1) * n_tokens
+    return float(n_rows * n_tokens * config.num_hidden_layers * (68 * config.hidden_size + keys))
 
 
 def _replace_modules(model: MultiVectorEncoder, modules: Sequence[torch.nn.Module]) -> None:

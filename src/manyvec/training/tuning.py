@@ -85,7 +85,7 @@ def tune(
     interpolate: float | Literal["auto"] = "auto",
     batch_size: int = 32,
     learning_rate: float | None = None,
-    max_tokens: int = 128,
+    max_tokens: int = 256,
     epochs: int = 10,
     measure_every: int = 100,
     seed: int = 0,
