@@ -102,6 +102,18 @@ def test_a_tuned_model_loads_anywhere_with_equal_vectors_and_says_where_it_is_fr
     assert not folder.with_name("model.training").exists()
 
 
+def test_the_share_of_bm25_is_measured_for_the_tuned_model_and_used_by_its_indexes(tiny, tmp_path, tuned):
+    # Only BM25 can tell the numbers, which are unknown to the tokenizer.
+    numbered = [(f"{q} {n}", f"{p} {n}") for q, p in synonyms(100) for n in range(1000, 1004)]
+    pairs = write_pairs(tmp_path / "pairs.jsonl", numbered)
+    report = manyvec.tune(tiny, pairs, tmp_path / "model", **QUICK)
+    assert report.after.mean < 0.8 and report.lexical_weight > 0
+    for folder, weight in ((tmp_path / "model", report.lexical_weight), (tuned[0], tuned[1].lexical_weight)):
+        index = manyvec.Index.create(tmp_path / f"index of {weight}", str(folder))
+        assert index.info().lexical_weight == weight
+    assert tuned[1].lexical_weight == 0
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_model_that_is_trained_in_mixed_precision_returns_unrounded_vectors(tiny, tmp_path, monkeypatch, device):
     # What `accelerate` reads where nothing else is set; on a GPU bfloat16 is the default.

@@ -23,6 +23,8 @@ Run: TypeAlias = Mapping[str, Sequence[str]]
 _T = TypeVar("_T")
 
 DEFAULT_MEASURES = ("nDCG@10", "Recall@10", "MRR@10", "Success@10")
+# Shares of BM25 to choose from.
+WEIGHTS = (0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ files of a checkpoint, never at its name.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from manyvec.errors import EncoderError
 from manyvec.models.checkpoints import TRUST_HINT, Checkpoint
@@ -168,7 +170,13 @@ def nearest(name: str) -> str | None:
 
 
 def lexical_weight(name: str) -> float:
-    """Return the share of BM25 that was measured for the encoder with this name; 0 for one that was not measured."""
+    """Return the share of BM25 that was measured for the encoder with this name; 0 for one that was not measured.
+
+    What `manyvec.tune` measured is in the folder of the tuned model.
+    """
+    tuned = Path(name) / "tune.json"
+    if tuned.is_file():
+        return float(json.loads(tuned.read_text(encoding="utf-8")).get("lexical_weight", 0))
     published = (published for family in FAMILIES for published in family.published)
     return next((model.lexical_weight for model in published if model.name == name), 0)
 

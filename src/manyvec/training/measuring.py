@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyvec.errors import InputError
-from manyvec.evaluation import Dataset, evaluate
+from manyvec.evaluation import WEIGHTS, Dataset, choose_weight, evaluate
+from manyvec.index import Index
 from manyvec.models.protocol import Encoder
 from manyvec.training.report import Compared, Measured
+from manyvec.types import Document
 from manyvec.vectors.batch import TokenBatch
 from manyvec.vectors.maxsim import MaxSimScorer, top_k
 
@@ -152,6 +155,27 @@ def score_pool(model: Any, pool: Judged) -> PoolScores:
             negative.append(row[~is_answer].max())
     ndcg = evaluate({query: pool.qrels[query] for query in pool.queries}, run, [MEASURE])[MEASURE]
     return PoolScores(ndcg, float(np.mean(positive or [0])), float(np.mean(negative or [0])))
+
+
+def best_lexical_weight(folder: Path, encoder: Encoder, judged: Judged, tokens: TokenBatch) -> float:
+    """Return the share of BM25 that an index of the documents should search with; see `choose_weight`.
+
+    Args:
+        folder: Where to make the index.
+        encoder: Encoder of the documents.
+        judged: Queries, judgments and documents.
+        tokens: Token vectors of the documents, in their order, from the same encoder.
+    """
+    documents = [
+        Document(id=id, text=text, vectors=vectors)
+        for (id, text), vectors in zip(judged.documents.items(), tokens, strict=True)
+        if len(vectors)
+    ]
+    with Index.create(folder, encoder) as index:
+        index.add(documents, adopt_vectors=True)
+        ranked = index.rank_mixed(list(judged.queries.values()), WEIGHTS)
+    runs = {weight: dict(zip(judged.queries, ids, strict=True)) for weight, ids in ranked.items()}
+    return choose_weight(judged.qrels, runs).lexical_weight
 
 
 def along(tokens: TokenBatch, axes: NDArray[np.float32]) -> TokenBatch:

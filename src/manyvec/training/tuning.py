@@ -25,6 +25,7 @@ from manyvec.training.data import Judgments, Split, TrainingData, drop_leaks, ho
 from manyvec.training.measuring import (
     Judged,
     along,
+    best_lexical_weight,
     compare,
     encode_corpus,
     interval,
@@ -229,7 +230,10 @@ def _run(
 
         part = out.with_name(f"{out.name}.part")
         save(model, part, list(corpus.values())[:20])
-        result = replace(result, out=str(out))
+        held = Judged(*part_of(data, [*split.validation, *split.report]), corpus)
+        shutil.rmtree(work / "index", ignore_errors=True)
+        weight = best_lexical_weight(work / "index", encoder, held, tokens)
+        result = replace(result, out=str(out), lexical_weight=weight)
         result.write(part)
         part.replace(out)
     shutil.rmtree(work)

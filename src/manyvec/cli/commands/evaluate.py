@@ -22,7 +22,6 @@ EXAMPLES = """Examples:
 manyvec eval data/scifact --index ./scifact-index
 
 manyvec eval ./judged --encoder lightonai/LateOn --mix"""
-_WEIGHTS = (0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1)
 _MEASURES = ("nDCG@10", "Recall@10", "Recall@100", "MRR@10", "Success@5")
 _DEPTH = 100
 
@@ -48,13 +47,13 @@ def run(
     if not Path(dataset).is_dir():
         raise InputError(f"{dataset}: no such folder")
     from manyvec.cli.output import print_json, print_table
-    from manyvec.evaluation import choose_weight, evaluate, load_beir
+    from manyvec.evaluation import WEIGHTS, choose_weight, evaluate, load_beir
     from manyvec.models.loading import load_encoder
 
     data = load_beir(dataset, split)
     model = load_encoder(encoder, device=device)
     with tempfile.TemporaryDirectory() as folder:
-        weight, runs, mixed = _rank(data, model, index or folder, _WEIGHTS if mix else ())
+        weight, runs, mixed = _rank(data, model, index or folder, WEIGHTS if mix else ())
     runs |= {"maxsim": mixed[0]} | ({"default": mixed[weight]} if weight else {})
     results = {method: evaluate(data.qrels, run, _MEASURES) for method, run in runs.items()}
     choice = choose_weight(data.qrels, mixed) if mix else None

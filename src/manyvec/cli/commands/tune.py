@@ -123,4 +123,5 @@ def _print(report: TuneReport) -> None:
     for reason, n in report.dropped.items():
         print(f"dropped: {n:,} × {reason}")
     if report.out is not None:
+        print(f"Indexes with it search with lexical_weight={report.lexical_weight:g}, which ranked these queries best.")
         print(f"The tuned model is in {report.out}: manyvec index FOLDER --encoder {report.out}")
