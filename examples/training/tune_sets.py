@@ -43,8 +43,8 @@ def filled(folder: str | Path, model: str, data: Dataset, tokens: manyvec.TokenB
     return index
 
 
-def ndcg(model: str, data: Dataset, tokens: manyvec.TokenBatch | None = None) -> list[float]:
-    """Return nDCG@10 of each query over all documents, by exact MaxSim.
+def ndcg(model: str, data: Dataset, tokens: manyvec.TokenBatch | None = None) -> dict[str, list[float]]:
+    """Return nDCG@10 of each query over all documents: by exact MaxSim, and mixed with BM25 as a default search does.
 
     Args:
         model: Name of the model, or folder of a tuned one.
@@ -53,11 +53,13 @@ def ndcg(model: str, data: Dataset, tokens: manyvec.TokenBatch | None = None) ->
     """
     with tempfile.TemporaryDirectory() as folder:
         index = filled(folder, model, data, tokens)
-        index.candidates = manyvec.candidates.Exhaustive()
-        # A tuned model has no share of BM25 yet, which `minilm` has.
-        hits = index.search_many(list(data.queries.values()), 10, lexical_weight=0)
-    runs = {query: [hit.id for hit in found] for query, found in zip(data.queries, hits, strict=True)}
-    return [evaluate({query: data.qrels[query]}, runs, [MEASURE])[MEASURE] for query in data.queries]
+        weights = {"maxsim": 0, "default": index.info().lexical_weight}
+        ranked = index.rank_mixed(list(data.queries.values()), sorted({*weights.values()}))
+    gains = {}
+    for name, weight in weights.items():
+        run = dict(zip(data.queries, ranked[weight], strict=True))
+        gains[name] = [evaluate({query: data.qrels[query]}, run, [MEASURE])[MEASURE] for query in data.queries]
+    return gains
 
 
 def sampled(source: Path, folder: Path, n_queries: int) -> Path:
@@ -83,9 +85,9 @@ def some_queries(data: Dataset, n_queries: int | None) -> Dataset:
     return replace(data, queries={names[i]: data.queries[names[i]] for i in chosen})
 
 
-def ndcg_before(model: str, data: Dataset, work: Path, tokens: manyvec.TokenBatch | None) -> list[float]:
+def ndcg_before(model: str, data: Dataset, work: Path, tokens: manyvec.TokenBatch | None) -> dict[str, list[float]]:
     """Return what `ndcg` does, computed once for a model and a data set and kept in `work`."""
-    stored = work / f"before-{data.name}-{model}-{len(data.queries)}.json"
+    stored = work / f"ndcg-{data.name}-{model}-{len(data.queries)}.json"
     if not stored.exists():
         stored.write_text(json.dumps(ndcg(model, data, tokens)), encoding="utf-8")
     return json.loads(stored.read_text(encoding="utf-8"))
@@ -104,14 +106,17 @@ def interval(differences: np.ndarray) -> list[float]:
 
 
 def tested(arguments: argparse.Namespace, folder: Path, tuned: str, work: Path) -> dict[str, object]:
-    """Return nDCG@10 of the test queries of a set, before and after."""
+    """Return nDCG@10 of the test queries of a set before and after, by MaxSim alone and by a default search."""
     test = some_queries(load_beir(folder), arguments.test_queries)
     known = read(arguments.vectors / test.name)["documents"] if arguments.vectors else None
-    before = np.array(ndcg_before(arguments.model, test, work, known))
+    before = ndcg_before(arguments.model, test, work, known)
     is_linear = known is not None and arguments.method == "projection"
-    after = np.array(ndcg(tuned, test, projected(known, matrix_of(tuned)) if is_linear else None))
-    means = {"before": float(before.mean()), "after": float(after.mean())}
-    return {"queries": len(before), **means, "gain": interval(after - before)}
+    after = ndcg(tuned, test, projected(known, matrix_of(tuned)) if is_linear else None)
+    found: dict[str, object] = {"queries": len(test.queries)}
+    for name in before:
+        gain = interval(np.subtract(after[name], before[name]))
+        found[name] = {"before": np.mean(before[name]), "after": np.mean(after[name]), "gain": gain}
+    return found
 
 
 def main() -> None:

@@ -95,11 +95,11 @@ def tune(
 ) -> TuneReport:
     """Adapt a text model to judged queries, measure what that gained, and save it only if it gained.
 
-    Held-out queries are answered by no document of a training pair. Half of them (at most 250) choose the step and the
-    blend of weights, the others are measured before and after. If the process is killed, the same call goes on from the
-    last checkpoint, kept in the folder `OUT.training` until the run is complete. Memory: the model with its optimizer
-    (six times its weights), about 4 GB for a step of `full` or `lora`, and before and after training the token vectors
-    of at most 20,000 documents as float16, twice while they are joined.
+    Held-out queries are answered by no document of a training pair. Half of them (at most 250) choose the step, the
+    blend of weights and the tuned model's share of BM25, the others are measured before and after. If the process is
+    killed, the same call goes on from the last checkpoint, kept in the folder `OUT.training` until the run is complete.
+    Memory: the model with its optimizer (six times its weights), about 4 GB for a step of `full` or `lora`, and before
+    and after training the token vectors of at most 20,000 documents as float16, twice while they are joined.
 
     Args:
         model: Model to start from, a name for `load_encoder`.
@@ -230,9 +230,9 @@ def _run(
 
         part = out.with_name(f"{out.name}.part")
         save(model, part, list(corpus.values())[:20])
-        held = Judged(*part_of(data, [*split.validation, *split.report]), corpus)
         shutil.rmtree(work / "index", ignore_errors=True)
-        weight = best_lexical_weight(work / "index", encoder, held, tokens)
+        choosing = Judged(*part_of(data, split.validation), corpus)
+        weight = best_lexical_weight(work / "index", encoder, choosing, tokens)
         result = replace(result, out=str(out), lexical_weight=weight)
         result.write(part)
         part.replace(out)
