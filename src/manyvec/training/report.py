@@ -92,8 +92,8 @@ class TuneReport:
         warnings: What should be looked at, in one sentence each.
         is_better: Whether the tuned model is safely better than before, so that it was saved.
         out: Folder of the tuned model; None if nothing was written.
-        lexical_weight: Share of BM25 that ranks held-out queries best with the tuned model. Indexes with this model search
-            with it where a search names none.
+        lexical_weight: Share of BM25 that ranks held-out queries best with the tuned model. Indexes with this model
+            search with it where a search names none.
         details: Settings, versions, hash of the data, split, and which step and interpolation were chosen.
     """
 
