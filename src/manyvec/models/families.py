@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyvec.errors import EncoderError
+from manyvec.errors import EncoderError, check_fraction
 from manyvec.models.checkpoints import TRUST_HINT, Checkpoint
 
 
@@ -172,13 +173,28 @@ def nearest(name: str) -> str | None:
 def lexical_weight(name: str) -> float:
     """Return the share of BM25 that was measured for the encoder with this name; 0 for one that was not measured.
 
-    What `manyvec.tune` measured is in the folder of the tuned model.
+    Args:
+        name: Name of a published checkpoint, or the folder of a tuned model, in which `manyvec.tune` left its share.
+
+    Raises:
+        EncoderError: The folder holds a `tune.json` without a usable share.
     """
-    tuned = Path(name) / "tune.json"
-    if tuned.is_file():
-        return float(json.loads(tuned.read_text(encoding="utf-8")).get("lexical_weight", 0))
     published = (published for family in FAMILIES for published in family.published)
-    return next((model.lexical_weight for model in published if model.name == name), 0)
+    found = next((model.lexical_weight for model in published if model.name == name), None)
+    return _tuned_weight(os.path.join(name, "tune.json")) if found is None else found
+
+
+def _tuned_weight(file: str) -> float:
+    # Any string can be the name of an encoder: unlike pathlib's, this says no to one that cannot be a path.
+    if not os.path.isfile(file):
+        return 0
+    try:
+        report = json.loads(Path(file).read_text(encoding="utf-8"))
+        return check_fraction(report.get("lexical_weight", 0), "lexical_weight")
+    except (ValueError, AttributeError) as error:
+        raise EncoderError(
+            f"{file} is not as manyvec.tune wrote it: {error}. Tune again, or remove the file"
+        ) from error
 
 
 def _key(checkpoint: Checkpoint, trust_remote_code: bool) -> str:

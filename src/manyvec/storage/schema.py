@@ -171,7 +171,8 @@ class Manifest:
             if version == 1:
                 values["filter_columns"] = values.pop("filters", {})
             # Indexes of before this was recorded.
-            values.setdefault("lexical_weight", lexical_weight(values["model"]))
+            if "lexical_weight" not in values:
+                values["lexical_weight"] = lexical_weight(values["model"])
             manifest = cls(**values)
             assert isinstance(manifest.dim, int) and isinstance(manifest.model, str) and manifest.columns is not None
             assert 0 <= manifest.lexical_weight <= 1

@@ -228,11 +228,11 @@ def _run(
     if result.is_better:
         from manyvec.training.saving import save
 
-        part = out.with_name(f"{out.name}.part")
-        save(model, part, list(corpus.values())[:20])
         shutil.rmtree(work / "index", ignore_errors=True)
         choosing = Judged(*part_of(data, split.validation), corpus)
         weight = best_lexical_weight(work / "index", encoder, choosing, tokens)
+        part = out.with_name(f"{out.name}.part")
+        save(model, part, list(corpus.values())[:20])
         result = replace(result, out=str(out), lexical_weight=weight)
         result.write(part)
         part.replace(out)
