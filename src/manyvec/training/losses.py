@@ -28,8 +28,8 @@ __all__ = ["FilipLoss", "PrefixLoss", "filip_similarities", "loss_for", "patch_v
 _MAX_ACTIVATION_BYTES = 4 * 2**30
 _CHUNK_ROWS = 32
 # Scale of the mean similarity of a query's tokens before the softmax. The sum of these similarities, which is usual for
-# ColBERT's 32 tokens, is a scale of 12 for a question of 12 tokens: then the loss goes on to part documents that are
-# ranked right already, and questions that were held out are ranked worse (docs/decisions.md).
+# ColBERT's 32 tokens, is a scale of 12 for a question of 12 tokens: with it and easier negatives, training all weights
+# ranked held-out questions worse (docs/decisions.md).
 SCALE = 50.0
 # The paper's start, and the bound of CLIP that it keeps.
 _FIRST_TEMPERATURE, _LAST_TEMPERATURE = 0.07, 0.01
