@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
 
-LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "projection": 1e-3}
+LEARNING_RATES = {"full": 5e-5, "lora": 2e-4, "projection": 1e-3}
 # A loss on an unseen set that is worth a warning.
 UNSEEN_LOSS = 0.01
 _PACKAGES = ("manyvec", "sentence-transformers", "transformers", "torch", "datasets")
@@ -124,7 +124,7 @@ def tune(
         interpolate: Share of the tuned weights in the result; the rest are those before training. With `auto`, the best
             on held-out queries of .3, .5, .7 and 1.
         batch_size: Pairs in a step; each pair's answer is a negative for all others.
-        learning_rate: By default 2e-5 for `full`, 2e-4 for `lora`, 1e-3 for `projection`.
+        learning_rate: By default 5e-5 for `full`, 2e-4 for `lora`, 1e-3 for `projection`.
         max_tokens: Tokens of a query or document that are read while training.
         epochs: Maximum number of passes over the pairs.
         measure_every: Steps between measurements. After three without a gain, training stops.
