@@ -21,7 +21,7 @@ from manyvec.training import losses, pairs
 
 def curve(arguments: argparse.Namespace, scale: float, last_rank: int) -> list[dict[str, float]]:
     """Return step, loss, nDCG@10 on the pool and mean similarities at each measurement of a run."""
-    losses.SCALE, pairs.LAST_RANK = scale, last_rank
+    losses.SCALES[arguments.method], pairs.LAST_RANK = scale, last_rank
     with tempfile.TemporaryDirectory() as folder:
         found = manyvec.tune(
             "minilm",
