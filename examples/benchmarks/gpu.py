@@ -1,4 +1,4 @@
-"""Exhaustive search on a GPU: `DeviceDocuments` in float16, int8 and int4, flash-maxsim by itself, and plain torch.
+"""Exhaustive search on a GPU: `DeviceDocuments` in all storages but `residual`, flash-maxsim, and plain torch.
 
     python examples/benchmarks/gpu.py
 
@@ -27,9 +27,9 @@ N_TOKENS, DIM, K = 300, 128, 10
 
 
 class WithoutKernel(DeviceDocuments):
-    """Scores as without the extra `gpu`."""
+    """Scores as where Triton is missing."""
 
-    def _kernel(self) -> None:
+    def _score_in_kernel(self, queries: TokenBatch, subset: np.ndarray | None) -> None:
         return None
 
 
@@ -54,7 +54,7 @@ def padded_torch(query: torch.Tensor, documents: torch.Tensor) -> list[int]:
 def flash_maxsim(query: torch.Tensor, documents: DeviceDocuments) -> list[int]:
     from flash_maxsim import flash_maxsim_packed
 
-    return flash_maxsim_packed(query, documents.rows, documents.device_offsets).topk(K).indices.tolist()
+    return flash_maxsim_packed(query, documents.packed, documents.device_offsets).topk(K).indices.tolist()
 
 
 def positions(documents: DeviceDocuments, query: TokenBatch) -> list[int]:
@@ -68,7 +68,7 @@ def measure(vectors: np.ndarray, times: int, device: str) -> dict[str, dict[str,
     query_there = torch.from_numpy(query.vectors).half().to(device)
     held = {}
     contenders: dict[str, Callable[[], list[int]]] = {}
-    for storage in ("float16", "int8", "int4"):
+    for storage in ("float16", "int8", "int4", "binary"):
         codec = None if storage == "float16" else Codec(storage, DIM)
         rows = np.tile(encoded(vectors, storage), (times, 1))
         offsets = offsets_of([N_TOKENS] * n_documents)
@@ -76,10 +76,11 @@ def measure(vectors: np.ndarray, times: int, device: str) -> dict[str, dict[str,
         there = DeviceDocuments.upload(documents, device)
         held[storage] = there.bytes_held
         contenders[f"manyvec, {storage}"] = partial(positions, there, query)
-        if storage == "float16":
+        if storage in ("float16", "int8"):
             bare = WithoutKernel(**vars(there))
-            contenders["manyvec, float16 without flash-maxsim"] = partial(positions, bare, query)
-            by_document = there.rows[: documents.n_tokens].view(n_documents, N_TOKENS, DIM)
+            contenders[f"manyvec, {storage} without the kernel"] = partial(positions, bare, query)
+        if storage == "float16":
+            by_document = there.packed[: documents.n_tokens].view(n_documents, N_TOKENS, DIM)
             contenders["torch, padded"] = partial(padded_torch, query_there, by_document)
             if find_spec("flash_maxsim") and device == "cuda":
                 contenders["flash-maxsim"] = partial(flash_maxsim, query_there, there)
@@ -88,7 +89,7 @@ def measure(vectors: np.ndarray, times: int, device: str) -> dict[str, dict[str,
         "bytes_on_the_gpu": held,
     }
     if times == 1:  # copies of one document would fill the 10 best
-        exact = set(contenders["manyvec, float16 without flash-maxsim"]())
+        exact = set(contenders["manyvec, float16 without the kernel"]())
         results["same_top_10"] = {name: len(exact & set(search())) / K for name, search in contenders.items()}
     return results
 

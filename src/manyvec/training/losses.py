@@ -27,9 +27,9 @@ __all__ = ["FilipLoss", "PrefixLoss", "filip_similarities", "loss_for", "patch_v
 # What the activations of a step may take before they are computed twice instead of kept.
 _MAX_ACTIVATION_BYTES = 4 * 2**30
 _CHUNK_ROWS = 32
-# Scale of the mean similarity of a query's tokens before the softmax, by what is trained. The sum of these similarities,
-# which is usual for ColBERT's 32 tokens, is a scale of 12 for a question of 12 tokens: it suits a projection, and makes
-# all weights rank held-out questions worse (docs/decisions.md).
+# Scale of the mean similarity of a query's tokens before the softmax, by what is trained. The sum of similarities, as
+# usual for ColBERT's 32 tokens, is a scale of 12 for a question of 12 tokens: it suits a projection, but all weights
+# trained with it rank held-out questions worse (docs/decisions.md).
 SCALES = {"full": 50.0, "lora": 50.0, "projection": 12.0}
 # The paper's start, and the bound of CLIP that it keeps.
 _FIRST_TEMPERATURE, _LAST_TEMPERATURE = 0.07, 0.01

@@ -1,9 +1,9 @@
 """MaxSim on a CUDA device: documents are kept there as they are stored, and only scores are copied back.
 
-Rows lie end to end with offsets, as in a `TokenBatch`. Nothing is padded, and nothing is gathered where all documents
-are scored. Each query token is split into a float16 value and a float16 remainder. Their products with float16 vectors,
-or with a codec's small integers, are exact in tensor cores, which sum in float32, whether TF32 is allowed or not.
-Everything but the kernel of flash-maxsim runs on any torch device, so that it can be tested without a GPU.
+Rows lie end to end with offsets, as in a `TokenBatch`, and nothing is padded. Each query token is split into a float16
+value and a float16 remainder. Their products with float16 vectors, or with a codec's small integers, are exact in
+tensor cores, which sum in float32, whether TF32 is allowed or not. `triton_kernel` scores in one pass where Triton is;
+the same in torch runs on any device, block by block.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # Smaller blocks would hardly save memory.
 _MIN_BLOCK_TOKENS = 1024
+# What is on the device twice while it is copied.
+_UPLOAD_ROWS = 2**20
+# Documents that may tie with the last of the best, and are copied from the device with these.
+_TIES = 16
+# Rows that the kernel could not be compiled for: their bits for an integer, and their width.
+_REFUSED: set[tuple[int, int]] = set()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +46,10 @@ class DeviceDocuments:
     """The documents of one batch on a device. Use `upload` to make one.
 
     Attributes:
-        rows: (n_tokens, dim) float16 vectors or (n_tokens, width) codes, padded with zeros to a multiple of 16 rows.
+        packed: (n_tokens, dim) float16 vectors, or (n_tokens, bytes) a codec's integers, padded with zeros to a
+            multiple of 16 rows, as the other columns are.
+        scales: (n_tokens,) float16 scale of each token, for codecs that have one.
+        nearest: (n_tokens,) int16 bits of each token's uint16 centroid, for codecs that have centroids.
         offsets: (n_documents + 1,) start of each document, on the host.
         device_offsets: The same on the device.
         dim: Dimension of the vectors.
@@ -50,7 +59,9 @@ class DeviceDocuments:
         scratch_bytes: Memory that a search may take on the device besides, about. A document is never divided.
     """
 
-    rows: torch.Tensor
+    packed: torch.Tensor
+    scales: torch.Tensor | None
+    nearest: torch.Tensor | None
     offsets: NDArray[np.int64]
     device_offsets: torch.Tensor
     dim: int
@@ -70,28 +81,38 @@ class DeviceDocuments:
         """
         import torch
 
-        codec, n_tokens = None, documents.n_tokens
-        if isinstance(documents, CodedBatch):
-            codec, held = documents.codec, documents.codes
-        else:
-            held = documents.vectors.astype(np.float16, copy=False)
+        codec = documents.codec if isinstance(documents, CodedBatch) else None
+        held = documents.rows if codec else documents.rows.astype(np.float16, copy=False)
+        packed_at = codec.integers_at if codec else 0
+        # By type: where it lies in a row, and where it is kept.
+        columns: dict[torch.dtype, tuple[int, torch.Tensor]] = {}
         table = centroids = None
         try:
+            n_rows = _to_sixteen(documents.n_tokens)
             dtype = torch.uint8 if codec else torch.float16
-            rows = torch.zeros(_to_sixteen(n_tokens), held.shape[1], dtype=dtype, device=device)
-            rows[:n_tokens] = torch.from_dlpack(held)
+            packed = torch.zeros(n_rows, held.shape[1] - packed_at, dtype=dtype, device=device)
+            if codec is not None and codec.scale_at is not None:
+                columns[torch.float16] = codec.scale_at, torch.zeros(n_rows, dtype=torch.float16, device=device)
+            if codec is not None and codec.centroids is not None:
+                columns[torch.int16] = 0, torch.zeros(n_rows, dtype=torch.int16, device=device)
+                centroids = _halves(codec.centroids, packed.device)
+            for start in range(0, len(held), _UPLOAD_ROWS):
+                part = torch.from_dlpack(held[start : start + _UPLOAD_ROWS]).to(device)
+                packed[start : start + len(part)] = part[:, packed_at:]
+                for kind, (at, column) in columns.items():
+                    column[start : start + len(part)] = part[:, at : at + 2].flatten().view(kind)
             device_offsets = torch.tensor(documents.offsets, device=device)
             if codec is not None and codec.bits < 8:
                 every_byte = np.repeat(np.arange(256, dtype=np.uint8)[:, None], codec.width, axis=1)
                 integers = codec.integers(every_byte)[:, : 8 // codec.bits]
                 table = torch.from_numpy(integers.astype(np.float16)).to(device)
-            if codec is not None and codec.centroids is not None:
-                centroids = _halves(codec.centroids, rows.device)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"{held.nbytes / 2**30:.2f} GiB of token vectors do not fit on {device}: score them on the CPU"
             ) from error
-        return cls(rows, documents.offsets, device_offsets, documents.dim, codec, table, centroids, scratch_bytes)
+        scales, nearest = (columns.get(kind, (0, None))[1] for kind in (torch.float16, torch.int16))
+        offsets, dim = documents.offsets, documents.dim
+        return cls(packed, scales, nearest, offsets, device_offsets, dim, codec, table, centroids, scratch_bytes)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -99,8 +120,13 @@ class DeviceDocuments:
     @property
     def bytes_held(self) -> int:
         """Bytes that the documents take on the device between searches."""
-        tensors = (self.rows, self.device_offsets, self.table, self.centroids)
+        tensors = (self.packed, self.scales, self.nearest, self.device_offsets, self.table, self.centroids)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    @property
+    def _unit(self) -> float:
+        """Scale of all tokens where they have none of their own."""
+        return 1.0 if self.codec is None else float(np.float32(self.dim**-0.5))
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -142,13 +168,17 @@ class DeviceDocuments:
         k = min(k, scores.shape[1])
         if k <= 0:
             return [ScoredPositions(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))]
-        thresholds = scores.topk(k, dim=1).values[:, -1:]
-        chosen = (scores >= thresholds) & (scores > -np.inf)
-        positions = [row.nonzero()[:, 0] for row in chosen]
-        return [
-            ScoredPositions(best.cpu().numpy(), row[best].cpu().numpy())
-            for best, row in zip(positions, scores, strict=True)
-        ]
+        best = scores.topk(min(k + _TIES, scores.shape[1]), dim=1)
+        found = []
+        for row, values, positions in zip(scores, best.values.cpu().numpy(), best.indices.cpu().numpy(), strict=True):
+            threshold = values[k - 1]
+            if values[-1] == threshold > -np.inf:  # more may tie
+                chosen = (row >= threshold).nonzero()[:, 0]
+                values, positions = row[chosen].cpu().numpy(), chosen.cpu().numpy()
+            kept = (values >= threshold) & (values > -np.inf)
+            order = np.argsort(positions[kept])
+            found.append(ScoredPositions(positions[kept][order], values[kept][order]))
+        return found
 
     def _score(self, queries: TokenBatch, subset: NDArray[np.int64] | None, reduction: Reduction) -> torch.Tensor:
         """(n_queries, n_documents) on the device."""
@@ -157,126 +187,116 @@ class DeviceDocuments:
         if queries.dim != self.dim:
             raise ShapeError(f"queries have dim {queries.dim}, documents {self.dim}: encode both with one model")
         MaxSimScorer(reduction)  # raises for an unknown one
-        kernel = self._kernel()
-        padded = _to_sixteen(queries.n_tokens)
-        # Gathered rows and their positions. Without the kernel also similarities, up to four copies of them, and
-        # unpacked codes. The kernel reads all documents where they are, in one block.
-        bytes_per_token = 2 * self.dim + (24 if kernel else 16 * padded + 6 * self.dim)
-        block_tokens = len(self.rows)
-        if kernel is None or subset is not None:
-            block_tokens = min(self.scratch_bytes // bytes_per_token, block_tokens)
+        device = self.packed.device
+        n_documents = len(self) if subset is None else len(subset)
+        with_tokens = np.flatnonzero(queries.lengths)
+        asked = queries if len(with_tokens) == len(queries) else queries.select(with_tokens)
         try:
-            work = partial(self._score_in_blocks, queries, subset, reduction, kernel)
-            return halved_until_it_fits(work, max(1, block_tokens), _MIN_BLOCK_TOKENS)
+            scores = self._score_in_kernel(asked, subset)
+            if scores is None:
+                scores = self._score_in_torch(asked, subset)
+            if reduction == "mean":
+                scores /= torch.from_numpy(asked.lengths).to(device)[:, None]
+            if len(asked) == len(queries):
+                return scores
+            found = torch.full((len(queries), n_documents), -torch.inf, device=device)
+            found[with_tokens] = scores
+            return found
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
-                f"{self.rows.device} has no memory left to score {len(queries)} queries: score fewer, or on the CPU"
+                f"{device} has no memory left to score {len(queries)} queries: score fewer, or on the CPU"
             ) from error
 
+    def _score_in_kernel(self, queries: TokenBatch, subset: NDArray[np.int64] | None) -> torch.Tensor | None:
+        """Return the sums of all queries' best matches; None where the kernel cannot run."""
+        import torch
+
+        device, bits = self.packed.device, self.codec.bits if self.codec else 16
+        kind = bits, self.packed.shape[1]
+        n_programs = len(queries) * (len(self) if subset is None else len(subset))
+        if device.type != "cuda" or kind in _REFUSED or not 0 < n_programs < 2**31:
+            return None
+        vectors, to_centroids = self._turned(queries)
+        if to_centroids is not None:
+            to_centroids = to_centroids[:, : len(vectors)].contiguous()
+        chosen = None if subset is None else torch.tensor(subset, device=device)
+        try:
+            kernel = importlib.import_module("manyvec.vectors.triton_kernel")
+            rows = kernel.Rows(self.packed, bits, self._unit, self.scales, self.nearest, self.device_offsets)
+            return kernel.scores(rows, vectors, queries.offsets, chosen, to_centroids)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Triton is missing, or what it or the C compiler that it calls says.
+            logger.warning("Triton cannot score these documents, so torch does, more slowly: %s", error)
+            _REFUSED.add(kind)
+            return None
+
+    def _turned(self, queries: TokenBatch) -> tuple[NDArray[np.float32], torch.Tensor | None]:
+        """Return (n_query_tokens, dim) vectors, rotated as the integers are, and their similarities to the centroids.
+
+        The similarities are (n_centroids, n_query_tokens rounded up to 16), or None without centroids.
+        """
+        vectors = np.asarray(queries.vectors, np.float32)
+        to_centroids = None
+        if self.centroids is not None:
+            high, low = _dots(self.centroids, _halves(vectors, self.packed.device)).chunk(2)
+            to_centroids = high + low
+        is_rotated = self.codec is not None and self.codec.is_rotated
+        return vectors @ rotation(self.dim) if is_rotated else vectors, to_centroids
+
+    def _score_in_torch(self, queries: TokenBatch, subset: NDArray[np.int64] | None) -> torch.Tensor:
+        """Return what the kernel does, in blocks of documents that leave room for all similarities."""
+        padded = _to_sixteen(queries.n_tokens)
+        # Gathered rows and their positions, similarities, up to four copies of them, and unpacked codes.
+        bytes_per_token = 8 * self.dim + 16 * padded
+        block_tokens = max(1, min(self.scratch_bytes // bytes_per_token, len(self.packed)))
+        return halved_until_it_fits(partial(self._score_in_blocks, queries, subset), block_tokens, _MIN_BLOCK_TOKENS)
+
     def _score_in_blocks(
-        self,
-        queries: TokenBatch,
-        subset: NDArray[np.int64] | None,
-        reduction: Reduction,
-        kernel: Callable[..., Any] | None,
-        block_tokens: int,
+        self, queries: TokenBatch, subset: NDArray[np.int64] | None, block_tokens: int
     ) -> torch.Tensor:
         import torch
 
-        device = self.rows.device
+        device = self.packed.device
         lengths = self.lengths if subset is None else self.lengths[subset]
         scores = torch.full((len(queries), len(lengths)), -torch.inf, device=device)
-        blocks = document_blocks(lengths, block_tokens)
-        with_tokens = np.flatnonzero(queries.lengths)
-        if not blocks or not len(with_tokens):
-            return scores
-        queries = queries.select(with_tokens)
-        score = self._in_kernel(queries, kernel) if kernel else self._in_torch(queries)
+        vectors, to_centroids = self._turned(queries)
+        parts = _halves(vectors, device)
+        query_offsets = torch.from_numpy(queries.offsets).to(device)
         # All products have one shape. Another shape may be summed in another order, and equal documents would not tie.
         window = _to_sixteen(min(block_tokens, int(lengths.sum())))
-        for block in blocks:
+        for block in document_blocks(lengths, block_tokens) if len(queries) else []:
             n_rows = max(window, _to_sixteen(int(lengths[block].sum())))
             if subset is None:
-                first = min(int(self.offsets[block.start]), len(self.rows) - n_rows)
-                rows = self.rows[first : first + n_rows]
+                first = min(int(self.offsets[block.start]), len(self.packed) - n_rows)
+                at: Any = slice(first, first + n_rows)
                 offsets = self.device_offsets[block.start : block.stop + 1] - first
             else:
                 starts = self.device_offsets[:-1][torch.tensor(subset[block], device=device)]
                 offsets = torch.from_numpy(offsets_of(lengths[block])).to(device)
-                rows = self.rows.index_select(0, _ragged_rows(starts, offsets, n_rows))
-            scores[with_tokens, block] = score(rows, offsets)
-        if reduction == "mean":
-            scores[with_tokens] /= torch.from_numpy(queries.lengths).to(device)[:, None]
+                at = _ragged_rows(starts, offsets, n_rows)
+            similarities = _dots(self._values(at), parts)
+            if self.scales is not None:
+                similarities *= self.scales[at][:, None].float()
+            elif self.codec is not None:
+                similarities *= self._unit
+            if self.nearest is not None and to_centroids is not None:
+                similarities += to_centroids.index_select(0, self.nearest[at].int() & 0xFFFF)
+            best = _segments(similarities, "max", offsets, -torch.inf)
+            scores[:, block] = _segments(best.T.contiguous(), "sum", query_offsets, 0)
         # As in `MaxSimScorer.score_many`: a damaged document has no score.
         return scores.masked_fill_(~scores.isfinite(), -torch.inf)
 
-    def _in_torch(self, queries: TokenBatch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Return a function of a block's rows and its documents' offsets to (n_queries, n_documents) scores."""
+    def _values(self, at: Any) -> torch.Tensor:
+        """(n, dim) float16 vectors, or the integers of codes, of rows."""
         import torch
 
-        device, codec = self.rows.device, self.codec
-        vectors = np.asarray(queries.vectors, np.float32)
-        is_rotated = codec is not None and codec.is_rotated
-        parts = _halves(vectors @ rotation(self.dim) if is_rotated else vectors, device)
-        query_offsets = torch.from_numpy(queries.offsets).to(device)
-        to_centroids = None
-        if self.centroids is not None:
-            high, low = _dots(self.centroids, _halves(vectors, device)).chunk(2)
-            to_centroids = high + low
-
-        def score(rows: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-            similarities = _dots(self._values(rows), parts)
-            if codec is not None:
-                similarities *= self._scales(rows)
-            if to_centroids is not None:
-                similarities += to_centroids.index_select(0, _two_bytes(rows[:, :2], torch.int16).int() & 0xFFFF)
-            best = _segments(similarities, "max", offsets, -torch.inf)
-            return _segments(best.T.contiguous(), "sum", query_offsets, 0)
-
-        return score
-
-    def _values(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, dim) float16 vectors, or the integers of codes."""
-        import torch
-
+        rows = self.packed[at]
         if self.codec is None:
             return rows
-        packed = rows[:, self.codec.integers_at :]
         if self.table is None:
-            return packed.view(torch.int8).half()
-        return torch.nn.functional.embedding(packed.int(), self.table).flatten(1)[:, : self.dim]
-
-    def _scales(self, rows: torch.Tensor) -> torch.Tensor | float:
-        import torch
-
-        assert self.codec is not None
-        if (start := self.codec.scale_at) is None:
-            return float(np.float32(self.dim**-0.5))
-        return _two_bytes(rows[:, start : start + 2], torch.float16)[:, None].float()
-
-    def _in_kernel(
-        self, queries: TokenBatch, kernel: Callable[..., Any]
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        import torch
-
-        vectors = [torch.from_numpy(np.asarray(query, np.float16)).to(self.rows.device) for query in queries]
-
-        return lambda rows, offsets: torch.stack([kernel(query, rows, offsets) for query in vectors])
-
-    def _kernel(self) -> Callable[..., Any] | None:
-        """Return flash-maxsim's kernel for ragged documents, or None if it is not installed or would copy these.
-
-        The kernel rounds the query to float16 too, and sums in float32. Scores differ from torch's by less than 2^-11
-        times the number of query tokens. Its first call for a dim and a query length compiles for some seconds.
-        """
-        # It pads dims that are not a power of two, in a copy of all documents at every call.
-        is_read_in_place = self.codec is None and 16 <= self.dim <= 512 and self.dim & (self.dim - 1) == 0
-        if self.rows.device.type != "cuda" or not is_read_in_place:
-            return None
-        try:
-            return importlib.import_module("flash_maxsim").flash_maxsim_packed
-        except ModuleNotFoundError:
-            return None
+            return rows.view(torch.int8).half()
+        return torch.nn.functional.embedding(rows.int(), self.table).flatten(1)[:, : self.dim]
 
 
 class DeviceScorer:
@@ -424,11 +444,6 @@ def _ragged_rows(starts: torch.Tensor, offsets: torch.Tensor, n_rows: int) -> to
     shifts = torch.repeat_interleave(starts - offsets[:-1], offsets.diff(), output_size=n)
     rows[:n] = torch.arange(n, device=starts.device) + shifts
     return rows
-
-
-def _two_bytes(columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(n,) two-byte numbers of (n, 2) bytes."""
-    return columns.contiguous().view(dtype)[:, 0]
 
 
 def _to_sixteen(n: int) -> int:
