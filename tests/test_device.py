@@ -15,7 +15,8 @@ from manyvec.testing import HashEncoder
 from manyvec.vectors import cuda
 from manyvec.vectors.batch import CodedBatch, document_blocks, offsets_of
 from manyvec.vectors.codec import STORAGES, Codec
-from manyvec.vectors.cuda import DeviceDocuments, DeviceScorer, halved_until_it_fits
+from manyvec.vectors.cuda import DeviceDocuments, halved_until_it_fits
+from manyvec.vectors.device import DeviceScorer
 from manyvec.vectors.maxsim import maxsim_reference, top_k
 
 QUERY = np.array([[1, 0], [0, 1]], np.float32)

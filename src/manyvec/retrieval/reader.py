@@ -23,7 +23,7 @@ from manyvec.timing import stage
 from manyvec.types import Document, Hit
 from manyvec.vectors.backend import has_cuda
 from manyvec.vectors.batch import TokenBatch
-from manyvec.vectors.cuda import scorer_on
+from manyvec.vectors.device import scorer_on
 from manyvec.vectors.maxsim import Scorer, Scores
 
 logger = logging.getLogger(__name__)

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import importlib
 import logging
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyvec.errors import DeviceMemoryError, InputError, ShapeError
+from manyvec.errors import DeviceMemoryError, ShapeError
 from manyvec.vectors.batch import CodedBatch, StoredBatch, TokenBatch, document_blocks, offsets_of
 from manyvec.vectors.codec import Codec, rotation
-from manyvec.vectors.maxsim import MaxSimScorer, Reduction, ScoredPositions, Scorer, Scores
+from manyvec.vectors.maxsim import MaxSimScorer, Reduction, ScoredPositions, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +122,12 @@ class DeviceDocuments:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     @property
-    def _unit(self) -> float:
+    def bits(self) -> int:
+        """Bits of a codec's integer; 16 for vectors."""
+        return 16 if self.codec is None else self.codec.bits
+
+    @property
+    def unit(self) -> float:
         """Scale of all tokens where they have none of their own."""
         return 1.0 if self.codec is None else float(np.float32(self.dim**-0.5))
 
@@ -211,8 +214,7 @@ class DeviceDocuments:
         """Return the sums of all queries' best matches; None where the kernel cannot run."""
         import torch
 
-        device, bits = self.packed.device, self.codec.bits if self.codec else 16
-        kind = bits, self.packed.shape[1]
+        device, kind = self.packed.device, (self.bits, self.packed.shape[1])
         n_programs = len(queries) * (len(self) if subset is None else len(subset))
         if device.type != "cuda" or kind in _REFUSED or not 0 < n_programs < 2**31:
             return None
@@ -222,8 +224,7 @@ class DeviceDocuments:
         chosen = None if subset is None else torch.tensor(subset, device=device)
         try:
             kernel = importlib.import_module("manyvec.vectors.triton_kernel")
-            rows = kernel.Rows(self.packed, bits, self._unit, self.scales, self.nearest, self.device_offsets)
-            return kernel.scores(rows, vectors, queries.offsets, chosen, to_centroids)
+            return kernel.scores(self, vectors, queries.offsets, chosen, to_centroids)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # Triton is missing, or what it or the C compiler that it calls says.
@@ -279,7 +280,7 @@ class DeviceDocuments:
             if self.scales is not None:
                 similarities *= self.scales[at][:, None].float()
             elif self.codec is not None:
-                similarities *= self._unit
+                similarities *= self.unit
             if self.nearest is not None and to_centroids is not None:
                 similarities += to_centroids.index_select(0, self.nearest[at].int() & 0xFFFF)
             best = _segments(similarities, "max", offsets, -torch.inf)
@@ -297,82 +298,6 @@ class DeviceDocuments:
         if self.table is None:
             return rows.view(torch.int8).half()
         return torch.nn.functional.embedding(rows.int(), self.table).flatten(1)[:, : self.dim]
-
-
-class DeviceScorer:
-    """Scores documents on a device that keeps them between searches, and on the CPU those that do not fit there.
-
-    A batch is copied to the device when it is first scored, and is freed there when it is freed on the host.
-    Thread-safe.
-
-    Args:
-        device: Name of a torch device, such as `cuda` or `cuda:1`.
-
-    Raises:
-        InputError: The device is not available, or not of a supported type.
-    """
-
-    def __init__(self, device: str) -> None:
-        import torch
-
-        try:
-            if torch.device(device).type not in ("cuda", "cpu"):
-                raise InputError(f"token vectors are scored on the CPU or on CUDA, not on {device!r}")
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"the device {device!r} cannot be used, score on 'cpu': {error}") from error
-        self.device = device
-        self._on_cpu = MaxSimScorer()
-        # None for a batch that does not fit on the device.
-        self._held: WeakKeyDictionary[StoredBatch, DeviceDocuments | None] = WeakKeyDictionary()
-        self._lock = threading.Lock()
-
-    def holds(self, batches: Iterable[StoredBatch]) -> bool:
-        """See `Scorer`."""
-        return all(self._uploaded(batch) is not None for batch in batches)
-
-    def score_many(
-        self, queries: TokenBatch, documents: StoredBatch, subset: NDArray[np.int64] | None = None
-    ) -> Scores:
-        """See `Scorer`."""
-        there = self._uploaded(documents)
-        if there is not None:
-            try:
-                return there.score_many(queries, subset)
-            except DeviceMemoryError as error:
-                self._refuse(documents, error)
-        return self._on_cpu.score_many(queries, documents, subset)
-
-    def top_k(
-        self, queries: TokenBatch, documents: StoredBatch, k: int, subset: NDArray[np.int64] | None = None
-    ) -> list[ScoredPositions]:
-        """See `Scorer`. Only the best scores are copied from the device."""
-        there = self._uploaded(documents)
-        if there is not None:
-            try:
-                return there.top_k(queries, k, subset)
-            except DeviceMemoryError as error:
-                self._refuse(documents, error)
-        return self._on_cpu.top_k(queries, documents, k, subset)
-
-    def _uploaded(self, documents: StoredBatch) -> DeviceDocuments | None:
-        with self._lock:
-            if documents not in self._held:
-                try:
-                    self._held[documents] = DeviceDocuments.upload(documents, self.device)
-                except DeviceMemoryError as error:
-                    self._refuse(documents, error)
-            return self._held[documents]
-
-    def _refuse(self, documents: StoredBatch, error: DeviceMemoryError) -> None:
-        """Score this batch on the CPU from now on: another attempt would fail as late as this one."""
-        logger.warning("%s; they are scored on the CPU instead", error)
-        self._held[documents] = None
-
-
-def scorer_on(device: str) -> Scorer:
-    """Return the scorer for a torch device: `cpu` or as for `DeviceScorer`."""
-    return MaxSimScorer() if device == "cpu" else DeviceScorer(device)
 
 
 def halved_until_it_fits(work: Callable[[int], T], size: int, least: int) -> T:

@@ -9,13 +9,16 @@ This imports triton, which torch brings where it supports CUDA on Linux, so impo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from manyvec.vectors.cuda import DeviceDocuments
 
 # Tokens of a document that a program multiplies at once. Fastest on an H200 of 32, 64 and 128 (`gpu.py`).
 BLOCK_TOKENS = 64
@@ -26,29 +29,8 @@ _MAX_BLOCK_QUERY = 64
 _MAX_BLOCK_BYTES = 128
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows on a device, as the kernel reads them.
-
-    Attributes:
-        packed: (n_tokens, width) float16 vectors, or uint8 integers of codes, several in a byte if `bits` is below 8.
-        bits: Bits of an integer; 16 for vectors.
-        unit: Scale of all tokens, where `scales` is None.
-        scales: (n_tokens,) float16 scale of each token.
-        nearest: (n_tokens,) int16 with the bits of the uint16 centroid of each token.
-        offsets: (n_documents + 1,) int64 start of each document.
-    """
-
-    packed: torch.Tensor
-    bits: int
-    unit: float
-    scales: torch.Tensor | None
-    nearest: torch.Tensor | None
-    offsets: torch.Tensor
-
-
 def scores(
-    rows: Rows,
+    documents: DeviceDocuments,
     queries: NDArray[np.float32],
     query_offsets: NDArray[np.int64],
     subset: torch.Tensor | None = None,
@@ -57,14 +39,15 @@ def scores(
     """Return (n_queries, n_documents) float32 sums over the query tokens; -inf for an empty or damaged document.
 
     Args:
-        rows: The documents.
+        documents: What to score.
         queries: (n_query_tokens, dim) vectors, rotated as the codec's integers are.
         query_offsets: (n_queries + 1,) start of each query.
         subset: (n,) int64 positions of the documents to score. Defaults to all.
         to_centroids: (n_centroids, n_query_tokens) float32 similarities of the codec's centroids, unless it has none.
     """
-    device, width = rows.packed.device, rows.packed.shape[1]
-    per_column = max(1, 8 // rows.bits)
+    packed, bits, offsets = documents.packed, documents.bits, documents.device_offsets
+    device, width = packed.device, packed.shape[1]
+    per_column = max(1, 8 // bits)
     block = _block_width(width)
     padded_width = triton.cdiv(width, block) * block
     padded = np.zeros((len(queries), padded_width * per_column), np.float32)
@@ -74,34 +57,34 @@ def scores(
     # Plane p holds the dims of the p-th integer of each byte.
     planes = halves.reshape(2, len(queries), padded_width, per_column).transpose(0, 3, 1, 2)
     n_queries = len(query_offsets) - 1
-    n_documents = len(rows.offsets) - 1 if subset is None else len(subset)
+    n_documents = len(documents) if subset is None else len(subset)
     longest = int(np.diff(query_offsets).max())
     block_query = min(_MAX_BLOCK_QUERY, max(16, triton.next_power_of_2(longest)))
-    bytes_of_stage = BLOCK_TOKENS * width * rows.packed.itemsize + 4 * block_query * padded_width * per_column
+    bytes_of_stage = BLOCK_TOKENS * width * packed.itemsize + 4 * block_query * padded_width * per_column
     shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
     result = torch.empty(n_queries, n_documents, device=device)
-    unused = rows.offsets
     with torch.cuda.device(device):
         _score[(n_documents * n_queries,)](
-            rows.packed,
-            unused if rows.scales is None else rows.scales,
-            unused if rows.nearest is None else rows.nearest,
-            rows.offsets,
-            unused if subset is None else subset,
+            packed,
+            # Where there is none, any tensor stands for it.
+            offsets if documents.scales is None else documents.scales,
+            offsets if documents.nearest is None else documents.nearest,
+            offsets,
+            offsets if subset is None else subset,
             torch.from_numpy(np.ascontiguousarray(planes)).to(device),
             torch.from_numpy(query_offsets).to(device),
-            unused if to_centroids is None else to_centroids,
+            offsets if to_centroids is None else to_centroids,
             result,
             n_queries,
             n_documents,
             len(queries),
-            rows.unit,
+            documents.unit,
             WIDTH=width,
-            BITS=rows.bits,
+            BITS=bits,
             PER_COLUMN=per_column,
             PADDED_WIDTH=padded_width,
             BLOCK_WIDTH=block,
-            HAS_SCALES=rows.scales is not None,
+            HAS_SCALES=documents.scales is not None,
             HAS_CENTROIDS=to_centroids is not None,
             HAS_SUBSET=subset is not None,
             BLOCK_TOKENS=BLOCK_TOKENS,
