@@ -49,8 +49,8 @@ LONGEST = (
 def pytest_configure(config):
     """Let xdist distribute the files in the order of the tests, and hide a GPU unless its tests are asked for.
 
-    By default an index on a machine with a GPU scores there, all documents and with a rounded query: the tests of
-    candidates and exact scores are about the CPU.
+    By default an index on a machine with a GPU scores all documents there: the tests of candidates and of the CPU's
+    kernels are about the CPU.
     """
     config.option.loadscopereorder = False
     if config.option.markexpr != "gpu":
