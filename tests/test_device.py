@@ -1,6 +1,9 @@
 """MaxSim on a device: on the CPU against the reference, and the same claims on CUDA where there is one."""
 
 import importlib
+import importlib.util
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,6 +248,27 @@ def kernel():
     """The module of the kernel, which is tried for all rows again afterwards."""
     yield importlib.import_module("manyvec.vectors.triton_kernel")
     cuda._REFUSED.clear()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton, which torch for CUDA brings on Linux")
+@pytest.mark.parametrize("dim", [3, 96, 384])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_kernel_in_tritons_interpreter_agrees_with_the_reference(storage, dim, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(sys.modules, "manyvec.vectors.triton_kernel", None)  # taken out again after the test
+    del sys.modules["manyvec.vectors.triton_kernel"]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(shared_memory_per_block_optin=0))
+    kernel = importlib.import_module("manyvec.vectors.triton_kernel")
+    rng = np.random.default_rng(11)
+    documents = random_documents(rng, [5, 0, 70, 130, 1], dim, storage)
+    queries = random_queries(rng, [7, 70], dim)
+    there = DeviceDocuments.upload(documents, "cpu")
+    vectors, to_centroids = there._turned(queries)
+    to_centroids = None if to_centroids is None else to_centroids[:, : len(vectors)].contiguous()
+    scores = kernel.scores(there, vectors, queries.offsets, None, to_centroids).numpy()
+    assert_allclose(scores, reference(queries, documents), rtol=0, atol=tolerance(70))
+    some = kernel.scores(there, vectors, queries.offsets, torch.tensor([3, 0]), to_centroids).numpy()
+    assert_array_equal(some, scores[:, [3, 0]])
 
 
 @pytest.mark.gpu

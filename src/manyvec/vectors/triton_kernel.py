@@ -63,7 +63,7 @@ def scores(
     bytes_of_stage = BLOCK_TOKENS * width * packed.itemsize + 4 * block_query * padded_width * per_column
     shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
     result = torch.empty(n_queries, n_documents, device=device)
-    with torch.cuda.device(device):
+    with torch.cuda.device(packed.get_device()):
         _score[(n_documents * n_queries,)](
             packed,
             # Where there is none, any tensor stands for it.
@@ -180,5 +180,5 @@ def _score(  # type: ignore[no-untyped-def]
             dots = tl.where(dots == dots, dots, float("inf"))
             best = tl.maximum(best, tl.max(tl.where(is_token[:, None], dots, float("-inf")), axis=0))
         total += tl.sum(tl.where(is_query_token, best, 0.0))
-    # Of infinities the difference is NaN.
-    tl.store(result + query.to(tl.int64) * n_documents + document, tl.where(total - total == 0, total, float("-inf")))
+    total = tl.where(tl.abs(total) < float("inf"), total, float("-inf"))
+    tl.store(result + query.to(tl.int64) * n_documents + document, total)
