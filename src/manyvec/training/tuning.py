@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 LEARNING_RATES = {"full": 5e-5, "lora": 2e-4, "projection": 1e-3}
-# Steps between measurements, which take a tenth of the time or less.
+# Steps between measurements, which take a tenth of the time on a CPU.
 MEASURE_EVERY = {"full": 25, "lora": 25, "projection": 100}
 # A loss on an unseen set that is worth a warning.
 UNSEEN_LOSS = 0.01
