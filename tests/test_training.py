@@ -26,7 +26,7 @@ from manyvec.testing import HashEncoder
 from manyvec.training import preparing, saving
 from manyvec.training.data import TrainingData, drop_leaks, hold_out, read_pairs, read_training
 from manyvec.training.loop import LoopSettings, train
-from manyvec.training.losses import PrefixLoss, loss_for
+from manyvec.training.losses import SCALE, PrefixLoss, loss_for
 from manyvec.training.measuring import Judged, PoolScores, encode_corpus, interval, ndcg_of
 from manyvec.training.pairs import mine_negatives, training_rows, with_teacher
 from manyvec.training.questions import pairs_from_documents
@@ -194,7 +194,7 @@ def test_lora_lowers_the_loss_from_data_to_report(tiny, tmp_path):
 
 def test_a_projection_makes_vectors_smaller_and_leaves_the_backbone_as_it_was(tiny, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", synonyms())
-    settings = QUICK | {"learning_rate": 2e-2, "epochs": 5, "measure_every": 60}
+    settings = QUICK | {"learning_rate": 2e-2, "epochs": 10, "measure_every": 60}
     report = manyvec.tune(tiny, pairs, tmp_path / "model", method="projection", dim=16, **settings)
     assert report.after.mean > report.before.mean + 0.2
     assert manyvec.load_encoder(str(tmp_path / "model"), device="cpu").dim == 16
@@ -248,8 +248,8 @@ def test_the_loss_of_prefixes_is_the_sum_of_their_losses(tiny):
             [v[:, :dim] / np.linalg.norm(v[:, :dim], axis=1, keepdims=True) for v in part] for part in vectors
         )
         similarities = torch.tensor([[(q @ d.T).max(axis=1).mean() for d in documents] for q in queries])
-        expected += torch.nn.functional.cross_entropy(50 * similarities, torch.arange(2)).item()
-    loss = loss_for(model, scale=50, has_teacher=False, dims=[8, 32], n_rows=2, n_tokens=16)
+        expected += torch.nn.functional.cross_entropy(SCALE * similarities, torch.arange(2)).item()
+    loss = loss_for(model, has_teacher=False, dims=[8, 32], n_rows=2, n_tokens=16)
     assert isinstance(loss, PrefixLoss)
     assert loss(features()).item() == pytest.approx(expected, abs=5e-4)
 
@@ -259,7 +259,7 @@ def test_training_uses_no_dropout(tiny, tmp_path):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.9
-    loss = loss_for(model, scale=50, has_teacher=False, dims=[0], n_rows=4, n_tokens=16)
+    loss = loss_for(model, has_teacher=False, dims=[0], n_rows=4, n_tokens=16)
     rows = [{"query": f"ask{i}", "positive": f"say{i}"} for i in range(4)]
     columns = [[row[name] for row in rows] for name in ("query", "positive")]
     model.eval()

@@ -25,7 +25,7 @@ def curve(
     arguments: argparse.Namespace, scale: float, last_rank: int, learning_rate: float | None, batch_size: int
 ) -> list[dict[str, float]]:
     """Return step, loss, nDCG@10 on the pool and mean similarities at each measurement of a run."""
-    losses.SCALES[arguments.method], pairs.LAST_RANK = scale, last_rank
+    losses.SCALE, pairs.LAST_RANK = scale, last_rank
     with tempfile.TemporaryDirectory() as folder:
         found = manyvec.tune(
             "minilm",

@@ -27,10 +27,10 @@ __all__ = ["FilipLoss", "PrefixLoss", "filip_similarities", "loss_for", "patch_v
 # What the activations of a step may take before they are computed twice instead of kept.
 _MAX_ACTIVATION_BYTES = 4 * 2**30
 _CHUNK_ROWS = 32
-# Scale of the mean similarity of a query's tokens before the softmax, by what is trained. The sum of similarities, as
-# usual for ColBERT's 32 tokens, is a scale of 12 for a question of 12 tokens: it suits a projection, but all weights
-# trained with it rank held-out questions worse (docs/decisions.md).
-SCALES = {"full": 50.0, "lora": 50.0, "projection": 12.0}
+# Scale of the mean similarity of a query's tokens before the softmax. The sum of similarities, usual for ColBERT's 32
+# tokens, is a scale of 12 for a question of 12 tokens: all weights trained with it rank held-out questions worse
+# (docs/decisions.md).
+SCALE = 50.0
 # The paper's start, and the bound of CLIP that it keeps.
 _FIRST_TEMPERATURE, _LAST_TEMPERATURE = 0.07, 0.01
 
@@ -86,19 +86,18 @@ class _Replay(torch.nn.Module):
 
 
 def loss_for(
-    model: MultiVectorEncoder, *, scale: float, has_teacher: bool, dims: Sequence[int], n_rows: int, n_tokens: int
+    model: MultiVectorEncoder, *, has_teacher: bool, dims: Sequence[int], n_rows: int, n_tokens: int
 ) -> torch.nn.Module:
     """Return the loss to train with.
 
     Args:
         model: Model that is trained.
-        scale: What a mean similarity is multiplied by in a contrastive loss, such as one of `SCALES`.
         has_teacher: Whether rows carry a teacher's scores, to be distilled (KL divergence), or the loss is contrastive.
         dims: Prefixes to train; one for whole vectors only.
         n_rows: Number of documents in a batch.
         n_tokens: Maximum number of tokens of each.
     """
-    contrast: dict[str, Any] = {"scale": scale, "similarity_fct": mean_colbert_scores, "mini_batch_size": _CHUNK_ROWS}
+    contrast: dict[str, Any] = {"scale": SCALE, "similarity_fct": mean_colbert_scores, "mini_batch_size": _CHUNK_ROWS}
     if has_teacher:
         loss: Any = MultiVectorDistillKLDivLoss(model)
     elif len(dims) == 1 and activation_bytes(model, n_rows, n_tokens) > _MAX_ACTIVATION_BYTES:

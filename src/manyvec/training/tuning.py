@@ -259,7 +259,7 @@ def _fit(
 
     from manyvec.training import preparing, saving
     from manyvec.training.loop import train
-    from manyvec.training.losses import SCALES, loss_for
+    from manyvec.training.losses import loss_for
 
     if job.dim or job.method == "projection":
         preparing.add_projection(model, None if start.axes is None else np.array(start.axes, np.float32))
@@ -269,7 +269,6 @@ def _fit(
     preparing.choose_weights(model, job.method)
     loss = loss_for(
         model,
-        scale=SCALES[job.method],
         has_teacher="scores" in rows[0],
         dims=preparing.prefixes(job.dim) if job.dim else [0],
         n_rows=job.loop.batch_size * n_documents(rows),
