@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import sys
-from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +23,9 @@ from manyvec.vectors.device import DeviceScorer
 from manyvec.vectors.maxsim import maxsim_reference, top_k
 
 QUERY = np.array([[1, 0], [0, 1]], np.float32)
-TRITON = [int(part) for part in version("triton").split(".")[:2]] if importlib.util.find_spec("triton") else [0]
+TRITON = [0]
+if importlib.util.find_spec("triton"):
+    TRITON = [int(part) for part in importlib.import_module("triton").__version__.split(".")[:2]]
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 

@@ -29,7 +29,7 @@ BATCH, N_NEGATIVES, MAX_TOKENS = 32, 2, 256
 
 
 def training_rows(folder: Path, encoder: SentenceTransformerEncoder, steps: int) -> list[dict[str, Any]]:
-    """Return random rows for so many steps, with hard negatives."""
+    """Return random rows, with hard negatives, that fill `steps` batches."""
     read = data.read_training(folder, None)
     split = data.drop_leaks(read, data.hold_out(read, 0.2, 0), [])
     held_out = {id for query in (*split.validation, *split.report) for id in read.positives[query]}

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from manyvec.vectors.cuda import DeviceDocuments
 
-# Tokens of a document that a program multiplies at once. Fastest on an H200 of 32, 64 and 128 (`gpu.py`).
+# Tokens of a document that a program multiplies at once. Fastest on an H200 of 32, 64 and 128 (`gpu_kernel.py`).
 BLOCK_TOKENS = 64
 N_WARPS = 4
 MAX_STAGES = 3
 # Query tokens at once; a longer query reads the documents again, mostly from the cache.
 _MAX_BLOCK_QUERY = 64
-_MAX_BLOCK_BYTES = 128
+_MAX_BLOCK_COLUMNS = 128
 
 
 def scores(
@@ -100,8 +100,8 @@ def _block_width(width: int) -> int:
     """Return the power of two, at least 16, that a row is read in: one that divides it, or that holds all of it."""
     dividing = width & -width
     if dividing >= 16:
-        return min(_MAX_BLOCK_BYTES, dividing)
-    return min(_MAX_BLOCK_BYTES, max(16, triton.next_power_of_2(width)))
+        return min(_MAX_BLOCK_COLUMNS, dividing)
+    return min(_MAX_BLOCK_COLUMNS, max(16, triton.next_power_of_2(width)))
 
 
 @triton.jit(do_not_specialize=["n_queries", "n_documents", "n_query_tokens"])  # type: ignore[untyped-decorator]
